@@ -1,0 +1,9 @@
+//! What both daemons and the CLI need and is no agreement on the wire: durable files, record framing, the local secret,
+//! runtime and state directories, telemetry, and gRPC connections.
+
+pub mod connect;
+pub mod dirs;
+pub mod durable;
+pub mod frame;
+pub mod secret;
+pub mod telemetry;

@@ -1,0 +1,37 @@
+//! Every bound that both sides rely on, with its reason.
+
+/// Version of the replication protocol. A daemon refuses another one and says which side to upgrade.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Default port of storaged.
+pub const DEFAULT_PORT: u16 = 7440;
+/// Longest file name in bytes (NAME_MAX of every Linux file system).
+pub const NAME_MAX: usize = 255;
+/// Longest inode id in bytes; see [`crate::InodeId`].
+pub const INODE_ID_MAX: usize = 31;
+/// Longest symlink target in bytes (PATH_MAX with its NUL).
+pub const TARGET_MAX: usize = 4095;
+/// Longest name of an extended attribute (XATTR_NAME_MAX).
+pub const XATTR_NAME_MAX: usize = 255;
+/// Largest value of an extended attribute (XATTR_SIZE_MAX).
+pub const XATTR_VALUE_MAX: usize = 65536;
+/// Most bytes of data in one change. FUSE asks for at most 1 MiB in one write.
+pub const DATA_MAX: usize = 1 << 20;
+/// Most changes in one op.
+pub const CHANGES_MAX: usize = 64;
+/// A batch is closed when its data reaches this; above 256 KiB a message gains nothing (measured: decode cost is linear).
+pub const BATCH_TARGET_BYTES: usize = 512 << 10;
+/// A batch holds at most this many ops.
+pub const BATCH_MAX_OPS: usize = 1024;
+/// Largest gRPC message that is accepted. A batch may pass its target by one op (64 changes of 1 MiB never occur together:
+/// a sender splits copies), so this leaves room for a few.
+pub const MESSAGE_MAX_BYTES: usize = 8 << 20;
+/// Entries in one StageDir message.
+pub const STAGE_ENTRIES_MAX: usize = 1024;
+/// Pieces in one StageRecipe message.
+pub const PIECES_MAX: usize = 1024;
+/// Largest file offset that Linux knows (loff_t).
+pub const OFFSET_MAX: u64 = i64::MAX as u64;
+/// Bytes of a file that one mark of the activity log covers.
+pub const MARK_BLOCK: u64 = 4 << 20;
+/// Fixed blocks by which dirty extents are compared by digest when only a mark is known.
+pub const COMPARE_BLOCK: u64 = 64 << 10;
