@@ -1,1 +1,6 @@
-//! placeholder
+//! The storage daemon of TandemFS.
+pub mod log;
+pub mod apply;
+pub mod catalog;
+pub mod reader;
+pub mod tree;
