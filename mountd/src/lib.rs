@@ -1,1 +1,9 @@
-//! placeholder
+//! The client daemon: a FUSE mount over a folder (`fuse`, `vfs`, `backing`) whose changes are numbered (`commit`), streamed (`link`) and,
+//! when the stream had a hole, made good by sending state (`resync`).
+
+pub mod admin;
+pub mod commit;
+pub mod link;
+pub mod replication;
+pub mod resync;
+pub mod state;

@@ -1,0 +1,4 @@
+//! The link to the storage daemon.
+
+pub mod client;
+pub mod start;
