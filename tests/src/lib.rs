@@ -1,1 +1,9 @@
-//! placeholder
+//! Tests of TandemFS that need more than one part of it: real daemons, real mounts, faults, simulation.
+//!
+//! [`compare`] says whether two trees are equal, [`storm`] changes a tree at random, [`harness`] runs real daemons.
+//! The tests themselves are in `tests/tests`.
+
+pub mod compare;
+pub mod harness;
+pub mod rng;
+pub mod storm;
