@@ -1,4 +1,5 @@
 //! The storage daemon of TandemFS.
+pub mod index;
 pub mod log;
 pub mod apply;
 pub mod catalog;
