@@ -1,0 +1,16 @@
+//! Real daemons, real mounts: what a person does with TandemFS, and what goes wrong meanwhile.
+//!
+//! One program with all mount tests, because linking the daemons' libraries once is what takes the time. Each file is one situation.
+
+mod admin;
+mod bad_input;
+mod everyday;
+mod faults;
+mod first_sync;
+mod links;
+mod names;
+mod speed;
+mod starts;
+mod storms;
+mod support;
+mod twin;

@@ -1,0 +1,135 @@
+//! What several situations need: a folder of mixed content, and the comparison of everything with everything.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{FileExt as _, PermissionsExt as _, symlink},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use tandem_tests::{
+    compare,
+    harness::{Mount, Storage},
+    rng::{Rng, content},
+};
+
+/// Makes about `files` files of all kinds below `dir`: sizes from nothing to a MiB, holes, links, pipes, odd names, xattrs, ACLs.
+pub fn fill_mixed(dir: &Path, files: usize, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let mut dirs = vec![dir.to_owned()];
+    let mut last = None;
+    for at in 0..files {
+        let parent = rng.pick(&dirs).clone();
+        match rng.below(20) {
+            0..3 => {
+                let sub = parent.join(format!("dir{at}"));
+                fs::create_dir(&sub).expect("new name");
+                fs::set_permissions(&sub, fs::Permissions::from_mode(0o750)).expect("own directory");
+                dirs.push(sub);
+            }
+            3 => symlink(format!("../target{at}"), parent.join(format!("link{at}"))).expect("new name"),
+            4 => {
+                let path = parent.join(format!("pipe{at}"));
+                rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o640), 0).expect("new name");
+            }
+            5 => {
+                if let Some(last) = &last {
+                    fs::hard_link(last, parent.join(format!("hard{at}"))).expect("new name");
+                }
+            }
+            6 => {
+                let file = File::create(parent.join(format!("holes{at}"))).expect("new name");
+                file.set_len(40 << 20).expect("sparse");
+                file.write_all_at(&content(at as u64, 9000), 20 << 20).expect("room");
+            }
+            7 => {
+                let name = [b"odd \xff\n".as_slice(), at.to_string().as_bytes()].concat();
+                fs::write(parent.join(OsStr::from_bytes(&name)), content(at as u64, 100)).expect("new name");
+            }
+            kind => {
+                let len = if kind == 8 { rng.index(1 << 20) } else { rng.index(20_000) };
+                let path = parent.join(format!("file{at}"));
+                fs::write(&path, content(at as u64, len)).expect("new name");
+                if kind == 9 {
+                    rustix::fs::setxattr(&path, "user.note", b"a note", XattrFlags::empty()).expect("xattrs are known");
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o4711)).expect("own file");
+                }
+                if kind == 10 {
+                    std::os::unix::fs::chown(&path, Some(1234), Some(4321)).expect("root may");
+                }
+                last = Some(path);
+            }
+        }
+    }
+}
+
+/// Waits until everything is applied, then compares mount and replica.
+pub fn assert_replica_equal(mount: &Mount, storage: &Storage, volume: &str) -> compare::Comparison {
+    mount.settle();
+    compare::assert_equal(mount.path(), &storage.tree(volume))
+}
+
+/// Compares, unmounts, and compares the folder below with the replica again.
+pub fn assert_equal_and_unmount(mount: &Mount, storage: &Storage, volume: &str) {
+    assert_replica_equal(mount, storage, volume);
+    mount.unmount();
+    compare::assert_equal(mount.path(), &storage.tree(volume));
+}
+
+/// `rsync -aHAXn --delete --itemize-changes` must have nothing to do.
+pub fn assert_rsync_sees_nothing(left: &Path, right: &Path) {
+    let mut command = Command::new("rsync");
+    command.args(["-aHAXn", "--delete", "--itemize-changes"]).arg(left.join("")).arg(right.join(""));
+    let output = command.output().expect("rsync is installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.is_empty(), "rsync would change:\n{text}");
+}
+
+/// Storms `dir` by processes of their own.
+pub fn storm_processes(dir: &Path, seed: u64, seconds: u64, processes: u64, workers: u64) -> Vec<Child> {
+    let start = |process: u64| {
+        Command::new(env!("CARGO_BIN_EXE_tandem-torture"))
+            .arg("storm")
+            .arg(dir)
+            .args([(seed + 100 * process).to_string(), seconds.to_string(), workers.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program was built beside this test")
+    };
+    (0..processes).map(start).collect()
+}
+
+/// Waits for storms and panics if one met an error that a healthy file system never gives.
+pub fn finish_storms(storms: Vec<Child>) -> String {
+    let mut all = String::new();
+    for storm in storms {
+        let output = storm.wait_with_output().expect("a child can be waited for");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "a storm met errors: {text}");
+        all.push_str(&text);
+    }
+    eprint!("{all}");
+    all
+}
+
+/// All files below a directory.
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => open.push(entry.path()),
+                _ => found.push(entry.path()),
+            }
+        }
+    }
+    found
+}
