@@ -4,6 +4,8 @@
 //! The tests themselves are in `tests/tests`.
 
 pub mod compare;
+pub mod figures;
+pub mod generic;
 pub mod harness;
 pub mod rng;
 pub mod storm;

@@ -4,40 +4,24 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use prost::Message as _;
 use tandem_proto::pb::{self, admin_client::AdminClient};
-use tandem_tests::harness::{Lab, eventually, rpc};
+use tandem_tests::{
+    generic,
+    harness::{Lab, eventually, rpc},
+};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status, transport::Channel};
-use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-};
 
-async fn reflect(channel: Channel, request: MessageRequest) -> Result<MessageResponse, Status> {
-    let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };
-    let mut client = ServerReflectionClient::new(channel);
-    let mut replies = client.server_reflection_info(tokio_stream::once(request)).await?.into_inner();
-    let reply = replies.next().await.ok_or_else(|| Status::internal("no reply"))??;
-    reply.message_response.ok_or_else(|| Status::internal("an empty reply"))
-}
-
-/// What grpcurl does: list the services, fetch the schema of one, look for its methods.
-async fn check_reflection(channel: Channel, expected: &[&str]) -> Result<(), Status> {
-    let MessageResponse::ListServicesResponse(list) =
-        reflect(channel.clone(), MessageRequest::ListServices(String::new())).await?
-    else {
-        panic!("not a list of services");
-    };
-    let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
+/// What grpcurl does: list the services, fetch the schema of one, call a method.
+async fn check_reflection(channel: Channel, expected: &[&str], secret: Option<&str>) -> Result<(), Status> {
+    let names = generic::services(channel.clone()).await?;
     for name in expected {
         assert!(names.iter().any(|found| found == name), "{name} is missing in {names:?}");
     }
-    let symbol = MessageRequest::FileContainingSymbol("tandem.v1.Admin".to_owned());
-    let MessageResponse::FileDescriptorResponse(files) = reflect(channel, symbol).await? else {
-        panic!("not a file descriptor");
-    };
-    let text: Vec<u8> = files.file_descriptor_proto.concat();
-    let mentions = |word: &str| text.windows(word.len()).any(|part| part == word.as_bytes());
-    assert!(mentions("StatusReply") && mentions("Watch"), "the schema of Admin");
+    let schema = generic::schema(channel.clone(), "tandem.v1.Admin").await?;
+    let mentions = |bytes: &[u8], word: &str| bytes.windows(word.len()).any(|part| part == word.as_bytes());
+    assert!(mentions(&schema, "StatusReply") && mentions(&schema, "Watch"), "the schema of Admin");
+    let status = generic::call(channel, "/tandem.v1.Admin/Status", secret).await?;
+    assert!(mentions(&status, "vol"), "the status tells of the volume: {status:?}");
     Ok(())
 }
 
@@ -54,14 +38,23 @@ fn generic_client_lists_services_by_reflection_and_reads_the_status_of_both_daem
     let storage = lab.storage();
     let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
     mount.settle();
+    let secret = storage.secret();
     rpc::block_on(async {
         let channel = rpc::tcp(storage.port()).await?;
-        check_reflection(channel.clone(), &["tandem.v1.Admin", "tandem.v1.Replication", "grpc.health.v1.Health"])
-            .await?;
+        check_reflection(
+            channel.clone(),
+            &["tandem.v1.Admin", "tandem.v1.Replication", "grpc.health.v1.Health"],
+            Some(&secret),
+        )
+        .await?;
         check_health(channel).await?;
         let channel = rpc::unix(&mount.socket()).await?;
-        check_reflection(channel.clone(), &["tandem.v1.Admin", "tandem.v1.MountControl", "grpc.health.v1.Health"])
-            .await?;
+        check_reflection(
+            channel.clone(),
+            &["tandem.v1.Admin", "tandem.v1.MountControl", "grpc.health.v1.Health"],
+            None,
+        )
+        .await?;
         check_health(channel).await
     })
     .expect("both daemons answer");

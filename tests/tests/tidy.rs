@@ -1,0 +1,184 @@
+//! The arrows of the design and the habits of the code, checked on the source text: who may import what, module headers, globs, sizes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// A file of the workspace.
+struct Source {
+    /// From the workspace's root.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The part that is not test code: everything before the first `#[cfg(test)]`, nothing of a test file.
+    fn production(&self) -> &str {
+        let is_test =
+            self.path.starts_with("tests/") || self.path.contains("/tests/") || self.path.ends_with("/tests.rs");
+        if is_test { "" } else { self.text.split("#[cfg(test)]").next().unwrap_or_default() }
+    }
+
+    fn code_lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = self.text.lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
+        lines.filter(|(_, line)| !line.starts_with("//"))
+    }
+
+    fn mentions_crate(&self, name: &str) -> bool {
+        let path = format!("{name}::");
+        self.code_lines().any(|(_, line)| {
+            let use_line = line.starts_with(&format!("use {name}")) && !line.starts_with(&format!("use {name}_"));
+            let found = line.match_indices(&path).any(|(at, _)| {
+                let before = line[..at].chars().next_back();
+                !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+            });
+            use_line || found
+        })
+    }
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace").to_owned()
+}
+
+fn sources() -> Vec<Source> {
+    let root = workspace();
+    let mut open: Vec<PathBuf> =
+        ["proto", "mountd", "storaged", "cli", "tests"].iter().map(|part| root.join(part)).collect();
+    let mut sources = Vec::new();
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("source is UTF-8");
+                let path = path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
+                sources.push(Source { path, text });
+            }
+        }
+    }
+    sources.sort_by(|left, right| left.path.cmp(&right.path));
+    assert!(sources.len() > 30, "the workspace was found: {} files", sources.len());
+    sources
+}
+
+fn offenders(check: impl Fn(&Source) -> bool) -> Vec<String> {
+    sources().into_iter().filter(check).map(|source| source.path).collect()
+}
+
+fn within(path: &str, allowed: &[&str]) -> bool {
+    allowed.iter().any(|prefix| path.starts_with(prefix))
+}
+
+#[test]
+fn fuser_is_imported_by_the_fuse_adapter_and_the_mount_only() {
+    let bad = offenders(|s| s.mentions_crate("fuser") && !within(&s.path, &["mountd/src/fuse/", "mountd/src/mount/"]));
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+#[test]
+fn sled_is_imported_by_at_most_one_file() {
+    let users = offenders(|s| s.mentions_crate("sled"));
+    assert!(users.len() <= 1, "{users:?}");
+    assert!(users.iter().all(|path| path.starts_with("storaged/src/index/")), "{users:?}");
+}
+
+#[test]
+fn redb_is_imported_by_the_catalog_only() {
+    let bad = offenders(|s| s.mentions_crate("redb") && !s.path.starts_with("storaged/src/catalog/"));
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+#[test]
+fn tokio_stays_out_of_what_touches_files() {
+    let sync = [
+        "mountd/src/vfs/",
+        "mountd/src/backing/",
+        "mountd/src/fuse/",
+        "mountd/src/mount/",
+        "mountd/src/commit/",
+        "mountd/src/state/",
+        "storaged/src/apply/",
+        "storaged/src/catalog/",
+        "storaged/src/log/",
+        "storaged/src/tree/",
+        "storaged/src/index/",
+        "storaged/src/volume/",
+        "proto/src/",
+    ];
+    let bad = offenders(|s| s.mentions_crate("tokio") && within(&s.path, &sync));
+    assert!(bad.is_empty(), "tokio does network only: {bad:?}");
+}
+
+#[test]
+fn the_daemons_do_not_depend_on_each_other() {
+    for (one, other) in
+        [("mountd", "storaged"), ("storaged", "mountd"), ("cli", "mountd"), ("cli", "storaged"), ("proto", "mountd")]
+    {
+        let manifest = fs::read_to_string(workspace().join(one).join("Cargo.toml")).expect("a package");
+        assert!(!manifest.contains(&format!("tandem-{other}.")), "{one} depends on {other}");
+    }
+}
+
+#[test]
+fn every_file_opens_with_what_it_promises() {
+    let bad = offenders(|s| !s.text.trim_start().starts_with("//!") || s.text.starts_with("//! placeholder"));
+    assert!(bad.is_empty(), "no module documentation: {bad:?}");
+}
+
+#[test]
+fn imports_are_explicit() {
+    let bad = offenders(|s| s.code_lines().any(|(_, line)| line.starts_with("use ") && line.contains("::*")));
+    assert!(bad.is_empty(), "glob imports: {bad:?}");
+}
+
+#[test]
+fn nothing_is_unwrapped_outside_tests() {
+    let bad =
+        offenders(|s| s.production().lines().any(|line| !line.trim().starts_with("//") && line.contains(".unwrap()")));
+    assert!(bad.is_empty(), "unwrap: say why it cannot fail (expect) or return the error: {bad:?}");
+}
+
+#[test]
+fn no_path_of_a_developers_machine_is_in_the_source() {
+    // Written in two parts, or this test would find itself.
+    let paths = [concat!("/wor", "k/"), concat!("/roo", "t/")];
+    let bad = offenders(|s| paths.iter().any(|path| s.text.contains(path)));
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+/// Name and length of functions that are longer than 70 lines; relies on the formatter's indentation.
+fn long_functions(source: &Source) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = source.text.lines().collect();
+    let mut long = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indent = line.len() - code.len();
+        let words = ["pub ", "pub(crate) ", "pub(super) ", "async ", "const ", "unsafe "];
+        let bare = words.iter().fold(code, |code, word| code.strip_prefix(word).unwrap_or(code));
+        let Some(rest) = bare.strip_prefix("fn ") else { continue };
+        let end = format!("{}}}", " ".repeat(indent));
+        let len = lines[at..].iter().position(|line| *line == end).unwrap_or(0) + 1;
+        if len > 70 {
+            let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            long.push((name, len));
+        }
+    }
+    long
+}
+
+/// A list to look at, not a law.
+#[test]
+fn what_grew_too_long_is_listed() {
+    for source in sources() {
+        let lines = source.text.lines().count();
+        if lines > 500 {
+            println!("{}: {lines} lines", source.path);
+        }
+        for (name, len) in long_functions(&source) {
+            println!("{}: fn {name} has {len} lines", source.path);
+        }
+    }
+}
