@@ -1,0 +1,246 @@
+//! New names: files, directories, special files, symbolic and hard links.
+//!
+//! What is born belongs to its caller, as the backing file system would have made it for that caller: umask or default ACL are
+//! applied by the backing itself, the group of a setgid directory is inherited, everything else is given to the caller.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    sync::Arc,
+};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use smallvec::smallvec;
+use tandem_proto::{Change, Changes, InodeId, Name};
+
+use super::{
+    Caller, Entry, Journal, Opened, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
+    caller::adopt_umask,
+    checked_name,
+    data::backing_flags,
+    handles::OpenFile,
+    inodes::{Inode, Locks, Privileges},
+    mtime_change,
+};
+use crate::{
+    backing::sys::{self, Stat},
+    commit::{ATTRIBUTES, MarkCell},
+};
+
+/// What a call that makes something needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Making<'a> {
+    /// Who makes it.
+    pub caller: Caller,
+    /// Its umask.
+    pub umask: u32,
+    /// Directory.
+    pub parent: u64,
+    /// Name in it.
+    pub name: &'a OsStr,
+}
+
+/// Something that was just made.
+struct Born {
+    id: InodeId,
+    stat: Stat,
+    fd: OwnedFd,
+}
+
+impl<J: Journal> Vfs<J> {
+    /// Creates and opens a regular file. If it exists and `flags` do not forbid it, it is opened.
+    pub fn create(&self, making: Making<'_>, mode: u32, flags: i32) -> VfsResult<(Entry, Opened)> {
+        let open_flags = backing_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let result = self.make(making, |dir, name| {
+            rustix::fs::openat(dir, name, open_flags, Mode::from_raw_mode(mode & 0o7777)).map(Some)
+        });
+        match result {
+            Ok((entry, fd, inode)) => {
+                let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
+                let handle = self.handles.insert(OpenFile { fd, inode, writable, readable: true });
+                Ok((entry, Opened { handle }))
+            }
+            Err(VfsError::Backing(error))
+                if error.raw_os_error() == Some(libc::EEXIST) && flags & libc::O_EXCL == 0 =>
+            {
+                self.create_existing(making, flags)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create_existing(&self, making: Making<'_>, flags: i32) -> VfsResult<(Entry, Opened)> {
+        let mut entry = self.lookup(making.parent, making.name)?;
+        let opened = self.open(entry.node, flags);
+        let opened = match opened {
+            Ok(opened) if flags & libc::O_TRUNC != 0 => {
+                let truncate = super::SetAttr { size: Some(0), ..super::SetAttr::default() };
+                match self.setattr(making.caller, entry.node, Some(opened.handle), truncate) {
+                    Ok(stat) => {
+                        entry.stat = stat;
+                        Ok(opened)
+                    }
+                    Err(error) => {
+                        self.handles.remove(opened.handle);
+                        Err(error)
+                    }
+                }
+            }
+            other => other,
+        };
+        // The lookup is not answered to the kernel if opening failed.
+        opened.inspect_err(|_| self.forget(entry.node, 1)).map(|opened| (entry, opened))
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, making: Making<'_>, mode: u32) -> VfsResult<Entry> {
+        let (entry, fd, inode) = self.make(making, |dir, name| {
+            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777)).map(|()| None)
+        })?;
+        // Something is usually made in it next.
+        self.backing.keep_path_fd(&inode.id, Arc::new(fd));
+        Ok(entry)
+    }
+
+    /// Makes a regular or special file.
+    pub fn mknod(&self, making: Making<'_>, mode: u32, device: u64) -> VfsResult<Entry> {
+        let kind = FileType::from_raw_mode(mode);
+        let entry = self.make(making, |dir, name| {
+            rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode & 0o7777), device).map(|()| None)
+        })?;
+        Ok(entry.0)
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(&self, making: Making<'_>, target: &OsStr) -> VfsResult<Entry> {
+        let entry = self.make(making, |dir, name| rustix::fs::symlinkat(target, dir, name).map(|()| None))?;
+        Ok(entry.0)
+    }
+
+    /// Gives an inode another name.
+    pub fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> VfsResult<Entry> {
+        let op_name = checked_name(name)?;
+        let (inode, dir) = (self.inode(node)?, self.inode(parent)?);
+        let cells = [MarkCell::Dir(dir.id), MarkCell::File { id: inode.id, block: ATTRIBUTES }];
+        let _mark = self.mark(&cells)?;
+        let (fd, dir_fd) = (self.fd(&inode)?, self.fd(&dir)?);
+        let _locks = Locks::take(&[&inode, &dir]);
+        let slot = self.journal.reserve();
+        link_fd(fd.as_fd(), dir_fd.as_fd(), name)?;
+        let stat = sys::stat(&fd)?;
+        slot.fill(
+            caller.origin(),
+            smallvec![
+                Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) },
+                mtime_change(dir.id, &sys::stat(&dir_fd)?),
+            ],
+        );
+        self.backing.remember(&inode.id, &dir.id, name);
+        let inode = self.inodes.remember(inode.id, &stat);
+        Ok(self.entry(&inode, stat))
+    }
+
+    /// The common way of everything that is born: `make` makes it, and may return its descriptor.
+    fn make(
+        &self,
+        making: Making<'_>,
+        make: impl FnOnce(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<Option<OwnedFd>>,
+    ) -> VfsResult<(Entry, OwnedFd, Arc<Inode>)> {
+        let Making { caller, umask, parent, name } = making;
+        let op_name = checked_name(name)?;
+        let dir = self.inode(parent)?;
+        let _mark = self.mark(&[MarkCell::Dir(dir.id)])?;
+        let dir_fd = self.fd(&dir)?;
+        adopt_umask(umask)?;
+        let _lock = dir.lock();
+        let slot = self.journal.reserve();
+        let made = make(dir_fd.as_fd(), name)?;
+        let born = self.adopt(caller, &dir_fd, name, made).inspect_err(|_| {
+            // What cannot be told to the replica must not stay.
+            let _ = remove_born(dir_fd.as_fd(), name);
+        });
+        let (born, changes) = match born.and_then(|(born, dir_stat)| {
+            let changes = birth_changes(&dir, op_name, &born, &dir_stat)?;
+            Ok((born, changes))
+        }) {
+            Ok(done) => done,
+            Err(error) => {
+                slot.void();
+                return Err(error);
+            }
+        };
+        slot.fill(caller.origin(), changes);
+        self.backing.remember(&born.id, &dir.id, name);
+        let inode = self.inodes.remember(born.id, &born.stat);
+        if born.stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
+            // Nobody gives capabilities at birth; so the first write need not look.
+            inode.lock().privileges = Privileges::Absent;
+        }
+        Ok((self.entry(&inode, born.stat), born.fd, inode))
+    }
+
+    /// Gives what was just made to its caller and looks at what resulted, and at the directory.
+    fn adopt(&self, caller: Caller, dir_fd: &OwnedFd, name: &OsStr, made: Option<OwnedFd>) -> VfsResult<(Born, Stat)> {
+        let fd = match made {
+            Some(fd) => fd,
+            None => sys::open_path_at(dir_fd, name)?,
+        };
+        let dir_stat = sys::stat(dir_fd)?;
+        let mut stat = sys::stat(&fd)?;
+        let inherits_group = dir_stat.mode & libc::S_ISGID != 0;
+        let uid = (stat.uid != caller.uid).then_some(caller.uid);
+        let gid = (!inherits_group && stat.gid != caller.gid).then_some(caller.gid);
+        if uid.is_some() || gid.is_some() {
+            match sys::chown(fd.as_fd(), uid, gid) {
+                // An ordinary user's daemon cannot give away; the mount then serves that user only.
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) && self.daemon.uid != 0 => {}
+                other => other?,
+            }
+            if !stat.is_dir() && stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+                // Giving away cleared them.
+                sys::chmod(&fd, stat.mode & 0o7777)?;
+            }
+            stat = sys::stat(&fd)?;
+        }
+        let id = self.backing.id_of(&fd, &stat)?;
+        Ok((Born { id, stat, fd }, dir_stat))
+    }
+}
+
+fn birth_changes(dir: &Inode, name: Name, born: &Born, dir_stat: &Stat) -> VfsResult<Changes> {
+    let mut changes: Changes = smallvec![
+        Change::Birth { id: born.id, kind: sys::kind(&born.fd, &born.stat)? },
+        attr_change(born.id, &born.stat),
+    ];
+    // Inherited ACLs, and labels.
+    changes.extend(sys::xattrs(&born.fd)?.into_iter().map(|(name, value)| Change::Xattr {
+        id: born.id,
+        name,
+        value: Some(value),
+    }));
+    changes.push(Change::Entry { dir: dir.id, name, old: None, new: Some(born.id) });
+    changes.push(mtime_change(dir.id, dir_stat));
+    Ok(changes)
+}
+
+fn remove_born(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(rustix::io::Errno::ISDIR) => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
+        other => other,
+    }
+}
+
+/// Links by descriptor; without the right to do so, by its magic link.
+fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::linkat(fd, c"", dir, name, AtFlags::EMPTY_PATH) {
+        Err(rustix::io::Errno::NOENT) => {
+            let path = sys::ProcPath::new(fd);
+            let path = OsStr::from_bytes(path.as_str().as_bytes());
+            rustix::fs::linkat(rustix::fs::CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,275 @@
+//! Open files: open, read, write, flush, release, fsync, seek.
+//!
+//! Every write(2) arrives here before it returns (write-through), with the offset that the kernel chose, so the backing descriptor
+//! never appends by itself. Stores through a shared mapping arrive as writes when the kernel writes the page back.
+
+use std::{os::unix::fs::FileExt as _, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use rustix::fs::{OFlags, SeekFrom};
+use smallvec::{SmallVec, smallvec};
+use tandem_proto::{Change, Changes, InodeId, limits};
+
+use super::{
+    Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
+    handles::OpenFile,
+    inodes::{Inode, InodeState, Privileges},
+};
+use crate::{
+    backing::sys,
+    commit::{MarkCell, MarkCells},
+};
+
+/// An open file, for the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its number.
+    pub handle: u64,
+}
+
+/// Name of the xattr that holds file capabilities.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+
+/// Told how an fsync went.
+pub type FsyncDone = Box<dyn FnOnce(VfsResult<()>) + Send>;
+
+/// Flags with which the backing file is opened. The kernel orders appends and does O_SYNC by fsync; files opened for writing
+/// only are also read, to send what a copy made.
+pub(super) fn backing_flags(flags: i32) -> OFlags {
+    let mode = if flags & libc::O_ACCMODE == libc::O_RDONLY { OFlags::RDONLY } else { OFlags::RDWR };
+    mode | OFlags::CLOEXEC | OFlags::NONBLOCK
+}
+
+impl<J: Journal> Vfs<J> {
+    /// Opens a regular file.
+    pub fn open(&self, node: u64, flags: i32) -> VfsResult<Opened> {
+        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if writable {
+            self.writable()?;
+        }
+        let inode = self.inode(node)?;
+        let wide = backing_flags(flags);
+        let (fd, readable) = match self.open_inode(&inode, wide) {
+            Err(VfsError::Backing(error))
+                if error.raw_os_error() == Some(libc::EACCES) && flags & libc::O_ACCMODE == libc::O_WRONLY =>
+            {
+                (self.open_inode(&inode, OFlags::WRONLY | OFlags::NONBLOCK)?, false)
+            }
+            other => (other?, true),
+        };
+        Ok(Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable }) })
+    }
+
+    /// Opens the object behind an inode.
+    pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<std::os::fd::OwnedFd> {
+        if let Some(pin) = inode.pinned() {
+            return Ok(sys::reopen(&pin, flags)?);
+        }
+        match self.backing.open_id(&inode.id, flags)? {
+            Some(fd) => Ok(fd),
+            None => match inode.pinned() {
+                Some(pin) => Ok(sys::reopen(&pin, flags)?),
+                None => Err(VfsError::Stale(inode.node)),
+            },
+        }
+    }
+
+    /// Reads into `buffer`; how much. Less only at the end of the file.
+    pub fn read(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> VfsResult<usize> {
+        let file = self.file(handle)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(&file.fd, &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes; how much. `kill_privileges`: suid, sgid and file capabilities must go.
+    pub fn write(
+        &self,
+        caller: Caller,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+    ) -> VfsResult<usize> {
+        let file = self.file(handle)?;
+        let data = &data[..data.len().min(limits::DATA_MAX)];
+        let inode = &*file.inode;
+        let _mark = self.mark(&data_cells(inode.id, offset, data.len() as u64))?;
+        let mut state = inode.lock();
+        let before = Privileged::look(&file, &mut state)?;
+        let slot = (!state.unnamed).then(|| self.journal.reserve());
+        let written = loop {
+            match rustix::io::pwrite(&file.fd, data, offset) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => break other?,
+            }
+        };
+        if let Some(slot) = slot {
+            if written > 0 {
+                let data = Bytes::copy_from_slice(&data[..written]);
+                let mut changes: Changes = smallvec![Change::Data { id: inode.id, offset, data }];
+                let cleared = self.clear_privileges(&file, before, kill_privileges, &mut state, &mut changes);
+                slot.fill(caller.origin(), changes);
+                cleared?;
+            } else {
+                slot.void();
+            }
+        } else {
+            self.clear_privileges(&file, before, kill_privileges, &mut state, &mut Changes::new())?;
+        }
+        self.note_write(&file.inode, &mut state);
+        Ok(written)
+    }
+
+    /// The content changed under the lock: its mtime has to be replicated when the writing pauses.
+    pub(super) fn note_write(&self, inode: &Arc<Inode>, state: &mut InodeState) {
+        if !state.unnamed {
+            state.written = Some(Instant::now());
+            if !std::mem::replace(&mut state.queued, true) {
+                self.settler.push(inode.clone());
+            }
+        }
+    }
+
+    /// After the content changed: clears suid and sgid if asked to, and notes what the backing cleared by itself.
+    pub(super) fn clear_privileges(
+        &self,
+        file: &OpenFile,
+        before: Privileged,
+        kill: bool,
+        state: &mut InodeState,
+        changes: &mut Changes,
+    ) -> VfsResult<()> {
+        if !before.present {
+            return Ok(());
+        }
+        state.privileges = Privileges::Unknown;
+        let id = file.inode.id;
+        let mut stat = sys::stat(&file.fd)?;
+        if kill {
+            let mode = stat.mode & 0o7777;
+            let kept = without_set_ids(mode);
+            if kept != mode {
+                sys::chmod(&file.fd, kept)?;
+                stat = sys::stat(&file.fd)?;
+            }
+        }
+        if stat.mode != before.mode {
+            changes.push(attr_change(id, &stat));
+        }
+        if before.capability && sys::get_xattr(&file.fd, CAPABILITY)?.is_none() {
+            changes.push(Change::Xattr { id, name: Bytes::from_static(CAPABILITY), value: None });
+        }
+        Ok(())
+    }
+
+    /// A descriptor of the file is closed.
+    pub fn flush(&self, caller: Caller, handle: u64) -> VfsResult<()> {
+        let file = self.file(handle)?;
+        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
+    }
+
+    /// The last descriptor of the handle is closed.
+    pub fn release(&self, caller: Caller, handle: u64) -> VfsResult<()> {
+        match self.handles.remove(handle) {
+            Some(file) if file.writable => self.settle(caller, &file.inode, Some(&file.fd)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the file durable as the mount promises, then calls `done`, perhaps later and from another thread.
+    pub fn fsync(&self, caller: Caller, handle: u64, data_only: bool, done: FsyncDone) {
+        let synced = self.file(handle).and_then(|file| {
+            if file.writable {
+                self.settle(caller, &file.inode, Some(&file.fd))?;
+            }
+            let result = if data_only { rustix::fs::fdatasync(&file.fd) } else { rustix::fs::fsync(&file.fd) };
+            Ok(result?)
+        });
+        self.promise(synced, done);
+    }
+
+    /// Makes the names of a directory durable as the mount promises.
+    pub fn fsync_dir(&self, node: u64, done: FsyncDone) {
+        let synced = self.inode(node).and_then(|inode| {
+            let fd = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            Ok(rustix::fs::fsync(&fd)?)
+        });
+        self.promise(synced, done);
+    }
+
+    fn promise(&self, local: VfsResult<()>, done: FsyncDone) {
+        match (local, self.fsync) {
+            (Ok(()), FsyncMode::Durable) => {
+                let seq = self.journal.last_reserved();
+                self.journal.when_durable(seq, Box::new(move |result| done(result.map_err(VfsError::from))));
+            }
+            (result, _) => done(result),
+        }
+    }
+
+    /// Finds the next data or hole.
+    pub fn lseek(&self, handle: u64, offset: u64, whence: i32) -> VfsResult<u64> {
+        let file = self.file(handle)?;
+        let position = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(VfsError::Invalid),
+        };
+        Ok(rustix::fs::seek(&file.fd, position)?)
+    }
+}
+
+/// The cells of marks that an extent touches.
+pub(super) fn data_cells(id: InodeId, offset: u64, len: u64) -> MarkCells {
+    let first = offset / limits::MARK_BLOCK;
+    let last = offset.saturating_add(len.saturating_sub(1)) / limits::MARK_BLOCK;
+    (first..=last).map(|block| MarkCell::File { id, block }).collect::<SmallVec<_>>()
+}
+
+/// The mode after an unprivileged change of content: no suid; no sgid where it means a group, not mandatory locking.
+pub(super) fn without_set_ids(mode: u32) -> u32 {
+    let mut kept = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 {
+        kept &= !libc::S_ISGID;
+    }
+    kept
+}
+
+/// What a file had before its content changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Privileged {
+    present: bool,
+    mode: u32,
+    capability: bool,
+}
+
+impl Privileged {
+    /// Looks once; a file that has none is not looked at again until somebody may have set some.
+    pub(super) fn look(file: &OpenFile, state: &mut InodeState) -> VfsResult<Privileged> {
+        if state.privileges == Privileges::Absent {
+            return Ok(Privileged::default());
+        }
+        let mode = sys::stat(&file.fd)?.mode;
+        let capability = sys::get_xattr(&file.fd, CAPABILITY)?.is_some();
+        let present = capability || mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        state.privileges = if present { Privileges::Present } else { Privileges::Absent };
+        Ok(Privileged { present, mode, capability })
+    }
+}
+
+/// Reads a range of a file that was just changed under the lock, as data changes.
+pub(super) fn read_back(file: &OpenFile, offset: u64, len: usize) -> VfsResult<Bytes> {
+    let mut buffer = vec![0; len];
+    let std_file = std::fs::File::from(file.fd.try_clone()?);
+    std_file.read_exact_at(&mut buffer, offset)?;
+    Ok(buffer.into())
+}

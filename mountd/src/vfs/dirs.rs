@@ -1,0 +1,110 @@
+//! Directory streams. They have no state here: the offset of an entry is the backing file system's own cookie, so a listing goes
+//! on where it was whatever came and went in between.
+
+use std::{ffi::OsStr, mem::MaybeUninit, os::unix::ffi::OsStrExt as _};
+
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
+use tandem_proto::stage::NodeType;
+
+use super::{Entry, Journal, Vfs, VfsResult, inodes::Inode};
+use crate::backing::sys::Stat;
+
+/// One entry of a listing.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    /// Inode number.
+    pub ino: u64,
+    /// Where the listing goes on after it.
+    pub next: u64,
+    /// Its type; `None`: not known.
+    pub node_type: Option<NodeType>,
+    /// Its name.
+    pub name: &'a OsStr,
+}
+
+/// Takes entries until it is full.
+pub trait Sink {
+    /// Takes one; `true`: it did not fit.
+    fn take(&mut self, listed: Listed<'_>, entry: Option<&Entry>) -> bool;
+}
+
+/// How many bytes of entries are read from the backing file system at a time: about what fits one answer.
+const BUFFER_BYTES: usize = 8 << 10;
+
+impl<J: Journal> Vfs<J> {
+    /// Lists names from `offset` on.
+    pub fn readdir(&self, node: u64, offset: u64, sink: &mut dyn Sink) -> VfsResult<()> {
+        self.list(node, offset, &mut |_, listed| Ok(sink.take(listed, None)))
+    }
+
+    /// Lists names with what they mean. Each entry that was taken, but `.` and `..`, counts a lookup.
+    pub fn readdir_plus(&self, node: u64, offset: u64, sink: &mut dyn Sink) -> VfsResult<()> {
+        self.list(node, offset, &mut |dir, listed| {
+            if matches!(listed.name.as_bytes(), b"." | b"..") {
+                return Ok(sink.take(listed, Some(&self.dot_entry(&listed))));
+            }
+            let dir_fd = self.fd(dir)?;
+            let Ok((id, stat)) = self.identify(dir, &dir_fd, listed.name) else {
+                // It went in between, or cannot be looked at: the name alone, without a promise what it means.
+                return Ok(sink.take(listed, None));
+            };
+            if self.backing.is_foreign(&stat) {
+                return Ok(false);
+            }
+            let inode = self.inodes.remember(id, &stat);
+            let full = sink.take(listed, Some(&self.entry(&inode, stat)));
+            if full {
+                self.inodes.forget(inode.node, 1);
+            }
+            Ok(full)
+        })
+    }
+
+    /// The kernel uses only number and type of these two.
+    fn dot_entry(&self, listed: &Listed<'_>) -> Entry {
+        let stat = Stat::of_directory(listed.ino);
+        Entry { node: self.inodes.node_of(listed.ino), generation: 0, stat }
+    }
+
+    fn list(
+        &self,
+        node: u64,
+        offset: u64,
+        each: &mut dyn FnMut(&Inode, Listed<'_>) -> VfsResult<bool>,
+    ) -> VfsResult<()> {
+        let inode = self.inode(node)?;
+        let fd = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        if offset != 0 {
+            rustix::fs::seek(&fd, SeekFrom::Start(offset))?;
+        }
+        let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
+        let mut stream = RawDir::new(&fd, &mut buffer);
+        while let Some(entry) = stream.next() {
+            let entry = entry?;
+            let listed = Listed {
+                ino: entry.ino(),
+                next: entry.next_entry_cookie(),
+                node_type: node_type(entry.file_type()),
+                name: OsStr::from_bytes(entry.file_name().to_bytes()),
+            };
+            if each(&inode, listed)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Type of a directory entry, if the file system says it.
+pub(crate) fn node_type(file_type: FileType) -> Option<NodeType> {
+    Some(match file_type {
+        FileType::RegularFile => NodeType::Regular,
+        FileType::Directory => NodeType::Directory,
+        FileType::Symlink => NodeType::Symlink,
+        FileType::Fifo => NodeType::Fifo,
+        FileType::Socket => NodeType::Socket,
+        FileType::CharacterDevice => NodeType::CharDevice,
+        FileType::BlockDevice => NodeType::BlockDevice,
+        FileType::Unknown => return None,
+    })
+}

@@ -1,0 +1,108 @@
+//! Whole extents: fallocate and copy_file_range.
+
+use rustix::fs::FallocateFlags;
+use smallvec::smallvec;
+use tandem_proto::{Change, Changes, limits};
+
+use super::{
+    Caller, Journal, Reserved as _, Vfs, VfsError, VfsResult,
+    data::{Privileged, data_cells, read_back},
+    mtime_change,
+};
+use crate::{
+    backing::sys,
+    commit::{ATTRIBUTES, MarkCell},
+};
+
+/// An extent of a copy: where it comes from and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyRange {
+    /// Handle that is read.
+    pub from: u64,
+    /// Where in it.
+    pub from_offset: u64,
+    /// Handle that is written.
+    pub to: u64,
+    /// Where in it.
+    pub to_offset: u64,
+    /// How much at most.
+    pub len: u64,
+}
+
+impl<J: Journal> Vfs<J> {
+    /// Allocates, punches or zeroes an extent.
+    pub fn fallocate(&self, caller: Caller, handle: u64, mode: i32, offset: u64, len: u64) -> VfsResult<()> {
+        let flags = FallocateFlags::from_bits(mode as u32).ok_or(VfsError::Unsupported)?;
+        let known = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
+        if !known.contains(flags) {
+            // COLLAPSE and INSERT would have to be sent as all that moved.
+            return Err(VfsError::Unsupported);
+        }
+        let file = self.file(handle)?;
+        let inode = &*file.inode;
+        let end = offset.checked_add(len).ok_or(VfsError::Invalid)?;
+        let clears = flags.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE);
+        let size_now = sys::stat(&file.fd)?.size;
+        let mut cells = if clears {
+            data_cells(inode.id, offset, end.min(size_now).saturating_sub(offset))
+        } else {
+            super::data::data_cells(inode.id, offset, 1)
+        };
+        cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
+        let _mark = self.mark(&cells)?;
+        let mut state = inode.lock();
+        let privileged = Privileged::look(&file, &mut state)?;
+        let before = sys::stat(&file.fd)?;
+        let slot = (!state.unnamed).then(|| self.journal.reserve());
+        rustix::fs::fallocate(&file.fd, flags, offset, len)?;
+        let after = sys::stat(&file.fd)?;
+        let mut changes = Changes::new();
+        let cleared = before.size.min(end).saturating_sub(offset);
+        if clears && cleared > 0 {
+            changes.push(Change::Hole { id: inode.id, offset, len: cleared });
+        }
+        if after.size != before.size {
+            changes.push(Change::Size { id: inode.id, size: after.size });
+        }
+        if after.mtime != before.mtime {
+            changes.push(mtime_change(inode.id, &after));
+            state.written = None;
+        }
+        self.clear_privileges(&file, privileged, caller.uid != 0, &mut state, &mut changes)?;
+        if let Some(slot) = slot {
+            slot.fill(caller.origin(), changes);
+        }
+        Ok(())
+    }
+
+    /// Copies between files inside the backing file system; how much. The op carries the bytes that resulted, and one call copies
+    /// at most what one op can carry, so that no half of it is ever a state of the replica.
+    pub fn copy_file_range(&self, caller: Caller, copy: CopyRange) -> VfsResult<usize> {
+        let (from, to) = (self.file(copy.from)?, self.file(copy.to)?);
+        if !to.readable {
+            // Then the bytes that result cannot be read back; the kernel falls back to read and write.
+            return Err(VfsError::Unsupported);
+        }
+        let len = usize::try_from(copy.len).unwrap_or(usize::MAX).min(limits::DATA_MAX);
+        let inode = &*to.inode;
+        let _mark = self.mark(&data_cells(inode.id, copy.to_offset, len as u64))?;
+        let mut state = inode.lock();
+        let privileged = Privileged::look(&to, &mut state)?;
+        let slot = (!state.unnamed).then(|| self.journal.reserve());
+        let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
+        let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len)?;
+        let mut changes = Changes::new();
+        if copied > 0 {
+            if slot.is_some() {
+                let data = read_back(&to, copy.to_offset, copied)?;
+                changes = smallvec![Change::Data { id: inode.id, offset: copy.to_offset, data }];
+            }
+            self.clear_privileges(&to, privileged, caller.uid != 0, &mut state, &mut changes)?;
+            self.note_write(&to.inode, &mut state);
+        }
+        if let Some(slot) = slot {
+            slot.fill(caller.origin(), changes);
+        }
+        Ok(copied)
+    }
+}

@@ -1,0 +1,64 @@
+//! Open files by handle number.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use parking_lot::RwLock;
+
+use super::inodes::Inode;
+
+/// An open file.
+pub struct OpenFile {
+    /// Of the backing file.
+    pub fd: OwnedFd,
+    /// The inode.
+    pub inode: Arc<Inode>,
+    /// Whether it may be written through this handle.
+    pub writable: bool,
+    /// Whether it can be read through this handle (files opened for writing only are widened where that is allowed).
+    pub readable: bool,
+}
+
+/// All open files.
+#[derive(Default)]
+pub struct HandleTable {
+    slots: RwLock<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    files: Vec<Option<Arc<OpenFile>>>,
+    free: Vec<u64>,
+}
+
+impl HandleTable {
+    /// Adds one; its number.
+    pub fn insert(&self, file: OpenFile) -> u64 {
+        let file = Some(Arc::new(file));
+        let mut slots = self.slots.write();
+        match slots.free.pop() {
+            Some(handle) => {
+                slots.files[handle as usize] = file;
+                handle
+            }
+            None => {
+                slots.files.push(file);
+                slots.files.len() as u64 - 1
+            }
+        }
+    }
+
+    /// The file of a number.
+    pub fn get(&self, handle: u64) -> Option<Arc<OpenFile>> {
+        self.slots.read().files.get(handle as usize)?.clone()
+    }
+
+    /// Takes one out; it closes with its last user.
+    pub fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
+        let mut slots = self.slots.write();
+        let file = slots.files.get_mut(handle as usize)?.take();
+        if file.is_some() {
+            slots.free.push(handle);
+        }
+        file
+    }
+}

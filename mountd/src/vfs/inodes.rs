@@ -1,0 +1,255 @@
+//! The inodes that the kernel remembers: the table, their locks, and the descriptors that pin what has no name any more.
+//!
+//! A node id is the inode number of the backing file (the root is 1). An inode number may be used again while the kernel still
+//! holds the old inode; its lookups are counted per number, as the kernel counts them, and the generation tells the two apart.
+
+use std::{
+    collections::{HashMap, hash_map},
+    ops::Deref,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Instant,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+use tandem_proto::{InodeId, Timestamp, stage::NodeType};
+
+use crate::backing::sys::Stat;
+
+/// Node id of the root.
+pub const ROOT_NODE: u64 = 1;
+
+/// Whether a file has suid, sgid or file capabilities that a write must clear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Privileges {
+    /// Not looked at since they may have been set.
+    #[default]
+    Unknown,
+    /// None.
+    Absent,
+    /// Some.
+    Present,
+}
+
+/// What the lock of an inode protects: the order of ops on its cells, and this.
+#[derive(Debug, Default)]
+pub struct InodeState {
+    /// Its last name is gone: it is no longer part of the replicated state, and what is written to it makes no ops.
+    pub unnamed: bool,
+    /// The last write whose mtime was not replicated yet.
+    pub written: Option<Instant>,
+    /// Whether the settler has it in its queue.
+    pub queued: bool,
+    /// See [`Privileges`].
+    pub privileges: Privileges,
+}
+
+/// One inode that the kernel, or a call under way, knows.
+#[derive(Debug)]
+pub struct Inode {
+    /// Node id.
+    pub node: u64,
+    /// Identity.
+    pub id: InodeId,
+    /// Type.
+    pub node_type: NodeType,
+    /// Time of birth, which with the number tells a new object from an old one.
+    pub born: Option<Timestamp>,
+    state: Mutex<InodeState>,
+    pin: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+impl Inode {
+    fn new(node: u64, id: InodeId, stat: &Stat) -> Inode {
+        Inode {
+            node,
+            id,
+            node_type: stat.node_type(),
+            born: stat.btime,
+            state: Mutex::default(),
+            pin: Mutex::default(),
+        }
+    }
+
+    /// Tells inodes of one number apart, for the kernel.
+    pub fn generation(&self) -> u64 {
+        // FNV-1a: the id is short, and differs in a few bytes only.
+        self.id
+            .as_bytes()
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    }
+
+    /// Locks its cells.
+    pub fn lock(&self) -> MutexGuard<'_, InodeState> {
+        self.state.lock()
+    }
+
+    /// Keeps the object reachable when its last name goes: a handle dies with it.
+    pub fn pin(&self, fd: Option<Arc<OwnedFd>>) {
+        let old = std::mem::replace(&mut *self.pin.lock(), fd);
+        drop(old);
+    }
+
+    /// The descriptor that pins it.
+    pub fn pinned(&self) -> Option<Arc<OwnedFd>> {
+        self.pin.lock().clone()
+    }
+}
+
+/// Locks of several inodes, taken in the order of their numbers, so that no two calls wait for each other.
+pub struct Locks<'a> {
+    guards: SmallVec<[(u64, MutexGuard<'a, InodeState>); 4]>,
+}
+
+impl<'a> Locks<'a> {
+    /// Locks these; one may be named twice.
+    pub fn take(inodes: &[&'a Inode]) -> Locks<'a> {
+        let mut order: SmallVec<[&'a Inode; 4]> = inodes.iter().copied().collect();
+        order.sort_by_key(|inode| inode.node);
+        order.dedup_by_key(|inode| inode.node);
+        Locks { guards: order.into_iter().map(|inode| (inode.node, inode.lock())).collect() }
+    }
+
+    /// The state of one of them.
+    pub fn of(&mut self, inode: &Inode) -> &mut InodeState {
+        let found = self.guards.iter_mut().find(|(node, _)| *node == inode.node);
+        &mut found.expect("only inodes that were locked are asked for").1
+    }
+}
+
+const SHARDS: usize = 16;
+
+/// The inodes that are known.
+pub struct InodeTable {
+    root_ino: u64,
+    shards: [Mutex<HashMap<u64, Known>>; SHARDS],
+}
+
+struct Known {
+    inode: Arc<Inode>,
+    /// As the kernel counts: lookups that it has not forgotten.
+    lookups: u64,
+    /// Calls under way that hold it although the kernel may not know it.
+    borrows: u32,
+}
+
+impl InodeTable {
+    /// Knows the root only.
+    pub fn new(root: &Stat) -> InodeTable {
+        let table = InodeTable { root_ino: root.ino, shards: Default::default() };
+        let inode = Arc::new(Inode::new(ROOT_NODE, InodeId::ROOT, root));
+        table.shard(ROOT_NODE).lock().insert(ROOT_NODE, Known { inode, lookups: 1, borrows: 0 });
+        table
+    }
+
+    /// Node id of an inode number.
+    pub fn node_of(&self, ino: u64) -> u64 {
+        if ino == self.root_ino { ROOT_NODE } else { ino }
+    }
+
+    /// The inode of a node id.
+    pub fn get(&self, node: u64) -> Option<Arc<Inode>> {
+        self.shard(node).lock().get(&node).map(|known| known.inode.clone())
+    }
+
+    /// The inode of an object that was just looked at, if it is surely the same: same number and same birth.
+    pub fn same(&self, stat: &Stat) -> Option<Arc<Inode>> {
+        stat.btime?;
+        self.get(self.node_of(stat.ino)).filter(|inode| inode.born == stat.btime && inode.node_type == stat.node_type())
+    }
+
+    /// Counts a lookup that is answered to the kernel.
+    pub fn remember(&self, id: InodeId, stat: &Stat) -> Arc<Inode> {
+        self.enter(id, stat, |known| known.lookups += 1)
+    }
+
+    /// The inode for the time of a call.
+    pub fn borrow(&self, id: InodeId, stat: &Stat) -> Borrowed<'_> {
+        Borrowed { inode: self.enter(id, stat, |known| known.borrows += 1), table: self }
+    }
+
+    fn enter(&self, id: InodeId, stat: &Stat, count: impl FnOnce(&mut Known)) -> Arc<Inode> {
+        let node = self.node_of(stat.ino);
+        let mut shard = self.shard(node).lock();
+        let known = match shard.entry(node) {
+            hash_map::Entry::Occupied(entry) => {
+                let known = entry.into_mut();
+                if known.inode.id != id {
+                    // The number was used again; what the kernel still counts for the old one is counted on.
+                    known.inode = Arc::new(Inode::new(node, id, stat));
+                }
+                known
+            }
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert(Known { inode: Arc::new(Inode::new(node, id, stat)), lookups: 0, borrows: 0 })
+            }
+        };
+        count(known);
+        known.inode.clone()
+    }
+
+    /// The kernel forgot so many lookups.
+    pub fn forget(&self, node: u64, lookups: u64) {
+        if node != ROOT_NODE {
+            self.leave(node, |known| known.lookups = known.lookups.saturating_sub(lookups));
+        }
+    }
+
+    fn leave(&self, node: u64, count: impl FnOnce(&mut Known)) {
+        let mut shard = self.shard(node).lock();
+        let gone = match shard.get_mut(&node) {
+            Some(known) => {
+                count(known);
+                known.lookups == 0 && known.borrows == 0
+            }
+            None => false,
+        };
+        // Dropped after the lock: it may close a pin, which may free a large file.
+        let dropped = if gone { shard.remove(&node) } else { None };
+        drop(shard);
+        drop(dropped);
+    }
+
+    fn shard(&self, node: u64) -> &Mutex<HashMap<u64, Known>> {
+        &self.shards[(node % SHARDS as u64) as usize]
+    }
+
+    /// How many are known.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// Never: the root is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An inode that a call holds although the kernel may not know it.
+pub struct Borrowed<'a> {
+    inode: Arc<Inode>,
+    table: &'a InodeTable,
+}
+
+impl Borrowed<'_> {
+    /// Shared ownership, for what outlives the call.
+    pub fn arc(&self) -> &Arc<Inode> {
+        &self.inode
+    }
+}
+
+impl Deref for Borrowed<'_> {
+    type Target = Inode;
+
+    fn deref(&self) -> &Inode {
+        &self.inode
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        self.table.leave(self.inode.node, |known| known.borrows = known.borrows.saturating_sub(1));
+    }
+}

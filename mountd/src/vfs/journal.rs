@@ -1,0 +1,74 @@
+//! What the vfs needs of the commit: the three steps of a change, as a trait, so that tests can record ops.
+
+use tandem_proto::{Changes, Origin, Seq};
+
+use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot};
+
+/// Called once with the fate of a promise.
+pub type Promise = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
+
+/// The commit, see [`Commit`].
+pub trait Journal: Send + Sync + 'static {
+    /// Keeps marks hot until it is dropped.
+    type Guard<'a>
+    where
+        Self: 'a;
+    /// A reserved place in the order of ops.
+    type Slot<'a>: Reserved
+    where
+        Self: 'a;
+
+    /// See [`Commit::mark`].
+    fn mark(&self, cells: &[MarkCell]) -> Result<Self::Guard<'_>, CommitError>;
+    /// See [`Commit::reserve`].
+    fn reserve(&self) -> Self::Slot<'_>;
+    /// See [`Commit::last_reserved`].
+    fn last_reserved(&self) -> Seq;
+    /// See [`Commit::when_durable`].
+    fn when_durable(&self, seq: Seq, done: Promise);
+    /// See [`Commit::read_only`].
+    fn read_only(&self) -> bool;
+}
+
+/// A reserved place in the order of ops. Dropped, it is void.
+pub trait Reserved {
+    /// What happened.
+    fn fill(self, origin: Origin, changes: Changes);
+    /// Nothing happened.
+    fn void(self);
+}
+
+impl Journal for Commit {
+    type Guard<'a> = MarkGuard<'a>;
+    type Slot<'a> = Slot<'a>;
+
+    fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<'_>, CommitError> {
+        Commit::mark(self, cells)
+    }
+
+    fn reserve(&self) -> Slot<'_> {
+        Commit::reserve(self)
+    }
+
+    fn last_reserved(&self) -> Seq {
+        Commit::last_reserved(self)
+    }
+
+    fn when_durable(&self, seq: Seq, done: Promise) {
+        Commit::when_durable(self, seq, done);
+    }
+
+    fn read_only(&self) -> bool {
+        Commit::read_only(self)
+    }
+}
+
+impl Reserved for Slot<'_> {
+    fn fill(self, origin: Origin, changes: Changes) {
+        Slot::fill(self, origin, changes);
+    }
+
+    fn void(self) {
+        Slot::void(self);
+    }
+}

@@ -1,0 +1,231 @@
+//! The file system calls: what the kernel asks for, done on the backing directory, and committed as ops.
+//!
+//! ```text
+//! a change:  mark (durable, may block on the local disk)          commit.mark(cells)
+//!            lock the inodes whose cells change, by number        inodes::Locks
+//!            reserve the seq ─► system call ─► what resulted      commit.reserve()
+//!            fill the slot, or void it; unlock; answer
+//! ```
+//! It promises: the backing file system decides every result and errno; every change of replicated state becomes exactly one op
+//! that says what resulted; conflicting ops have the order in which the backing saw them. It knows nothing of FUSE messages.
+//!
+//! One family of calls per file: [`lookup`](self) and attributes, `create`, `remove`, `rename`, `data`, `extents`, `xattr`,
+//! `dirs`; `settle` replicates the mtime of files under write.
+
+pub mod caller;
+pub mod error;
+pub mod inodes;
+pub mod journal;
+
+mod create;
+mod data;
+mod dirs;
+mod extents;
+mod handles;
+mod lookup;
+mod remove;
+mod rename;
+mod setattr;
+mod settle;
+mod xattr;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    sync::Arc,
+};
+
+use tandem_proto::{AttrPatch, Change, InodeId, Name, limits};
+
+use crate::{
+    backing::{
+        Backing,
+        sys::{self, Stat},
+    },
+    commit::MarkCell,
+};
+
+pub use self::{
+    caller::Caller,
+    create::Making,
+    data::{FsyncDone, Opened},
+    dirs::{Listed, Sink},
+    error::{VfsError, VfsResult},
+    extents::CopyRange,
+    journal::{Journal, Reserved},
+    rename::Place,
+    setattr::{SetAttr, SetTime},
+};
+
+use self::{
+    handles::{HandleTable, OpenFile},
+    inodes::{Borrowed, Inode, InodeTable},
+    settle::Settler,
+};
+
+/// What fsync promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FsyncMode {
+    /// On the local disk.
+    #[default]
+    Local,
+    /// On the local disk and in the replica's durable log.
+    Durable,
+}
+
+/// An object as the kernel is told of it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Node id.
+    pub node: u64,
+    /// Tells inodes of one number apart.
+    pub generation: u64,
+    /// Its attributes.
+    pub stat: Stat,
+}
+
+/// The file system. See the module.
+pub struct Vfs<J> {
+    backing: Arc<Backing>,
+    journal: Arc<J>,
+    inodes: InodeTable,
+    handles: HandleTable,
+    settler: Settler,
+    fsync: FsyncMode,
+    daemon: Caller,
+}
+
+/// An object that a name means, held for the time of a call.
+struct Child<'a> {
+    inode: Borrowed<'a>,
+    stat: Stat,
+    fd: Arc<OwnedFd>,
+}
+
+impl<J: Journal> Vfs<J> {
+    /// Over this backing directory. [`Vfs::run_settler`] must run in a thread.
+    pub fn new(backing: Arc<Backing>, journal: Arc<J>, fsync: FsyncMode) -> io::Result<Vfs<J>> {
+        let root = sys::stat(backing.root())?;
+        Ok(Vfs {
+            inodes: InodeTable::new(&root),
+            handles: HandleTable::default(),
+            settler: Settler::default(),
+            daemon: Caller::daemon(),
+            backing,
+            journal,
+            fsync,
+        })
+    }
+
+    /// The backing directory.
+    pub fn backing(&self) -> &Arc<Backing> {
+        &self.backing
+    }
+
+    /// The commit.
+    pub fn journal(&self) -> &Arc<J> {
+        &self.journal
+    }
+
+    /// How many inodes are known.
+    pub fn inodes_known(&self) -> usize {
+        self.inodes.len()
+    }
+
+    fn inode(&self, node: u64) -> VfsResult<Arc<Inode>> {
+        self.inodes.get(node).ok_or(VfsError::Stale(node))
+    }
+
+    fn file(&self, handle: u64) -> VfsResult<Arc<OpenFile>> {
+        self.handles.get(handle).ok_or(VfsError::BadHandle(handle))
+    }
+
+    /// An O_PATH descriptor of an inode.
+    fn fd(&self, inode: &Inode) -> VfsResult<Arc<OwnedFd>> {
+        if let Some(fd) = inode.pinned() {
+            return Ok(fd);
+        }
+        match self.backing.path_fd(&inode.id)? {
+            Some(fd) => Ok(fd),
+            // It may have lost its last name, and been pinned, in between.
+            None => inode.pinned().ok_or(VfsError::Stale(inode.node)),
+        }
+    }
+
+    fn writable(&self) -> VfsResult<()> {
+        if self.journal.read_only() { Err(VfsError::ReadOnly) } else { Ok(()) }
+    }
+
+    fn mark(&self, cells: &[MarkCell]) -> VfsResult<J::Guard<'_>> {
+        self.writable()?;
+        Ok(self.journal.mark(cells)?)
+    }
+
+    /// The id of what a name means, and its attributes.
+    fn identify(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<(InodeId, Stat)> {
+        let stat = sys::stat_at(dir_fd, name)?;
+        let id = match self.inodes.same(&stat) {
+            Some(inode) => inode.id,
+            None => self.backing.id_at(dir_fd, name, &stat)?,
+        };
+        self.backing.remember(&id, &dir.id, name);
+        Ok((id, stat))
+    }
+
+    /// What a name means, opened, so that it stays reachable whatever happens to the name.
+    fn child(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<Child<'_>> {
+        let fd = sys::open_path_at(dir_fd, name)?;
+        let stat = sys::stat(&fd)?;
+        if self.backing.is_foreign(&stat) {
+            return Err(VfsError::CrossDevice);
+        }
+        let id = match self.inodes.same(&stat) {
+            Some(inode) => inode.id,
+            None => self.backing.id_of(&fd, &stat)?,
+        };
+        self.backing.remember(&id, &dir.id, name);
+        Ok(Child { inode: self.inodes.borrow(id, &stat), stat, fd: Arc::new(fd) })
+    }
+
+    fn optional_child(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<Option<Child<'_>>> {
+        match self.child(dir, dir_fd, name) {
+            Ok(child) => Ok(Some(child)),
+            Err(VfsError::Backing(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a name still means what it meant before the locks were taken.
+    fn still_means(&self, dir_fd: &OwnedFd, name: &OsStr, expected: Option<&Child<'_>>) -> VfsResult<bool> {
+        match (sys::stat_at(dir_fd, name), expected) {
+            (Ok(found), Some(child)) => Ok(found.ino == child.stat.ino && found.btime == child.stat.btime),
+            (Ok(_), None) => Ok(false),
+            (Err(error), expected) if error.kind() == io::ErrorKind::NotFound => Ok(expected.is_none()),
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+
+    fn entry(&self, inode: &Inode, stat: Stat) -> Entry {
+        Entry { node: inode.node, generation: inode.generation(), stat }
+    }
+}
+
+/// A name as an op carries it.
+fn checked_name(name: &OsStr) -> VfsResult<Name> {
+    if name.len() > limits::NAME_MAX {
+        return Err(VfsError::NameTooLong);
+    }
+    Name::new(name.as_bytes().to_vec()).ok_or(VfsError::BadName)
+}
+
+fn mtime_change(id: InodeId, stat: &Stat) -> Change {
+    Change::Attr { id, patch: AttrPatch { mtime: Some(stat.mtime), ..AttrPatch::default() } }
+}
+
+fn attr_change(id: InodeId, stat: &Stat) -> Change {
+    Change::Attr { id, patch: stat.attr().into() }
+}

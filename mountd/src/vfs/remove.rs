@@ -1,0 +1,66 @@
+//! Names that go: unlink and rmdir.
+
+use std::ffi::OsStr;
+
+use rustix::fs::AtFlags;
+use smallvec::smallvec;
+use tandem_proto::Change;
+
+use super::{
+    Caller, Child, Journal, Reserved as _, Vfs, VfsResult, checked_name,
+    inodes::{Inode, Locks},
+    mtime_change,
+};
+use crate::{backing::sys, commit::MarkCell};
+
+impl<J: Journal> Vfs<J> {
+    /// Removes a name of anything but a directory.
+    pub fn unlink(&self, caller: Caller, parent: u64, name: &OsStr) -> VfsResult<()> {
+        self.remove(caller, parent, name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, caller: Caller, parent: u64, name: &OsStr) -> VfsResult<()> {
+        self.remove(caller, parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&self, caller: Caller, parent: u64, name: &OsStr, flags: AtFlags) -> VfsResult<()> {
+        let op_name = checked_name(name)?;
+        let dir = self.inode(parent)?;
+        let _mark = self.mark(&[MarkCell::Dir(dir.id)])?;
+        let dir_fd = self.fd(&dir)?;
+        loop {
+            let child = self.child(&dir, &dir_fd, name)?;
+            let mut locks = Locks::take(&[&dir, &child.inode]);
+            if !self.still_means(&dir_fd, name, Some(&child))? {
+                continue;
+            }
+            let slot = self.journal.reserve();
+            rustix::fs::unlinkat(&dir_fd, name, flags)?;
+            slot.fill(
+                caller.origin(),
+                smallvec![
+                    Change::Entry { dir: dir.id, name: op_name, old: Some(child.inode.id), new: None },
+                    mtime_change(dir.id, &sys::stat(&dir_fd)?),
+                ],
+            );
+            self.lost_name(&mut locks, &child, &dir, name);
+            return Ok(());
+        }
+    }
+
+    /// After a name of it went, under its lock: if it was the last, the object leaves the replicated state, and its descriptor
+    /// keeps it reachable for those who have it open.
+    pub(super) fn lost_name(&self, locks: &mut Locks<'_>, child: &Child<'_>, dir: &Inode, name: &OsStr) {
+        let Child { inode, stat, fd } = child;
+        if stat.is_dir() || stat.nlink <= 1 {
+            let state = locks.of(inode);
+            state.unnamed = true;
+            state.written = None;
+            inode.pin(Some(fd.clone()));
+            self.backing.forget(&inode.id);
+        } else {
+            self.backing.lost_name(&inode.id, &dir.id, name);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Rename, with NOREPLACE and EXCHANGE: two assignments of names in one op.
+
+use std::ffi::OsStr;
+
+use rustix::fs::RenameFlags;
+use smallvec::SmallVec;
+use tandem_proto::{Change, Changes, Name};
+
+use super::{
+    Caller, Child, Journal, Reserved as _, Vfs, VfsError, VfsResult, checked_name,
+    inodes::{Inode, Locks},
+    mtime_change,
+};
+use crate::{backing::sys, commit::MarkCell};
+
+/// A name in a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The directory.
+    pub parent: u64,
+    /// The name.
+    pub name: &'a OsStr,
+}
+
+impl<J: Journal> Vfs<J> {
+    /// Moves what `from` means to `to`, or exchanges both.
+    pub fn rename(&self, caller: Caller, from: Place<'_>, to: Place<'_>, flags: u32) -> VfsResult<()> {
+        let flags = RenameFlags::from_bits(flags).ok_or(VfsError::Invalid)?;
+        if flags.contains(RenameFlags::WHITEOUT) {
+            // A whiteout is one more birth; only overlay file systems ask for it.
+            return Err(VfsError::Invalid);
+        }
+        let names = (checked_name(from.name)?, checked_name(to.name)?);
+        let (old_dir, new_dir) = (self.inode(from.parent)?, self.inode(to.parent)?);
+        let _mark = self.mark(&[MarkCell::Dir(old_dir.id), MarkCell::Dir(new_dir.id)])?;
+        let (old_fd, new_fd) = (self.fd(&old_dir)?, self.fd(&new_dir)?);
+        loop {
+            let moved = self.child(&old_dir, &old_fd, from.name)?;
+            let target = self.optional_child(&new_dir, &new_fd, to.name)?;
+            let mut inodes: SmallVec<[&Inode; 4]> = SmallVec::from_slice(&[&*old_dir, &*new_dir, &*moved.inode]);
+            inodes.extend(target.as_ref().map(|target| &*target.inode));
+            let mut locks = Locks::take(&inodes);
+            if !self.still_means(&old_fd, from.name, Some(&moved))?
+                || !self.still_means(&new_fd, to.name, target.as_ref())?
+            {
+                continue;
+            }
+            let slot = self.journal.reserve();
+            rustix::fs::renameat_with(&old_fd, from.name, &new_fd, to.name, flags)?;
+            if target.as_ref().is_some_and(|target| target.inode.id == moved.inode.id) {
+                // Two names of one object: POSIX keeps both, and nothing changed.
+                slot.void();
+                return Ok(());
+            }
+            let exchange = flags.contains(RenameFlags::EXCHANGE);
+            let mut changes = entry_changes((&old_dir, &new_dir), names, &moved, target.as_ref(), exchange);
+            changes.push(mtime_change(old_dir.id, &sys::stat(&old_fd)?));
+            if old_dir.id != new_dir.id {
+                changes.push(mtime_change(new_dir.id, &sys::stat(&new_fd)?));
+            }
+            slot.fill(caller.origin(), changes);
+            self.backing.remember(&moved.inode.id, &new_dir.id, to.name);
+            match &target {
+                Some(target) if exchange => self.backing.remember(&target.inode.id, &old_dir.id, from.name),
+                Some(target) => self.lost_name(&mut locks, target, &new_dir, to.name),
+                None => {}
+            }
+            return Ok(());
+        }
+    }
+}
+
+fn entry_changes(
+    (old_dir, new_dir): (&Inode, &Inode),
+    (old_name, new_name): (Name, Name),
+    moved: &Child<'_>,
+    target: Option<&Child<'_>>,
+    exchange: bool,
+) -> Changes {
+    let (moved, target) = (moved.inode.id, target.map(|target| target.inode.id));
+    let stays = if exchange { target } else { None };
+    let mut changes = Changes::new();
+    changes.push(Change::Entry { dir: old_dir.id, name: old_name, old: Some(moved), new: stays });
+    changes.push(Change::Entry { dir: new_dir.id, name: new_name, old: target, new: Some(moved) });
+    changes
+}

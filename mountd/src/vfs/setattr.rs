@@ -1,0 +1,157 @@
+//! Attributes: size, owner, mode, times.
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use smallvec::SmallVec;
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+};
+use tandem_proto::{Change, Changes, Timestamp, limits};
+
+use super::{
+    Caller, Journal, Reserved as _, Vfs, VfsResult, attr_change,
+    data::{CAPABILITY, without_set_ids},
+    inodes::{Inode, Privileges},
+};
+use crate::{
+    backing::sys::{self, Stat},
+    commit::{ATTRIBUTES, MarkCell, MarkCells},
+};
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The file system's now.
+    Now,
+    /// This one.
+    At(Timestamp),
+}
+
+/// What to set; `None` keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last modification.
+    pub mtime: Option<SetTime>,
+}
+
+impl SetAttr {
+    /// Whether nothing of it is replicated state.
+    fn is_atime_only(&self) -> bool {
+        SetAttr { atime: None, ..*self } == SetAttr::default()
+    }
+}
+
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+
+impl<J: Journal> Vfs<J> {
+    /// Sets attributes, one system call each; what resulted, also if a later one failed, is the op.
+    pub fn setattr(&self, caller: Caller, node: u64, handle: Option<u64>, set: SetAttr) -> VfsResult<Stat> {
+        let inode = self.inode(node)?;
+        let file = handle.and_then(|handle| self.handles.get(handle));
+        let fd = self.fd(&inode)?;
+        if set.is_atime_only() {
+            self.writable()?;
+            set_times(&fd, &set)?;
+            return Ok(sys::stat(&fd)?);
+        }
+        let _mark = self.mark(&self.cells(&inode, &fd, &set)?)?;
+        // Opened before the lock: it may be slow, and fail.
+        let opened = match (&file, set.size) {
+            (Some(file), _) if file.writable => None,
+            (_, Some(_)) => Some(self.open_inode(&inode, OFlags::WRONLY | OFlags::NONBLOCK)?),
+            (_, None) => None,
+        };
+        let writer = opened.as_ref().or(file.as_ref().map(|file| &file.fd));
+        let mut state = inode.lock();
+        let capability_before = set.size.is_some() || set.uid.is_some() || set.gid.is_some() && inode.node_type == FILE;
+        let capability_before = capability_before && sys::get_xattr(&fd, CAPABILITY)?.is_some();
+        let slot = (!state.unnamed).then(|| self.journal.reserve());
+        let done = apply(caller, &fd, writer, &set);
+        let after = sys::stat(&fd)?;
+        state.privileges = Privileges::Unknown;
+        state.written = None;
+        if let Some(slot) = slot {
+            let mut changes = Changes::new();
+            if set.size.is_some() {
+                changes.push(Change::Size { id: inode.id, size: after.size });
+            }
+            changes.push(attr_change(inode.id, &after));
+            if set.mode.is_some()
+                && let Some(acl) = sys::get_xattr(&fd, ACL_ACCESS)?
+            {
+                // The ACL's mask is part of the mode.
+                changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(ACL_ACCESS), value: Some(acl) });
+            }
+            if capability_before && sys::get_xattr(&fd, CAPABILITY)?.is_none() {
+                changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(CAPABILITY), value: None });
+            }
+            slot.fill(caller.origin(), changes);
+        }
+        done?;
+        Ok(after)
+    }
+
+    /// A cut changes the data behind the new size; growing changes attributes only.
+    fn cells(&self, inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr) -> VfsResult<MarkCells> {
+        let mut cells: MarkCells = SmallVec::new();
+        cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
+        if let Some(size) = set.size
+            && size < sys::stat(fd)?.size
+        {
+            // What lies behind the cut is known by the size; only the block that is cut through changes its bytes.
+            cells.push(MarkCell::File { id: inode.id, block: size / limits::MARK_BLOCK });
+        }
+        Ok(cells)
+    }
+}
+
+const FILE: tandem_proto::stage::NodeType = tandem_proto::stage::NodeType::Regular;
+
+fn apply(caller: Caller, fd: &Arc<OwnedFd>, writer: Option<&OwnedFd>, set: &SetAttr) -> VfsResult<()> {
+    if let (Some(size), Some(writer)) = (set.size, writer) {
+        rustix::fs::ftruncate(writer, size)?;
+        let mode = sys::stat(fd)?.mode & 0o7777;
+        // The kernel leaves this to us, and the daemon's own rights must not decide.
+        if caller.uid != 0 && without_set_ids(mode) != mode {
+            sys::chmod(fd, without_set_ids(mode))?;
+        }
+    }
+    if set.uid.is_some() || set.gid.is_some() {
+        sys::chown(fd.as_fd(), set.uid, set.gid)?;
+    }
+    if let Some(mode) = set.mode {
+        sys::chmod(fd, mode & 0o7777)?;
+    }
+    set_times(fd, set)
+}
+
+fn set_times(fd: &Arc<OwnedFd>, set: &SetAttr) -> VfsResult<()> {
+    if set.atime.is_none() && set.mtime.is_none() {
+        return Ok(());
+    }
+    let time = |time: Option<SetTime>| match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(at)) => Timespec { tv_sec: at.seconds, tv_nsec: i64::from(at.nanos) },
+    };
+    let times = Timestamps { last_access: time(set.atime), last_modification: time(set.mtime) };
+    match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
+        // Before Linux 5.8.
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {
+            let path = sys::ProcPath::new(fd);
+            Ok(rustix::fs::utimensat(rustix::fs::CWD, path.as_str(), &times, AtFlags::empty())?)
+        }
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,103 @@
+//! Extended attributes, and POSIX ACLs, which are two of them.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
+use bytes::Bytes;
+use rustix::fs::XattrFlags;
+use tandem_proto::{Change, Changes};
+
+use super::{
+    Caller, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
+    inodes::{Inode, Privileges},
+};
+use crate::{
+    backing::sys::{self, Stat},
+    commit::{ATTRIBUTES, MarkCell},
+};
+
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+
+impl<J: Journal> Vfs<J> {
+    /// Reads one; ENODATA if there is none.
+    pub fn getxattr(&self, node: u64, name: &OsStr) -> VfsResult<Bytes> {
+        let inode = self.inode(node)?;
+        let fd = self.fd(&inode)?;
+        let no_data = || VfsError::from(rustix::io::Errno::NODATA);
+        sys::get_xattr(&fd, name.as_bytes())?.ok_or_else(no_data)
+    }
+
+    /// Names of all that the caller may know of, each ended by NUL.
+    pub fn listxattr(&self, caller: Caller, node: u64) -> VfsResult<Vec<u8>> {
+        let inode = self.inode(node)?;
+        let all = sys::list_xattr_raw(&*self.fd(&inode)?)?;
+        if caller.uid == 0 {
+            return Ok(all);
+        }
+        // The daemon sees trusted ones that the caller would not.
+        let mut seen = Vec::with_capacity(all.len());
+        for name in all.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(b"trusted.")) {
+            seen.extend_from_slice(name);
+        }
+        Ok(seen)
+    }
+
+    /// Sets one.
+    pub fn setxattr(&self, caller: Caller, node: u64, name: &OsStr, value: &[u8], flags: i32) -> VfsResult<()> {
+        let flags = XattrFlags::from_bits(flags as u32).ok_or(VfsError::Invalid)?;
+        self.change_xattr(caller, node, name, |fd, before| {
+            sys::set_xattr(fd, name, value, flags)?;
+            // The daemon may keep sgid where the caller may not.
+            let sgid = before.mode & libc::S_ISGID != 0;
+            if name.as_bytes() == ACL_ACCESS && sgid && caller.uid != 0 && !caller.in_group(before.gid) {
+                sys::chmod(fd, sys::stat(fd)?.mode & 0o7777 & !libc::S_ISGID)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes one.
+    pub fn removexattr(&self, caller: Caller, node: u64, name: &OsStr) -> VfsResult<()> {
+        self.change_xattr(caller, node, name, |fd, _| Ok(sys::remove_xattr(fd, name)?))
+    }
+
+    fn change_xattr(
+        &self,
+        caller: Caller,
+        node: u64,
+        name: &OsStr,
+        change: impl FnOnce(&std::os::fd::OwnedFd, &Stat) -> VfsResult<()>,
+    ) -> VfsResult<()> {
+        let inode = self.inode(node)?;
+        let _mark = self.mark(&[MarkCell::File { id: inode.id, block: ATTRIBUTES }])?;
+        let fd = self.fd(&inode)?;
+        let mut state = inode.lock();
+        let before = sys::stat(&fd)?;
+        let slot = (!state.unnamed).then(|| self.journal.reserve());
+        change(&fd, &before)?;
+        state.privileges = Privileges::Unknown;
+        if let Some(slot) = slot {
+            slot.fill(caller.origin(), self.xattr_changes(&inode, &fd, name, &before)?);
+        }
+        Ok(())
+    }
+
+    /// What resulted: an ACL that says no more than the mode is not kept, and one that is kept changes the mode.
+    fn xattr_changes(
+        &self,
+        inode: &Inode,
+        fd: &std::os::fd::OwnedFd,
+        name: &OsStr,
+        before: &Stat,
+    ) -> VfsResult<Changes> {
+        let mut changes = Changes::new();
+        if sys::is_replicated_xattr(name.as_bytes()) {
+            let value = sys::get_xattr(fd, name.as_bytes())?;
+            changes.push(Change::Xattr { id: inode.id, name: Bytes::copy_from_slice(name.as_bytes()), value });
+        }
+        let after = sys::stat(fd)?;
+        if after.mode != before.mode {
+            changes.push(attr_change(inode.id, &after));
+        }
+        Ok(changes)
+    }
+}
