@@ -1,2 +1,76 @@
-//! placeholder
-fn main() {}
+//! `tandem`: asks the daemons of TandemFS, over gRPC only, and says what they said.
+//!
+//! The mounts of this host answer on Unix sockets in the runtime directory, a storage daemon on its TCP port. Nothing is read
+//! from the daemons' files. One subcommand, one file, in [`commands`]; what they share is finding mounts ([`mounts`]),
+//! words and numbers ([`render`]), the JSON contract ([`json`]) and exit codes ([`exit`]).
+
+mod commands;
+mod exit;
+mod json;
+mod mountinfo;
+mod mounts;
+mod output;
+mod render;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use exit::{Exit, Failure};
+
+/// Shows and steers the mounts of TandemFS on this host.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, about, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows each mount: its state, how far the replica is behind, and why.
+    Status(commands::status::Args),
+    /// Shows the status again at each change, until interrupted.
+    Watch(commands::watch::Args),
+    /// Returns when everything done before the call is applied on the replica.
+    Wait(commands::wait::Args),
+    /// Unmounts, and says what the replica does not have yet.
+    Umount(commands::umount::Args),
+    /// Stops sending. Local work goes on.
+    Pause(commands::pause::Args),
+    /// Sends again, after pause.
+    Resume(commands::resume::Args),
+}
+
+impl Command {
+    async fn run(self) -> Result<Exit, Failure> {
+        match self {
+            Command::Status(args) => commands::status::run(args).await,
+            Command::Watch(args) => commands::watch::run(args).await,
+            Command::Wait(args) => commands::wait::run(args).await,
+            Command::Umount(args) => commands::umount::run(args).await,
+            Command::Pause(args) => commands::pause::run(args).await,
+            Command::Resume(args) => commands::resume::run(args).await,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Its only failure is a closed pipe, and then nobody reads.
+            let _ = error.print();
+            return if asked_for { Exit::InSync.into() } else { Exit::Usage.into() };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(Exit::NoAnswer, format!("cannot start: {error}")).report(),
+    };
+    match runtime.block_on(cli.command.run()) {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.report(),
+    }
+}

@@ -26,11 +26,11 @@ pub enum CutError<E> {
     Step(E),
 }
 
+/// Takes the chunks of one read; may end the cutting.
+pub type Step<'a, E> = dyn FnMut(&[Chunk]) -> Result<ControlFlow<()>, E> + 'a;
+
 /// Cuts `file`, handing over the chunks of each read in order. `step` may end it. Returns whether it came to the end.
-pub fn cut<E>(
-    file: &dyn IndexedFile,
-    step: &mut dyn FnMut(&[Chunk]) -> Result<ControlFlow<()>, E>,
-) -> Result<bool, CutError<E>> {
+pub fn cut<E>(file: &dyn IndexedFile, step: &mut Step<'_, E>) -> Result<bool, CutError<E>> {
     let mut buffer = vec![0; READ_BYTES];
     let mut at = 0;
     while let Some((start, end)) = file.next_data(at)? {
@@ -47,7 +47,7 @@ fn cut_run<E>(
     start: u64,
     end: u64,
     buffer: &mut [u8],
-    step: &mut dyn FnMut(&[Chunk]) -> Result<ControlFlow<()>, E>,
+    step: &mut Step<'_, E>,
 ) -> Result<ControlFlow<()>, CutError<E>> {
     let mut found = Vec::new();
     let mut at = start;

@@ -1,0 +1,8 @@
+//! The subcommands, one file each.
+
+pub mod pause;
+pub mod resume;
+pub mod status;
+pub mod umount;
+pub mod wait;
+pub mod watch;

@@ -1,0 +1,124 @@
+//! `tandem status`: one line per volume, details on demand, or JSON.
+
+use std::{path::PathBuf, time::Duration};
+
+use tandem_proto::pb::{StatusReply, StatusRequest, admin_client::AdminClient};
+use tandem_runtime::connect::{Credentials, ServerAddress};
+use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
+
+use crate::{
+    exit::{Exit, Failure},
+    json::Report,
+    mounts::{Daemon, Found, said, select, with_causes},
+    output::{complain, say},
+    render,
+};
+
+/// How long a storage daemon may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Options of `tandem status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Prints JSON; docs/status-json.md describes it.
+    #[arg(long)]
+    json: bool,
+    /// Prints details.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Asks this storage daemon instead of the mounts of this host.
+    #[arg(long, value_name = "HOST[:PORT]", conflicts_with = "mounts")]
+    server: Option<ServerAddress>,
+    /// Mountpoints, or paths on them; default: all mounts of this user.
+    #[arg(value_name = "MOUNT")]
+    mounts: Vec<PathBuf>,
+}
+
+/// Runs it.
+pub async fn run(args: Args) -> Result<Exit, Failure> {
+    match &args.server {
+        Some(server) => of_server(&args, server).await,
+        None => of_mounts(&args).await,
+    }
+}
+
+async fn of_mounts(args: &Args) -> Result<Exit, Failure> {
+    let found = match select(&args.mounts).await {
+        Err(failure) if args.json && args.mounts.is_empty() => {
+            say(&Report::of_mounts(&Found::default(), Exit::NoAnswer).pretty())?;
+            return Err(failure);
+        }
+        other => other?,
+    };
+    let exit = worst(&found);
+    if args.json {
+        say(&Report::of_mounts(&found, exit).pretty())?;
+        return Ok(exit);
+    }
+    let rows: Vec<_> = found.mounts.iter().map(|mount| render::mount_row(&mount.status)).collect();
+    for (line, mount) in render::table(&rows).iter().zip(&found.mounts) {
+        let details = if args.verbose { render::mount_details(mount) } else { Vec::new() };
+        say(&format!("{line}\n{}", render::indented(&render::mount_notes(&mount.status), &details)))?;
+    }
+    for silent in &found.silent {
+        complain(&render::silent_line(silent));
+    }
+    Ok(exit)
+}
+
+/// The exit code of these mounts together.
+pub fn worst(found: &Found) -> Exit {
+    let answered = found.mounts.iter().map(|mount| Exit::of_mount(&mount.status)).max().unwrap_or(Exit::InSync);
+    if found.silent.is_empty() { answered } else { answered.max(Exit::NoAnswer) }
+}
+
+async fn of_server(args: &Args, server: &ServerAddress) -> Result<Exit, Failure> {
+    let reply = ask_server(server).await?;
+    let daemon = Daemon::of(&reply);
+    let exit = reply.volumes.iter().map(Exit::of_volume).max().unwrap_or(Exit::InSync);
+    if args.json {
+        say(&Report::of_volumes(&daemon, &reply.volumes, exit).pretty())?;
+        return Ok(exit);
+    }
+    if reply.volumes.is_empty() {
+        say(&format!("{server} has no volume yet; the first mount makes one\n"))?;
+    }
+    let rows: Vec<_> = reply.volumes.iter().map(render::volume_row).collect();
+    for (line, volume) in render::table(&rows).iter().zip(&reply.volumes) {
+        let details = if args.verbose { render::volume_details(volume) } else { Vec::new() };
+        say(&format!("{line}\n{}", render::indented(&render::volume_notes(volume), &details)))?;
+    }
+    if args.verbose {
+        say(&format!("{server}: {}\n", render::daemon(&daemon)))?;
+    }
+    Ok(exit)
+}
+
+type Client = AdminClient<InterceptedService<Channel, Credentials>>;
+
+async fn ask_server(server: &ServerAddress) -> Result<StatusReply, Failure> {
+    if !server.is_loopback() {
+        let message = format!(
+            "{server} is not this machine, and without TLS only loopback is asked; run tandem on the storage host"
+        );
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    let silent = |why: String| {
+        let message = format!("storage daemon {server} does not answer: {why}; is tandem-storaged running there?");
+        Failure::new(Exit::NoAnswer, message)
+    };
+    let endpoint = server.endpoint(ANSWER_TIMEOUT).map_err(|error| silent(with_causes(&error)))?;
+    let channel = endpoint.timeout(ANSWER_TIMEOUT).connect().await.map_err(|error| silent(with_causes(&error)))?;
+    let mut client: Client = AdminClient::with_interceptor(channel, server.credentials());
+    match client.status(StatusRequest::default()).await {
+        Ok(reply) => Ok(reply.into_inner()),
+        Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+            let message = format!(
+                "storage daemon {server} refuses: {}; run this as the user who runs tandem-storaged",
+                said(&status)
+            );
+            Err(Failure::new(Exit::NoAnswer, message))
+        }
+        Err(status) => Err(silent(said(&status))),
+    }
+}

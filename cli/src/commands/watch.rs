@@ -1,0 +1,82 @@
+//! `tandem watch`: the status of each mount again at each change.
+
+use std::path::PathBuf;
+
+use tandem_proto::pb::WatchRequest;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use crate::{
+    exit::{Exit, Failure},
+    json::Report,
+    mounts::{Found, Mount, said, select},
+    output::{complain, say},
+    render,
+};
+
+/// Changes that wait to be printed. When the terminal is slower, the daemons wait, and send the newest.
+const WAITING_MAX: usize = 16;
+
+/// Options of `tandem watch`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Prints JSON, one object a line; docs/status-json.md describes it.
+    #[arg(long)]
+    json: bool,
+    /// At most one line in so many milliseconds for each mount.
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u32).range(50..))]
+    interval: u32,
+    /// Mountpoints, or paths on them; default: all mounts of this user.
+    #[arg(value_name = "MOUNT")]
+    mounts: Vec<PathBuf>,
+}
+
+/// Runs until interrupted, or until no watched daemon is left.
+pub async fn run(args: Args) -> Result<Exit, Failure> {
+    let found = select(&args.mounts).await?;
+    for silent in &found.silent {
+        complain(&render::silent_line(silent));
+    }
+    let (send, mut changes) = mpsc::channel(WAITING_MAX);
+    let mut watchers = JoinSet::new();
+    for mount in found.mounts {
+        watchers.spawn(watch(mount, args.interval, send.clone()));
+    }
+    drop(send);
+    let mut last = std::collections::HashMap::new();
+    while let Some(mount) = changes.recv().await {
+        let text = if args.json {
+            let exit = Exit::of_mount(&mount.status);
+            Report::of_mounts(&Found { mounts: vec![mount.clone()], silent: Vec::new() }, exit).line()
+        } else {
+            let lines = render::table(&[render::mount_row(&mount.status)]);
+            format!("{}\n{}", lines.join("\n"), render::indented(&render::mount_notes(&mount.status), &[]))
+        };
+        if last.insert(mount.socket, text.clone()).as_ref() != Some(&text) {
+            say(&text)?;
+        }
+    }
+    Err(Failure::new(Exit::NoAnswer, "no watched daemon is left"))
+}
+
+async fn watch(mut mount: Mount, interval_ms: u32, changes: mpsc::Sender<Mount>) {
+    let place = mount.status.mountpoint.clone();
+    let request = WatchRequest { volume: mount.status.volume.clone(), interval_ms };
+    let mut stream = match mount.admin().watch(request).await {
+        Ok(reply) => reply.into_inner(),
+        Err(status) => return complain(&format!("{place}: {}", said(&status))),
+    };
+    loop {
+        match stream.message().await {
+            Ok(Some(reply)) => {
+                for status in reply.mounts {
+                    mount.status = status;
+                    if changes.send(mount.clone()).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Ok(None) => return complain(&format!("{place}: its daemon has ended")),
+            Err(status) => return complain(&format!("{place}: its daemon has ended: {}", said(&status))),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The JSON of `status` and `watch`: a stable contract, described in `docs/status-json.md`.
+//!
+//! The structs here are the contract, not the protobuf messages, so that the wire may change without breaking scripts. Fields
+//! are added, never renamed, removed or given another meaning without a higher [`VERSION`].
+
+use serde::Serialize;
+use tandem_proto::{ids::hex, pb};
+
+use crate::{
+    exit::Exit,
+    mounts::{Daemon, Found, Mount, Silent},
+};
+
+/// Version of the contract.
+pub const VERSION: u32 = 1;
+
+/// The whole answer.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    version: u32,
+    exit_code: u8,
+    mounts: Vec<MountReport>,
+    volumes: Vec<VolumeReport>,
+    unanswered: Vec<Unanswered>,
+}
+
+#[derive(Debug, Serialize)]
+struct DaemonReport {
+    version: String,
+    pid: u32,
+    started_ns: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct PositionReport {
+    epoch: u64,
+    seq: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ProgressReport {
+    what: String,
+    files_done: u64,
+    files_total: u64,
+    bytes_done: u64,
+    bytes_total: u64,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct WorkerReport {
+    name: String,
+    state: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Unanswered {
+    place: String,
+    reason: String,
+    dead_mount: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct MountReport {
+    volume: String,
+    server: String,
+    mountpoint: String,
+    backing: String,
+    in_sync: bool,
+    state: String,
+    reason: String,
+    position: PositionReport,
+    durable: u64,
+    applied: u64,
+    ops_behind: u64,
+    bytes_behind: u64,
+    lag_seconds: f64,
+    window_bytes: u64,
+    window_limit_bytes: u64,
+    dirty_cells: u64,
+    dirty_bytes: u64,
+    marks_hot: u64,
+    mark_writes: u64,
+    resync_rounds: u64,
+    listed_dirs: u64,
+    stat_nodes: u64,
+    sent_bytes: u64,
+    received_bytes: u64,
+    progress: Option<ProgressReport>,
+    workers: Vec<WorkerReport>,
+    not_crossed: Vec<String>,
+    bypass: Vec<String>,
+    cache_mode: String,
+    fsync_mode: String,
+    state_dir: String,
+    last_error: String,
+    daemon: DaemonReport,
+}
+
+#[derive(Debug, Serialize)]
+struct VolumeReport {
+    volume: String,
+    directory: String,
+    in_sync: bool,
+    state: String,
+    reason: String,
+    empty: bool,
+    position: PositionReport,
+    received: u64,
+    durable: u64,
+    applied: u64,
+    client: String,
+    attached_ns: i64,
+    log_bytes: u64,
+    inodes: u64,
+    index_files: u64,
+    index_chunks: u64,
+    index_behind: u64,
+    progress: Option<ProgressReport>,
+    workers: Vec<WorkerReport>,
+    volume_id: String,
+    replica_id: String,
+    last_error: String,
+    daemon: DaemonReport,
+}
+
+impl Report {
+    /// Of the mounts of this host.
+    pub fn of_mounts(found: &Found, exit: Exit) -> Report {
+        Report {
+            version: VERSION,
+            exit_code: exit.code(),
+            mounts: found.mounts.iter().map(mount).collect(),
+            volumes: Vec::new(),
+            unanswered: found.silent.iter().map(unanswered).collect(),
+        }
+    }
+
+    /// Of the volumes of a storage daemon.
+    pub fn of_volumes(daemon: &Daemon, volumes: &[pb::VolumeStatus], exit: Exit) -> Report {
+        Report {
+            version: VERSION,
+            exit_code: exit.code(),
+            mounts: Vec::new(),
+            volumes: volumes.iter().map(|status| volume(daemon, status)).collect(),
+            unanswered: Vec::new(),
+        }
+    }
+
+    /// As one line.
+    pub fn line(&self) -> String {
+        let mut text = serde_json::to_string(self).expect("the report has string keys only");
+        text.push('\n');
+        text
+    }
+
+    /// As people read it.
+    pub fn pretty(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("the report has string keys only");
+        text.push('\n');
+        text
+    }
+}
+
+fn daemon(daemon: &Daemon) -> DaemonReport {
+    DaemonReport { version: daemon.version.clone(), pid: daemon.pid, started_ns: daemon.started_ns }
+}
+
+fn progress(progress: &pb::Progress) -> ProgressReport {
+    ProgressReport {
+        what: progress.what.clone(),
+        files_done: progress.files_done,
+        files_total: progress.files_total,
+        bytes_done: progress.bytes_done,
+        bytes_total: progress.bytes_total,
+        seconds: finite(progress.seconds),
+    }
+}
+
+/// JSON has no other numbers.
+fn finite(number: f64) -> f64 {
+    if number.is_finite() { number } else { 0.0 }
+}
+
+fn workers(workers: &[pb::Worker]) -> Vec<WorkerReport> {
+    workers.iter().map(|worker| WorkerReport { name: worker.name.clone(), state: worker.state.clone() }).collect()
+}
+
+fn unanswered(silent: &Silent) -> Unanswered {
+    Unanswered {
+        place: silent.place.to_string_lossy().into_owned(),
+        reason: silent.reason.clone(),
+        dead_mount: silent.dead_mount,
+    }
+}
+
+fn mount(mount: &Mount) -> MountReport {
+    let status = mount.status.clone();
+    MountReport {
+        in_sync: Exit::of_mount(&status) == Exit::InSync,
+        position: PositionReport { epoch: status.epoch, seq: status.seq },
+        progress: status.progress.as_ref().map(progress),
+        workers: workers(&status.workers),
+        daemon: daemon(&mount.daemon),
+        volume: status.volume,
+        server: status.server,
+        mountpoint: status.mountpoint,
+        backing: status.backing,
+        state: status.state,
+        reason: status.reason,
+        durable: status.durable,
+        applied: status.applied,
+        ops_behind: status.ops_behind,
+        bytes_behind: status.bytes_behind,
+        lag_seconds: finite(status.lag_seconds),
+        window_bytes: status.window_bytes,
+        window_limit_bytes: status.window_limit_bytes,
+        dirty_cells: status.dirty_cells,
+        dirty_bytes: status.dirty_bytes,
+        marks_hot: status.marks_hot,
+        mark_writes: status.mark_writes,
+        resync_rounds: status.resync_rounds,
+        listed_dirs: status.listed_dirs,
+        stat_nodes: status.stat_nodes,
+        sent_bytes: status.sent_bytes,
+        received_bytes: status.received_bytes,
+        not_crossed: status.not_crossed,
+        bypass: status.bypass,
+        cache_mode: status.cache_mode,
+        fsync_mode: status.fsync_mode,
+        state_dir: status.state_dir,
+        last_error: status.last_error,
+    }
+}
+
+fn volume(of: &Daemon, status: &pb::VolumeStatus) -> VolumeReport {
+    let position = status.position.clone().unwrap_or_default();
+    let status = status.clone();
+    VolumeReport {
+        in_sync: Exit::of_volume(&status) == Exit::InSync,
+        position: PositionReport { epoch: position.epoch, seq: position.seq },
+        progress: status.progress.as_ref().map(progress),
+        workers: workers(&status.workers),
+        volume_id: hex(&status.volume_id),
+        replica_id: hex(&status.replica_id),
+        daemon: daemon(of),
+        volume: status.volume,
+        directory: status.directory,
+        state: status.state,
+        reason: status.reason,
+        empty: status.empty,
+        received: status.received,
+        durable: status.durable,
+        applied: status.applied,
+        client: status.client,
+        attached_ns: status.attached_ns,
+        log_bytes: status.log_bytes,
+        inodes: status.inodes,
+        index_files: status.index_files,
+        index_chunks: status.index_chunks,
+        index_behind: status.index_behind,
+        last_error: status.last_error,
+    }
+}

@@ -1,0 +1,267 @@
+//! Status as people read it: one line a volume, details on demand.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tandem_proto::pb::{MountStatus, Progress, VolumeStatus, Worker};
+
+use crate::mounts::{Daemon, Mount, Silent};
+
+/// Bytes with a unit.
+pub fn bytes(count: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = units[0];
+    for next in &units[1..] {
+        if value < 1023.95 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    format!("{value:.1} {unit}")
+}
+
+/// A span of time with a unit.
+pub fn seconds(span: f64) -> String {
+    match span {
+        _ if !span.is_finite() || span <= 0.0 => "0 ms".to_owned(),
+        _ if span < 1.0 => format!("{:.0} ms", (span * 1000.0).max(1.0)),
+        _ if span < 60.0 => format!("{span:.1} s"),
+        _ if span < 3600.0 => format!("{:.0} min", span / 60.0),
+        _ if span < 172_800.0 => format!("{:.1} h", span / 3600.0),
+        _ => format!("{:.1} d", span / 86_400.0),
+    }
+}
+
+/// A number and its noun.
+fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// Progress in a few words.
+pub fn progress(progress: &Progress) -> String {
+    let mut out = progress.what.clone();
+    let known = progress.files_total.max(progress.files_done);
+    let _ = write!(out, " {} of {} files", progress.files_done, known);
+    if progress.bytes_total > 0 {
+        let _ = write!(out, ", {} of {}", bytes(progress.bytes_done), bytes(progress.bytes_total));
+    } else if progress.bytes_done > 0 {
+        let _ = write!(out, ", {}", bytes(progress.bytes_done));
+    }
+    let _ = write!(out, ", {}", seconds(progress.seconds));
+    out
+}
+
+/// The cells of a mount's line.
+pub fn mount_row(status: &MountStatus) -> Vec<String> {
+    let mut behind = format!("{} behind", count(status.ops_behind, "op", "ops"));
+    if status.bytes_behind > 0 {
+        let _ = write!(behind, " ({})", bytes(status.bytes_behind));
+    }
+    let fsync = format!("fsync={}", status.fsync_mode);
+    vec![
+        status.volume.clone(),
+        status.mountpoint.clone(),
+        status.state.clone(),
+        behind,
+        seconds(status.lag_seconds),
+        fsync,
+    ]
+}
+
+/// The cells of the line of a storage daemon's volume.
+pub fn volume_row(status: &VolumeStatus) -> Vec<String> {
+    let writer = if status.client.is_empty() { "no writer".to_owned() } else { format!("from {}", status.client) };
+    let behind = status.durable.saturating_sub(status.applied);
+    vec![
+        status.volume.clone(),
+        status.directory.clone(),
+        status.state.clone(),
+        format!("{} to apply", count(behind, "op", "ops")),
+        writer,
+    ]
+}
+
+/// Rows as lines whose columns stand below each other.
+pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+/// What every reader must see below a mount's line: why it is not in order.
+pub fn mount_notes(status: &MountStatus) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(running) = &status.progress {
+        notes.push(progress(running));
+    }
+    if !status.reason.is_empty() {
+        notes.push(status.reason.clone());
+    }
+    notes
+}
+
+/// The same for a volume.
+pub fn volume_notes(status: &VolumeStatus) -> Vec<String> {
+    let mut notes = Vec::new();
+    if status.empty {
+        notes.push("nothing was published yet: the first sync is not complete".to_owned());
+    }
+    if let Some(running) = &status.progress {
+        notes.push(progress(running));
+    }
+    if !status.reason.is_empty() {
+        notes.push(status.reason.clone());
+    }
+    notes
+}
+
+/// One line about what does not answer.
+pub fn silent_line(silent: &Silent) -> String {
+    format!("{}  does not answer: {}", silent.place.display(), silent.reason)
+}
+
+/// The details of a mount, a label and a text each.
+pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
+    let status = &mount.status;
+    let mut details = vec![
+        ("server", status.server.clone()),
+        ("backing", status.backing.clone()),
+        (
+            "position",
+            format!("{}:{}, durable {}, applied {}", status.epoch, status.seq, status.durable, status.applied),
+        ),
+        ("window", format!("{} of {}", bytes(status.window_bytes), bytes(status.window_limit_bytes))),
+        ("dirty set", format!("{}, {}", count(status.dirty_cells, "cell", "cells"), bytes(status.dirty_bytes))),
+        ("marks", format!("{} hot, {} written", status.marks_hot, status.mark_writes)),
+        (
+            "resyncs",
+            format!(
+                "{}, {} listed, {} read",
+                count(status.resync_rounds, "round", "rounds"),
+                count(status.listed_dirs, "directory", "directories"),
+                count(status.stat_nodes, "inode", "inodes")
+            ),
+        ),
+        ("wire", format!("{} sent, {} received", bytes(status.sent_bytes), bytes(status.received_bytes))),
+        ("modes", format!("cache={} fsync={}", status.cache_mode, status.fsync_mode)),
+        ("state", status.state_dir.clone()),
+        ("daemon", daemon(&mount.daemon)),
+    ];
+    details.extend(status.not_crossed.iter().map(|path| ("not crossed", path.clone())));
+    details.extend(status.bypass.iter().map(|process| ("bypassed by", process.clone())));
+    details.extend(workers(&status.workers));
+    if !status.last_error.is_empty() {
+        details.push(("last error", status.last_error.clone()));
+    }
+    details
+}
+
+/// The details of a storage daemon's volume.
+pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
+    let mut details = vec![
+        (
+            "position",
+            format!(
+                "epoch {}, received {}, durable {}, applied {}",
+                status.epoch, status.received, status.durable, status.applied
+            ),
+        ),
+        ("inodes", status.inodes.to_string()),
+        ("log", bytes(status.log_bytes)),
+        (
+            "index",
+            format!(
+                "{}, {}, {} waiting",
+                count(status.index_files, "file", "files"),
+                count(status.index_chunks, "chunk", "chunks"),
+                status.index_behind
+            ),
+        ),
+    ];
+    if status.attached_ns > 0 {
+        details.push(("attached", format!("{} ago", age(status.attached_ns))));
+    }
+    details.extend(workers(&status.workers));
+    if !status.last_error.is_empty() {
+        details.push(("last error", status.last_error.clone()));
+    }
+    details
+}
+
+/// A daemon in a few words.
+pub fn daemon(daemon: &Daemon) -> String {
+    format!("pid {}, version {}, started {} ago", daemon.pid, daemon.version, age(daemon.started_ns))
+}
+
+/// Details and notes as indented lines.
+pub fn indented(notes: &[String], details: &[(&'static str, String)]) -> String {
+    let mut out = String::new();
+    for note in notes {
+        let _ = writeln!(out, "    {note}");
+    }
+    for (label, text) in details.iter().filter(|(_, text)| !text.is_empty()) {
+        let _ = writeln!(out, "    {label:<12}{text}");
+    }
+    out
+}
+
+fn workers(workers: &[Worker]) -> impl Iterator<Item = (&'static str, String)> + '_ {
+    workers.iter().map(|worker| ("worker", format!("{}: {}", worker.name, worker.state)))
+}
+
+fn age(since_ns: i64) -> String {
+    let since = UNIX_EPOCH + Duration::from_nanos(u64::try_from(since_ns).unwrap_or(0));
+    seconds(SystemTime::now().duration_since(since).unwrap_or_default().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use tandem_proto::pb::MountStatus;
+
+    use super::{bytes, mount_row, seconds, table};
+
+    #[test]
+    fn numbers_have_units_that_people_read() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
+        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        assert_eq!(seconds(0.0), "0 ms");
+        assert_eq!(seconds(0.0042), "4 ms");
+        assert_eq!(seconds(1e-9), "1 ms");
+        assert_eq!(seconds(90.0), "2 min");
+        assert_eq!(seconds(f64::NAN), "0 ms");
+    }
+
+    #[test]
+    fn a_mount_is_one_line() {
+        let status = MountStatus {
+            volume: "work".to_owned(),
+            mountpoint: "/home/u/work".to_owned(),
+            state: "live".to_owned(),
+            lag_seconds: 0.004,
+            fsync_mode: "local".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(table(&[mount_row(&status)]), ["work  /home/u/work  live  0 ops behind  4 ms  fsync=local"]);
+    }
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let rows = [vec!["a".to_owned(), "b".to_owned()], vec!["long".to_owned(), "c".to_owned()]];
+        assert_eq!(table(&rows), ["a     b", "long  c"]);
+    }
+}
