@@ -1,86 +1,306 @@
-//! The commit: marks before a change, a numbered slot during it, the op in the window after it.
+//! The commit: what stands between a change on the backing directory and its way to the replica.
+//!
+//! ```text
+//!   vfs ── mark ──► marks ──cold──► activity log (durable)          link ◄─ take ── window ◄── fill ── vfs
+//!    │               ▲  ▲                                             │               │ overflow
+//!    └─ reserve ► slot  └── clear ◄── durable, synced backing         └─ ack ─► trim  └─► dirty set ─ freeze ─► resync
+//! ```
+//! One mutex guards window, dirty set and marks, so that a freeze, an overflow and a fill have one order; no I/O happens under it.
+//! The activity log has its own lock, taken before that one; who holds it writes for everybody who waits (group commit).
+//!
+//! What must hold: a cell that may differ from the replica is in the window, in the dirty set or in what a resync under way has taken
+//! from them; and it is covered by a mark on disk.
 
-use smallvec::SmallVec;
-use tandem_proto::{Changes, InodeId, Origin, Seq};
+pub mod activity_log;
+pub mod dirty;
+pub mod intervals;
+pub mod marks;
+mod replica;
+mod types;
+pub mod window;
 
-/// What a mark of the activity log covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum MarkCell {
-    /// The names of a directory, its attributes, and every object born in it while it is marked, recursively.
-    Dir(InodeId),
-    /// [`tandem_proto::limits::MARK_BLOCK`] bytes of a file; [`ATTRIBUTES`] is its attributes, xattrs and size.
-    File {
-        /// The inode.
-        id: InodeId,
-        /// Offset divided by the block length.
-        block: u64,
-    },
+use std::{
+    collections::BTreeMap,
+    io, mem,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tandem_proto::{Change, Changes, Epoch, Op, Origin, Position, Seq};
+use tokio::sync::{Notify, watch};
+
+pub use self::types::{
+    ATTRIBUTES, CommitError, CommitFacts, Frozen, MarkCell, MarkCells, Moved, Watermarks,
+};
+use self::{
+    activity_log::{ActivityLog, Header, Record, Recovered},
+    dirty::DirtySet,
+    marks::{Check, MarkRecord, Marks, Pins},
+    window::Window,
+};
+
+type Done = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
+
+struct Waiter {
+    deadline: Option<Instant>,
+    done: Done,
 }
 
-/// The block number that means an inode's attributes, xattrs and size.
-pub const ATTRIBUTES: u64 = u64::MAX;
-
-/// The cells of one op.
-pub type MarkCells = SmallVec<[MarkCell; 4]>;
-
-/// Why a change may not go on, or cannot be promised.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum CommitError {
-    /// The activity log could not be written: the change must not happen. EIO.
-    #[error("the activity log cannot be written: {0}; look at the disk of the state directory")]
-    ActivityLog(String),
-    /// A newer writer fenced this mount. EROFS.
-    #[error("this mount is fenced: {0}")]
-    Fenced(String),
-    /// Not durable on the replica within the fsync timeout. EIO.
-    #[error("not durable on the replica within {0} s: {1}")]
-    Timeout(u64, String),
-    /// The daemon stops. EIO.
-    #[error("the daemon is stopping")]
-    Stopping,
+struct Inner {
+    window: Window,
+    /// What differs and no resync has taken.
+    dirty: DirtySet,
+    /// What the resync under way has taken; back to `dirty` if it fails.
+    frozen: Option<DirtySet>,
+    marks: Marks,
+    /// Begun marks that wait to be written.
+    mark_queue: Vec<MarkRecord>,
+    header: Header,
+    /// Position of `durable`, with its chain, once this run published.
+    durable: Option<Position>,
+    applied: Option<Seq>,
+    epoch: Epoch,
+    waiters: BTreeMap<Seq, Vec<Waiter>>,
+    /// Collected while a resync still lists directories.
+    moved: Option<Vec<Moved>>,
+    fenced: Option<String>,
+    stopping: bool,
 }
 
-/// Shared by FUSE threads, link and resync: `Arc<Commit>`.
+/// Shared by FUSE threads, link and resync: `Arc<Commit>`. See the module.
 pub struct Commit {
-    _private: (),
+    inner: Mutex<Inner>,
+    /// `None` in tests that look at order only.
+    log: Mutex<Option<ActivityLog>>,
+    read_only: AtomicBool,
+    fsync_timeout: Option<Duration>,
+    begun: Instant,
+    /// Something was filled, or the window overflowed.
+    filled: Notify,
+    watermarks: watch::Sender<Watermarks>,
+    mark_writes: std::sync::atomic::AtomicU64,
 }
 
-/// Keeps marks from being cleared until it is dropped.
+/// Keeps marks from being cleared until it is dropped; drop it after the op's slot is filled.
+#[must_use]
 pub struct MarkGuard<'a> {
-    _commit: &'a Commit,
+    commit: &'a Commit,
+    pins: Pins,
 }
 
 /// A reserved place in the order of ops. Dropped without [`Slot::fill`] it is void.
+#[must_use]
 pub struct Slot<'a> {
-    _commit: &'a Commit,
+    commit: &'a Commit,
     seq: Seq,
+    filled: bool,
 }
 
 impl Commit {
+    /// A commit over the activity log at `path`, which is made if there is none. Returns what it said: the caller makes a dirty set of it.
+    pub fn open(path: &Path, window_bytes: usize, fsync_timeout: Option<Duration>) -> io::Result<(Commit, Option<Recovered>)> {
+        let (log, recovered) = match ActivityLog::open(path)? {
+            Some((log, recovered)) => (log, Some(recovered)),
+            None => (ActivityLog::create(path, Header::default())?, None),
+        };
+        let (marks, header) = match &recovered {
+            Some(recovered) => (Marks::recovered(&recovered.marks), recovered.header),
+            None => (Marks::default(), Header::default()),
+        };
+        Ok((Self::with(Some(log), marks, header, window_bytes, fsync_timeout), recovered))
+    }
+
+    /// A commit in memory only, for tests of order and convergence.
+    pub fn in_memory(window_bytes: usize) -> Commit {
+        Self::with(None, Marks::default(), Header::default(), window_bytes, None)
+    }
+
+    fn with(
+        log: Option<ActivityLog>,
+        marks: Marks,
+        header: Header,
+        window_bytes: usize,
+        fsync_timeout: Option<Duration>,
+    ) -> Commit {
+        Commit {
+            inner: Mutex::new(Inner {
+                window: Window::new(window_bytes),
+                dirty: DirtySet::default(),
+                frozen: None,
+                marks,
+                mark_queue: Vec::new(),
+                header,
+                durable: None,
+                applied: None,
+                epoch: Epoch(0),
+                waiters: BTreeMap::new(),
+                moved: None,
+                fenced: None,
+                stopping: false,
+            }),
+            log: Mutex::new(log),
+            read_only: AtomicBool::new(false),
+            fsync_timeout,
+            begun: Instant::now(),
+            filled: Notify::new(),
+            watermarks: watch::Sender::new(Watermarks::default()),
+            mark_writes: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
     /// Step 1 of a change. Returns at once when all cells are hot (or covered by the mark of the directory they were born in);
     /// else makes their marks durable. Blocks on the local disk only.
-    pub fn mark(&self, _cells: &[MarkCell]) -> Result<MarkGuard<'_>, CommitError> {
-        Ok(MarkGuard { _commit: self })
+    pub fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<'_>, CommitError> {
+        loop {
+            {
+                let mut inner = self.inner.lock();
+                if let Some(reason) = &inner.fenced {
+                    return Err(CommitError::Fenced(reason.clone()));
+                }
+                let now = self.begun.elapsed();
+                match inner.marks.check(cells, now) {
+                    Check::Covered(pins) => return Ok(MarkGuard { commit: self, pins }),
+                    Check::Cold(cold) => {
+                        let (since, since_seq) = inner.born_since_now();
+                        let records = inner.marks.begin(&cold, since, since_seq, now);
+                        inner.mark_queue.extend(records);
+                    }
+                }
+            }
+            self.write_marks_durably()?;
+        }
+    }
+
+    /// Writes the begun marks of everybody who waits, in one write.
+    fn write_marks_durably(&self) -> Result<(), CommitError> {
+        let mut log = self.log.lock();
+        let group = mem::take(&mut self.inner.lock().mark_queue);
+        if group.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<Record> = group.iter().map(|record| Record::Mark(*record)).collect();
+        let result = self.append_durably(&mut log, &records);
+        let mut inner = self.inner.lock();
+        match result {
+            Ok(()) => {
+                inner.marks.written(&group);
+                Ok(())
+            }
+            Err(error) => {
+                inner.marks.failed(&group);
+                Err(CommitError::ActivityLog(error.to_string()))
+            }
+        }
+    }
+
+    fn append_durably(&self, log: &mut Option<ActivityLog>, records: &[Record]) -> io::Result<()> {
+        let Some(log) = log else { return Ok(()) };
+        self.mark_writes.fetch_add(1, Ordering::Relaxed);
+        log.append_durably(records, || {
+            let inner = self.inner.lock();
+            let marks = inner.marks.records().into_iter().map(Record::Mark);
+            std::iter::once(Record::Header(inner.header)).chain(marks).collect()
+        })
     }
 
     /// Step 2, with the cells' locks held, before the system call. Never blocks.
     pub fn reserve(&self) -> Slot<'_> {
-        Slot { _commit: self, seq: Seq(1) }
+        let seq = self.inner.lock().window.reserve();
+        Slot { commit: self, seq, filled: false }
     }
 
     /// The highest seq that was handed out.
     pub fn last_reserved(&self) -> Seq {
-        Seq(0)
+        self.inner.lock().window.last_reserved()
     }
 
     /// Calls `done` (from another thread, or at once) when everything up to `seq` is durable on the replica, or with why not.
-    pub fn when_durable(&self, _seq: Seq, done: Box<dyn FnOnce(Result<(), CommitError>) + Send>) {
-        done(Ok(()));
+    pub fn when_durable(&self, seq: Seq, done: Box<dyn FnOnce(Result<(), CommitError>) + Send>) {
+        let refused = {
+            let mut inner = self.inner.lock();
+            if inner.durable.is_some_and(|durable| durable.seq >= seq) {
+                Ok(())
+            } else if let Some(reason) = &inner.fenced {
+                Err(CommitError::Fenced(reason.clone()))
+            } else if inner.stopping {
+                Err(CommitError::Stopping)
+            } else {
+                let deadline = self.fsync_timeout.map(|timeout| Instant::now() + timeout);
+                inner.waiters.entry(seq).or_default().push(Waiter { deadline, done });
+                return;
+            }
+        };
+        done(refused);
     }
 
     /// Whether mutating calls must be refused with EROFS (fenced).
     pub fn read_only(&self) -> bool {
-        false
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Figures for status.
+    pub fn facts(&self) -> CommitFacts {
+        let inner = self.inner.lock();
+        let frozen = inner.frozen.as_ref();
+        CommitFacts {
+            reserved: inner.window.last_reserved(),
+            filled: inner.window.filled(),
+            watermarks: *self.watermarks.borrow(),
+            epoch: inner.epoch.0,
+            window_bytes: inner.window.bytes(),
+            window_limit_bytes: inner.window.limit_bytes(),
+            keeping: inner.window.is_keeping(),
+            dirty_cells: inner.dirty.cells() + frozen.map_or(0, DirtySet::cells),
+            dirty_bytes: inner.dirty.bytes() + frozen.map_or(0, DirtySet::bytes),
+            marks: inner.marks.len(),
+            mark_writes: self.mark_writes.load(Ordering::Relaxed),
+            oldest_time_ns: inner.window.oldest_time_ns(),
+        }
+    }
+
+    fn fill(&self, op: Op) {
+        {
+            let mut inner = self.inner.lock();
+            inner.marks.handle_op(op.seq, &op.changes);
+            inner.note_moves(&op.changes);
+            let dropped = inner.window.fill(op);
+            for op in dropped {
+                inner.dirty.insert_op(&op);
+            }
+        }
+        self.filled.notify_one();
+    }
+}
+
+impl Inner {
+    /// From which position on births in a mark made now are covered by it. The replica numbers births of this run only once this run
+    /// has published; before that the floor is a bound that is never too late.
+    fn born_since_now(&self) -> (Position, Seq) {
+        let reserved = self.window.last_reserved();
+        match self.durable {
+            Some(durable) => (Position { epoch: durable.epoch, seq: reserved, chain: durable.chain }, reserved),
+            None => (self.header.floor, reserved),
+        }
+    }
+
+    fn note_moves(&mut self, changes: &Changes) {
+        let Some(moved) = &mut self.moved else { return };
+        for change in changes {
+            let Change::Entry { dir, name, new: Some(new), .. } = change else { continue };
+            let born_here = changes.iter().any(|other| matches!(other, Change::Birth { id, .. } if id == new));
+            if !born_here {
+                moved.push(Moved { dir: *dir, name: name.clone() });
+            }
+        }
+    }
+
+    /// Takes the waiters that `durable` satisfies.
+    fn satisfied(&mut self) -> Vec<Waiter> {
+        let Some(durable) = self.durable else { return Vec::new() };
+        let later = self.waiters.split_off(&durable.seq.next());
+        mem::replace(&mut self.waiters, later).into_values().flatten().collect()
     }
 }
 
@@ -91,8 +311,30 @@ impl Slot<'_> {
     }
 
     /// Step 3, still under the locks: what happened.
-    pub fn fill(self, _origin: Origin, _changes: Changes) {}
+    pub fn fill(mut self, origin: Origin, changes: Changes) {
+        self.filled = true;
+        self.commit.fill(Op { seq: self.seq, origin, changes });
+    }
 
     /// Nothing happened (the system call failed).
     pub fn void(self) {}
 }
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.commit.fill(Op { seq: self.seq, origin: Origin::default(), changes: Changes::new() });
+        }
+    }
+}
+
+impl Drop for MarkGuard<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.commit.inner.lock();
+        let last = inner.window.last_reserved();
+        inner.marks.unpin(&self.pins, last);
+    }
+}
+
+#[cfg(test)]
+mod tests;

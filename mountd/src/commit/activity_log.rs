@@ -1,0 +1,441 @@
+//! The activity log: the marks on disk, so that a crash leaves a list of what may differ.
+//!
+//! One file of framed records (`tandem_runtime::frame`), preallocated with zeroes and written in aligned blocks with
+//! `O_DIRECT | O_DSYNC` (without `O_DIRECT` where the file system has none), so that a group commit is one write of one block.
+//!
+//! ```text
+//! Header (volume, replica, floor) | Mark … | Header … | Clear … | zeroes
+//! ```
+//! The last header counts. When the file is full, the live marks are written to a new one that replaces it. A torn tail ends the
+//! log; a damaged record with good ones behind it means that marks may be missing, and then everything counts as dirty.
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use tandem_proto::{Chain, Epoch, InodeId, Position, Seq, Uuid};
+use tandem_runtime::{
+    durable,
+    frame::{self, Parsed},
+};
+
+use crate::commit::{
+    MarkCell,
+    marks::{Generation, MarkRecord},
+};
+
+/// Alignment and unit of writes.
+const BLOCK: usize = 4096;
+/// Least length of the file: some 10,000 marks between two compactions.
+const FILE_MIN: usize = 1 << 20;
+/// A write is at most this long; more is split.
+const WRITE_MAX: usize = 256 << 10;
+const KIND_HEADER: u8 = 1;
+const KIND_MARK: u8 = 2;
+const KIND_CLEAR: u8 = 3;
+const RECORD_VERSION: u8 = 1;
+/// Clears in one record.
+const CLEARS_MAX: usize = 256;
+
+/// Whose marks these are, and up to where the client relies on the replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Header {
+    /// The volume; zero before the first attach.
+    pub volume_id: Uuid,
+    /// The replica; zero before the first attach.
+    pub replica_id: Uuid,
+    /// Durable before any mark at or below it is cleared.
+    pub floor: Position,
+}
+
+/// What is appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A new header.
+    Header(Header),
+    /// A mark.
+    Mark(MarkRecord),
+    /// These generations are cold.
+    Clear(Vec<Generation>),
+}
+
+/// What was found when the log was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The last header.
+    pub header: Header,
+    /// Marks that were not cleared.
+    pub marks: Vec<MarkRecord>,
+    /// The log is damaged, so marks may be missing: everything is dirty.
+    pub damaged: bool,
+}
+
+/// The open log.
+#[derive(Debug)]
+pub struct ActivityLog {
+    path: PathBuf,
+    file: File,
+    len: usize,
+    /// Where the tail's block begins in the file.
+    block_start: usize,
+    /// Bytes of the block that is being filled.
+    tail: Vec<u8>,
+    generation: u32,
+    writes: u64,
+}
+
+impl ActivityLog {
+    /// Makes a new log with this header, replacing what was there.
+    pub fn create(path: &Path, header: Header) -> io::Result<ActivityLog> {
+        Self::create_with(path, 1, &[Record::Header(header)], 0)
+    }
+
+    /// Opens the log and reads what it says. `None`: there is none.
+    pub fn open(path: &Path) -> io::Result<Option<(ActivityLog, Recovered)>> {
+        let mut bytes = Vec::new();
+        match File::open(path) {
+            Ok(mut file) => file.read_to_end(&mut bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let generation = bytes.get(4..8).map_or(1, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+        let recovered = recover(&bytes, generation);
+        // A fresh file: what follows a torn tail is gone, and generations need no place to go on from.
+        let mut records = vec![Record::Header(recovered.header)];
+        records.extend(recovered.marks.iter().map(|mark| Record::Mark(*mark)));
+        let log = Self::create_with(path, generation.wrapping_add(1), &records, 0)?;
+        Ok(Some((log, recovered)))
+    }
+
+    /// Appends the records; they are durable when this returns. `live` gives all live records (header and marks), for when the file is full.
+    pub fn append_durably(&mut self, records: &[Record], live: impl FnOnce() -> Vec<Record>) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for record in records {
+            encode(record, self.generation, &mut bytes);
+        }
+        if self.block_start + self.tail.len() + bytes.len() > self.len {
+            let mut all = live();
+            all.extend_from_slice(records);
+            let writes = self.writes;
+            *self = Self::create_with(&self.path, self.generation.wrapping_add(1), &all, writes + 1)?;
+            return Ok(());
+        }
+        let kept = self.tail.len();
+        self.tail.extend_from_slice(&bytes);
+        match self.write_tail() {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.tail.truncate(kept);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes to the file since the start.
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    fn create_with(path: &Path, generation: u32, records: &[Record], writes: u64) -> io::Result<ActivityLog> {
+        let mut bytes = Vec::new();
+        for record in records {
+            encode(record, generation, &mut bytes);
+        }
+        let len = (bytes.len() * 4).max(FILE_MIN).next_multiple_of(BLOCK);
+        let next = path.with_extension("next");
+        let block_start = bytes.len() / BLOCK * BLOCK;
+        let tail = bytes[block_start..].to_vec();
+        bytes.resize(len, 0);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        // Zeroes are written, not only allocated: a write into unwritten extents costs a journal commit each.
+        file.write_all_at(&bytes, 0)?;
+        file.sync_all()?;
+        fs::rename(&next, path)?;
+        durable::sync_directory(path.parent().unwrap_or(Path::new(".")))?;
+        let file = open_for_blocks(path)?;
+        Ok(ActivityLog { path: path.to_owned(), file, len, block_start, tail, generation, writes })
+    }
+
+    /// Writes the tail in whole blocks and keeps the last, partly filled one.
+    fn write_tail(&mut self) -> io::Result<()> {
+        let padded = self.tail.len().next_multiple_of(BLOCK);
+        let mut written = 0;
+        // From the back to the front a torn group would show later records before earlier ones; so front to back, block order.
+        while written < padded {
+            let end = (written + WRITE_MAX).min(padded);
+            let mut block = AlignedBlock::new(end - written);
+            let have = self.tail.len().min(end);
+            block.as_mut()[..have - written].copy_from_slice(&self.tail[written..have]);
+            self.file.write_all_at(block.as_mut(), (self.block_start + written) as u64)?;
+            written = end;
+        }
+        self.writes += 1;
+        let full = self.tail.len() / BLOCK * BLOCK;
+        self.tail.drain(..full);
+        self.block_start += full;
+        Ok(())
+    }
+}
+
+fn open_for_blocks(path: &Path) -> io::Result<File> {
+    let open = |flags: i32| OpenOptions::new().write(true).custom_flags(flags).open(path);
+    match open(libc::O_DIRECT | libc::O_DSYNC) {
+        Ok(file) => Ok(file),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(libc::O_DSYNC),
+        Err(error) => Err(error),
+    }
+}
+
+/// Memory at a block boundary, as O_DIRECT wants it.
+struct AlignedBlock {
+    start: *mut u8,
+    layout: Layout,
+}
+
+impl AlignedBlock {
+    fn new(len: usize) -> Self {
+        assert!(len > 0, "an empty block is never written");
+        let layout = Layout::from_size_align(len, BLOCK).expect("a block's length and alignment are small powers of two");
+        // SAFETY: the layout has a size above zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        AlignedBlock { start, layout }
+    }
+
+    fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `start` was allocated with this size, is zeroed, and is borrowed through `self` only.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.layout.size()) }
+    }
+}
+
+impl Drop for AlignedBlock {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with the same layout.
+        unsafe { dealloc(self.start, self.layout) };
+    }
+}
+
+fn put_position(out: &mut Vec<u8>, position: &Position) {
+    out.extend_from_slice(&position.epoch.0.to_le_bytes());
+    out.extend_from_slice(&position.seq.0.to_le_bytes());
+    out.extend_from_slice(&position.chain.0);
+}
+
+fn encode(record: &Record, generation: u32, out: &mut Vec<u8>) {
+    let mut payload = Vec::with_capacity(96);
+    match record {
+        Record::Header(header) => {
+            payload.extend_from_slice(&header.volume_id.0);
+            payload.extend_from_slice(&header.replica_id.0);
+            put_position(&mut payload, &header.floor);
+            frame::append(out, generation, KIND_HEADER, RECORD_VERSION, &payload);
+        }
+        Record::Mark(mark) => {
+            payload.extend_from_slice(&mark.generation.0.to_le_bytes());
+            put_position(&mut payload, &mark.since);
+            let (tag, block, id) = match &mark.cell {
+                MarkCell::Dir(id) => (0, 0, id),
+                MarkCell::File { id, block } => (1, *block, id),
+            };
+            payload.push(tag);
+            payload.extend_from_slice(&block.to_le_bytes());
+            payload.extend_from_slice(id.as_bytes());
+            frame::append(out, generation, KIND_MARK, RECORD_VERSION, &payload);
+        }
+        Record::Clear(generations) => {
+            for group in generations.chunks(CLEARS_MAX) {
+                let payload: Vec<u8> = group.iter().flat_map(|cleared| cleared.0.to_le_bytes()).collect();
+                frame::append(out, generation, KIND_CLEAR, RECORD_VERSION, &payload);
+            }
+        }
+    }
+}
+
+/// Takes fixed-length fields from the front of a payload.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    fn word(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn position(&mut self) -> Option<Position> {
+        Some(Position { epoch: Epoch(self.word()?), seq: Seq(self.word()?), chain: Chain(self.take()?) })
+    }
+}
+
+fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
+    if version != RECORD_VERSION {
+        return None;
+    }
+    let mut fields = Fields(payload);
+    match kind {
+        KIND_HEADER => Some(Record::Header(Header {
+            volume_id: Uuid(fields.take()?),
+            replica_id: Uuid(fields.take()?),
+            floor: fields.position()?,
+        })),
+        KIND_MARK => {
+            let generation = Generation(fields.word()?);
+            let since = fields.position()?;
+            let [tag] = fields.take()?;
+            let block = fields.word()?;
+            let id = InodeId::new(fields.0)?;
+            let cell = if tag == 0 { MarkCell::Dir(id) } else { MarkCell::File { id, block } };
+            Some(Record::Mark(MarkRecord { cell, generation, since }))
+        }
+        KIND_CLEAR => {
+            let mut generations = Vec::new();
+            while let Some(generation) = fields.word() {
+                generations.push(Generation(generation));
+            }
+            Some(Record::Clear(generations))
+        }
+        _ => None,
+    }
+}
+
+fn recover(bytes: &[u8], generation: u32) -> Recovered {
+    let mut recovered = Recovered::default();
+    let (mut at, mut header_seen) = (0, false);
+    let mut marks: std::collections::BTreeMap<Generation, MarkRecord> = std::collections::BTreeMap::new();
+    loop {
+        match frame::parse(&bytes[at..], generation) {
+            Parsed::Record(found) => {
+                match decode(found.kind, found.version, found.payload) {
+                    Some(Record::Header(header)) => (recovered.header, header_seen) = (header, true),
+                    Some(Record::Mark(mark)) => {
+                        marks.insert(mark.generation, mark);
+                    }
+                    Some(Record::Clear(generations)) => {
+                        for generation in generations {
+                            marks.remove(&generation);
+                        }
+                    }
+                    None => recovered.damaged = true,
+                }
+                at += found.len;
+            }
+            Parsed::End => break,
+            Parsed::NeedMore(_) | Parsed::Damaged(_) => {
+                recovered.damaged |= good_record_follows(bytes, at + 1, generation);
+                break;
+            }
+        }
+    }
+    recovered.damaged |= !header_seen;
+    recovered.marks = marks.into_values().collect();
+    recovered
+}
+
+fn good_record_follows(bytes: &[u8], from: usize, generation: u32) -> bool {
+    let mut prefix = Vec::new();
+    frame::append(&mut prefix, generation, 0, 0, &[]);
+    let magic = &prefix[..8];
+    (from..bytes.len().saturating_sub(8))
+        .any(|at| &bytes[at..at + 8] == magic && matches!(frame::parse(&bytes[at..], generation), Parsed::Record(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use tandem_proto::{Chain, Epoch, InodeId, Position, Seq, Uuid};
+
+    use super::{ActivityLog, Header, Record, Recovered};
+    use crate::commit::{
+        MarkCell,
+        marks::{Generation, MarkRecord},
+    };
+
+    fn mark(generation: u64) -> MarkRecord {
+        // No zero bytes at the end: a cut there would be no cut.
+        let id = InodeId::new(&(generation | 0xff << 56).to_le_bytes()).expect("short");
+        let cell =
+            if generation % 2 == 0 { MarkCell::Dir(id) } else { MarkCell::File { id, block: generation * 3 } };
+        let since = Position { epoch: Epoch(2), seq: Seq(generation), chain: Chain([3; 16]) };
+        MarkRecord { cell, generation: Generation(generation), since }
+    }
+
+    fn header(seq: u64) -> Header {
+        let floor = Position { epoch: Epoch(1), seq: Seq(seq), chain: Chain([7; 16]) };
+        Header { volume_id: Uuid([1; 16]), replica_id: Uuid([2; 16]), floor }
+    }
+
+    fn reopen(path: &Path) -> (ActivityLog, Recovered) {
+        ActivityLog::open(path).expect("readable").expect("there")
+    }
+
+    #[test]
+    fn marks_and_clears_survive_reopening_and_compaction() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("activity.log");
+        let mut log = ActivityLog::create(&path, header(1)).expect("new");
+        for generation in 1..=20_000u64 {
+            log.append_durably(&[Record::Mark(mark(generation))], || {
+                vec![Record::Header(header(1)), Record::Mark(mark(generation - 1))]
+            })
+            .expect("append");
+            let old = Generation(generation.saturating_sub(1));
+            log.append_durably(&[Record::Clear(vec![old])], || {
+                vec![Record::Header(header(1)), Record::Mark(mark(generation - 1)), Record::Mark(mark(generation))]
+            })
+            .expect("append");
+        }
+        log.append_durably(&[Record::Header(header(9))], Vec::new).expect("append");
+        drop(log);
+        for _ in 0..2 {
+            let (_, recovered) = reopen(&path);
+            assert_eq!(recovered.header, header(9));
+            assert_eq!(recovered.marks, [mark(20_000)]);
+            assert!(!recovered.damaged);
+        }
+    }
+
+    #[test]
+    fn torn_at_every_byte_the_records_before_are_found() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("activity.log");
+        let mut log = ActivityLog::create(&path, header(1)).expect("new");
+        let mut ends = vec![0; 1];
+        for generation in 1..=60 {
+            log.append_durably(&[Record::Mark(mark(generation))], Vec::new).expect("append");
+            ends.push(log.block_start + log.tail.len());
+        }
+        let whole = fs::read(&path).expect("read");
+        for cut in (ends[1]..=ends[60]).step_by(7).chain(ends.iter().copied().skip(1)) {
+            let mut torn = whole.clone();
+            torn[cut..].fill(0);
+            let found = super::recover(&torn, 1);
+            let expected = ends.iter().skip(1).filter(|end| **end <= cut).count();
+            assert_eq!(found.marks.len(), expected, "cut at {cut}");
+            assert!(!found.damaged, "a torn tail is no damage: cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_with_good_ones_behind_it_makes_everything_dirty() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("activity.log");
+        let mut log = ActivityLog::create(&path, header(1)).expect("new");
+        for generation in 1..=10 {
+            log.append_durably(&[Record::Mark(mark(generation))], Vec::new).expect("append");
+        }
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[300] ^= 1;
+        assert!(super::recover(&bytes, 1).damaged);
+        assert!(super::recover(&[], 1).damaged);
+    }
+}

@@ -1,0 +1,278 @@
+//! The side of the commit that link, resync and the keeper of the marks use.
+
+use std::{
+    io, mem,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use tandem_proto::{Chain, Epoch, Position, Seq};
+use tokio::sync::watch;
+
+use crate::commit::{
+    Commit, CommitError, Frozen, Moved, Waiter, Watermarks,
+    activity_log::{Header, Record},
+    dirty::DirtySet,
+    window::Taken,
+};
+
+/// Marks cleared in one group.
+const CLEAR_MAX: usize = 4096;
+
+impl Commit {
+    /// Completes when something was filled since the last time. One task waits.
+    pub async fn wait_filled(&self) {
+        self.filled.notified().await;
+    }
+
+    /// Follows the replica's watermarks.
+    pub fn watermarks(&self) -> watch::Receiver<Watermarks> {
+        self.watermarks.subscribe()
+    }
+
+    /// Adds to what differs (recovered marks, a walk, a full compare).
+    pub fn insert_dirty(&self, dirty: &DirtySet) {
+        self.inner.lock().dirty.merge(dirty);
+    }
+
+    /// The first attach of this run opened an epoch.
+    pub fn begin_epoch(&self, epoch: Epoch, chain: Chain) {
+        let mut inner = self.inner.lock();
+        inner.epoch = epoch;
+        inner.window.begin_epoch(chain);
+    }
+
+    /// The header of the activity log.
+    pub fn header(&self) -> Header {
+        self.inner.lock().header
+    }
+
+    /// Replaces the header durably.
+    pub fn set_header_durably(&self, header: Header) -> io::Result<()> {
+        let mut log = self.log.lock();
+        self.append_durably(&mut log, &[Record::Header(header)])?;
+        self.inner.lock().header = header;
+        Ok(())
+    }
+
+    /// Filled ops after `after` for one batch; see [`crate::commit::window::Window::take`].
+    pub fn take(&self, after: Seq, target_bytes: usize, max_ops: usize) -> Option<Taken> {
+        self.inner.lock().window.take(after, target_bytes, max_ops)
+    }
+
+    /// Chains of the ops from `first` on, which were sent.
+    pub fn record_chains(&self, first: Seq, chains: &[Chain]) {
+        self.inner.lock().window.record_chains(first, chains);
+    }
+
+    /// The chain at `seq`, if the window knows it.
+    pub fn chain_at(&self, seq: Seq) -> Option<Chain> {
+        self.inner.lock().window.chain_at(seq)
+    }
+
+    /// Whether ops are kept for the stream; else something was dropped and only a resync makes it good.
+    pub fn is_keeping(&self) -> bool {
+        self.inner.lock().window.is_keeping()
+    }
+
+    /// End of the filled prefix.
+    pub fn filled(&self) -> Seq {
+        self.inner.lock().window.filled()
+    }
+
+    /// Bytes in the window.
+    pub fn window_bytes(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.window.bytes(), inner.window.limit_bytes())
+    }
+
+    /// Whether nothing is dirty outside the window.
+    pub fn is_clean(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.dirty.is_empty() && inner.frozen.is_none()
+    }
+
+    /// Begins a resync round, in one critical section: ops up to S0 leave the window for the dirty set, the dirty set is taken (and
+    /// kept aside until [`Commit::published`] or [`Commit::thaw`]), and from S0 on ops are kept.
+    pub fn freeze(&self) -> (Frozen, DirtySet) {
+        let mut inner = self.inner.lock();
+        for op in inner.window.give_up() {
+            inner.dirty.insert_op(&op);
+        }
+        let (seq, chain) = inner.window.keep();
+        let taken = mem::take(&mut inner.dirty);
+        inner.frozen.get_or_insert_default().merge(&taken);
+        inner.moved = Some(Vec::new());
+        let frozen =
+            Frozen { s0: Position { epoch: inner.epoch, seq, chain }, unknown_ids: taken.unknown_ids() };
+        (frozen, taken)
+    }
+
+    /// The resync under way came to nothing: all that it took differs again.
+    pub fn thaw(&self) {
+        let mut inner = self.inner.lock();
+        inner.moved = None;
+        if let Some(frozen) = inner.frozen.take() {
+            inner.dirty.merge(&frozen);
+        }
+    }
+
+    /// Names given to existing objects since the last call, with the highest seq that was reserved by now: when that is filled, a further call
+    /// has seen every move that happened before this one.
+    pub fn take_moved(&self) -> (Vec<Moved>, Seq) {
+        let mut inner = self.inner.lock();
+        let moved = inner.moved.as_mut().map(mem::take).unwrap_or_default();
+        (moved, inner.window.last_reserved())
+    }
+
+    /// Every directory is listed: moves need no attention any more.
+    pub fn stop_collecting_moves(&self) {
+        self.inner.lock().moved = None;
+    }
+
+    /// The replica holds ops up to `seq` for the staging under way. They leave the window; their cells stay known until it is published.
+    pub fn staged(&self, seq: Seq) {
+        let mut inner = self.inner.lock();
+        let ops = inner.window.trim(seq);
+        let frozen = inner.frozen.get_or_insert_default();
+        for op in ops {
+            frozen.insert_op(&op);
+        }
+    }
+
+    /// The resync under way became the replica's state at `position`.
+    pub fn published(&self, position: Position) {
+        let waiters = {
+            let mut inner = self.inner.lock();
+            inner.moved = None;
+            inner.frozen = None;
+            inner.window.trim(position.seq);
+            inner.durable = Some(position);
+            inner.satisfied()
+        };
+        self.tell(waiters);
+    }
+
+    /// Live watermarks. Everything up to `durable` is trimmed.
+    pub fn acked(&self, durable: Seq, applied: Seq) {
+        let waiters = {
+            let mut inner = self.inner.lock();
+            let Some(mut position) = inner.durable else { return };
+            if durable > position.seq
+                && let Some(chain) = inner.window.chain_at(durable)
+            {
+                position.seq = durable;
+                position.chain = chain;
+                inner.window.trim(durable);
+                inner.durable = Some(position);
+            }
+            inner.applied = inner.applied.max(Some(applied.min(position.seq)));
+            inner.satisfied()
+        };
+        self.tell(waiters);
+    }
+
+    fn tell(&self, waiters: Vec<Waiter>) {
+        let now = {
+            let inner = self.inner.lock();
+            Watermarks { durable: inner.durable.map(|position| position.seq), applied: inner.applied }
+        };
+        self.watermarks.send_if_modified(|marks| mem::replace(marks, now) != now);
+        for waiter in waiters {
+            (waiter.done)(Ok(()));
+        }
+    }
+
+    /// What is durable on the replica, with its chain; `None` until this run published.
+    pub fn durable(&self) -> Option<Position> {
+        self.inner.lock().durable
+    }
+
+    /// Fails waiters whose time is over. `why`: what the link says.
+    pub fn expire(&self, now: Instant, why: &str) {
+        let Some(timeout) = self.fsync_timeout else { return };
+        let mut expired = Vec::new();
+        {
+            let mut inner = self.inner.lock();
+            for waiters in inner.waiters.values_mut() {
+                let (late, wait): (Vec<_>, Vec<_>) =
+                    mem::take(waiters).into_iter().partition(|waiter| waiter.deadline.is_some_and(|at| at <= now));
+                *waiters = wait;
+                expired.extend(late);
+            }
+            inner.waiters.retain(|_, waiters| !waiters.is_empty());
+        }
+        for waiter in expired {
+            (waiter.done)(Err(CommitError::Timeout(timeout.as_secs(), why.to_owned())));
+        }
+    }
+
+    /// A newer writer took the volume: no change may happen any more.
+    pub fn fence(&self, reason: &str) {
+        self.read_only.store(true, Ordering::Relaxed);
+        let waiters = {
+            let mut inner = self.inner.lock();
+            inner.fenced = Some(reason.to_owned());
+            mem::take(&mut inner.waiters)
+        };
+        for waiter in waiters.into_values().flatten() {
+            (waiter.done)(Err(CommitError::Fenced(reason.to_owned())));
+        }
+    }
+
+    /// The daemon stops: nobody waits any more.
+    pub fn stop(&self) {
+        let waiters = {
+            let mut inner = self.inner.lock();
+            inner.stopping = true;
+            mem::take(&mut inner.waiters)
+        };
+        for waiter in waiters.into_values().flatten() {
+            (waiter.done)(Err(CommitError::Stopping));
+        }
+    }
+
+    /// Clears marks that nobody needs: replica durable past their last op, backing synced since. The floor is durable with or before
+    /// the clears. `all`: also recent ones (at the end). Returns how many were cleared.
+    pub fn clear_marks(&self, all: bool, sync_backing: &dyn Fn() -> io::Result<()>) -> io::Result<usize> {
+        let (chosen, floor) = {
+            let mut inner = self.inner.lock();
+            let Some(durable) = inner.durable else { return Ok(0) };
+            let now = self.begun.elapsed();
+            (inner.marks.clearable(durable.seq, true, now, all, CLEAR_MAX), durable)
+        };
+        if chosen.is_empty() {
+            return Ok(0);
+        }
+        let result = sync_backing().and_then(|()| {
+            let mut log = self.log.lock();
+            let (clear, header) = {
+                let inner = self.inner.lock();
+                (inner.marks.still_clearing(&chosen), Header { floor, ..inner.header })
+            };
+            let clears = Record::Clear(clear.iter().map(|record| record.generation).collect());
+            self.append_durably(&mut log, &[Record::Header(header), clears])?;
+            let mut inner = self.inner.lock();
+            inner.header = header;
+            inner.marks.cleared(&clear);
+            Ok(clear.len())
+        });
+        if result.is_err() {
+            self.inner.lock().marks.clear_failed(&chosen);
+        }
+        result
+    }
+
+    /// Makes the floor durable without clearing anything.
+    pub fn save_floor_durably(&self) -> io::Result<()> {
+        match self.durable() {
+            Some(floor) => self.set_header_durably(Header { floor, ..self.header() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Time since the start, the clock of the marks.
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+}

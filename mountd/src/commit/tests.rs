@@ -1,0 +1,1 @@
+//! Situations of the commit as a whole.

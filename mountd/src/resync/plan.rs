@@ -1,0 +1,373 @@
+//! The plan of a resync: what to read next, until the replica asks for nothing more. Pure.
+//!
+//! ```text
+//!   listing ──(queues empty, barrier answered)──► moves ──(nothing moved meanwhile)──► files ──(…barrier answered)──► done
+//!      ▲                                            │
+//!      └──────────── names that were moved ─────────┘
+//! ```
+//! Directories come first, so that every inode the replica lacks is asked for before ranges of known files are sent. Objects that are
+//! moved while directories are still being listed could be missed by both listings; their new names are sent as well (`moves`).
+//! A further round ([`Plan::merge`]) goes on with what is queued.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use tandem_proto::{InodeId, Name, Position, limits::STAGE_ENTRIES_MAX, stage::Piece};
+
+use crate::commit::{
+    Moved,
+    dirty::{DirtyData, DirtyNames, DirtySet, Scope},
+    intervals::Intervals,
+};
+
+/// Steps that are handed out and not done: keeps the reading thread busy and little lost when a round ends early.
+const STEPS_MAX: usize = 8;
+/// Names listed between two barriers: bounds what the replica may ask for at once.
+const NAMES_BETWEEN_BARRIERS: usize = 16_384;
+/// Barriers that may be unanswered before listing pauses.
+const BARRIERS_OPEN_MAX: u64 = 2;
+
+/// Which data of an inode is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None.
+    Attributes,
+    /// These extents.
+    Ranges(Intervals),
+    /// All; what is a hole is a hole.
+    Whole,
+}
+
+/// One piece of reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A directory's attributes and all its names.
+    List(InodeId),
+    /// A directory's attributes and these names.
+    Names(InodeId, Vec<Name>),
+    /// An inode.
+    Node(InodeId, Wanted),
+    /// Bytes that the replica asked for.
+    Pieces(InodeId, Vec<Piece>),
+    /// A question whose answer tells that all before it was answered.
+    Barrier(u64),
+}
+
+/// How steps of a round are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Manner {
+    /// The replica has nothing: send data without asking.
+    pub direct: bool,
+    /// See [`Scope`].
+    pub scope: Scope,
+    /// See [`DirtySet::born_since`].
+    pub born_since: Option<Position>,
+}
+
+/// What came of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepDone {
+    /// Directories that a walk goes on with, or that were sent as an inode and need their names sent.
+    pub directories: Vec<InodeId>,
+    /// Inodes that must be compared whole.
+    pub changed: Vec<InodeId>,
+    /// Names sent.
+    pub names: u64,
+    /// Inodes sent.
+    pub nodes: u64,
+    /// Bytes of data sent or compared.
+    pub bytes: u64,
+}
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Read this.
+    Step(Step),
+    /// Something is under way.
+    Wait,
+    /// All directories are listed: look for moves, then call [`Plan::handle_moves`] or [`Plan::no_moves`].
+    CheckMoves,
+    /// The replica has everything up to now.
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Listing,
+    Files,
+    Done,
+}
+
+/// Figures for status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanProgress {
+    /// Directories listed.
+    pub listed: u64,
+    /// Inodes sent.
+    pub nodes_done: u64,
+    /// Inodes known to be sent.
+    pub nodes_total: u64,
+    /// Bytes sent or compared.
+    pub bytes_done: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Plan {
+    manner: Manner,
+    phase: Phase,
+    pieces: VecDeque<(InodeId, Vec<Piece>)>,
+    needs: VecDeque<InodeId>,
+    names: VecDeque<(InodeId, Vec<Name>)>,
+    dirs: Vec<InodeId>,
+    files: VecDeque<(InodeId, Wanted)>,
+    /// Directories queued or listed in this round.
+    listed: HashSet<InodeId>,
+    /// Inodes queued or sent whole in this round.
+    whole: HashSet<InodeId>,
+    outstanding: usize,
+    names_since_barrier: usize,
+    /// A step other than a barrier was handed out since the last barrier was.
+    unconfirmed: bool,
+    next_token: u64,
+    answered: u64,
+    progress: PlanProgress,
+}
+
+impl Plan {
+    /// The plan for what was frozen. `direct`: the replica has nothing.
+    pub fn new(taken: &DirtySet, direct: bool) -> Self {
+        let mut plan = Plan {
+            manner: Manner { direct, ..Default::default() },
+            phase: Phase::Listing,
+            pieces: VecDeque::new(),
+            needs: VecDeque::new(),
+            names: VecDeque::new(),
+            dirs: Vec::new(),
+            files: VecDeque::new(),
+            listed: HashSet::new(),
+            whole: HashSet::new(),
+            outstanding: 0,
+            names_since_barrier: 0,
+            unconfirmed: true,
+            next_token: 1,
+            answered: 0,
+            progress: PlanProgress::default(),
+        };
+        plan.merge(taken);
+        plan
+    }
+
+    /// Adds what was frozen for a further round of the same staging. All steps that were handed out must be done.
+    pub fn merge(&mut self, taken: &DirtySet) {
+        debug_assert_eq!(self.outstanding, 0, "what was read before the freeze belongs to the round before");
+        self.phase = Phase::Listing;
+        self.unconfirmed = true;
+        self.listed.clear();
+        self.whole.clear();
+        self.listed.extend(self.dirs.iter().copied());
+        self.manner.scope = match (self.manner.scope, taken.scope()) {
+            (Scope::Walk(a), Scope::Walk(b)) => Scope::Walk(a.min(b)),
+            (a, b) => a.max(b),
+        };
+        if let Some(since) = taken.born_since()
+            && self.manner.born_since.is_none_or(|old| since.is_before(&old))
+        {
+            self.manner.born_since = Some(since);
+        }
+        if taken.scope() != Scope::Cells {
+            self.queue_directory(InodeId::ROOT);
+        }
+        for (dir, names) in taken.dirs() {
+            match names {
+                DirtyNames::All => self.queue_directory(*dir),
+                DirtyNames::Some(names) => {
+                    let names: Vec<Name> = names.iter().cloned().collect();
+                    for group in names.chunks(STAGE_ENTRIES_MAX) {
+                        self.names.push_back((*dir, group.to_vec()));
+                    }
+                }
+            }
+        }
+        for (id, node) in taken.nodes() {
+            let wanted = match &node.data {
+                _ if node.born => Wanted::Whole,
+                DirtyData::All => Wanted::Whole,
+                DirtyData::Ranges(ranges) => Wanted::Ranges(ranges.clone()),
+                DirtyData::Clean => Wanted::Attributes,
+            };
+            if node.born {
+                self.queue_need(*id);
+            } else {
+                self.progress.nodes_total += 1;
+                self.files.push_back((*id, wanted));
+            }
+        }
+    }
+
+    /// How steps are to be read.
+    pub fn manner(&self) -> Manner {
+        self.manner
+    }
+
+    /// Figures for status.
+    pub fn progress(&self) -> PlanProgress {
+        self.progress
+    }
+
+    /// Whether steps are out.
+    pub fn is_busy(&self) -> bool {
+        self.outstanding > 0
+    }
+
+    /// Whether directories are still listed, so that moves matter.
+    pub fn is_listing(&self) -> bool {
+        self.phase == Phase::Listing
+    }
+
+    /// What to do now.
+    pub fn poll(&mut self) -> Next {
+        if self.outstanding >= STEPS_MAX {
+            return Next::Wait;
+        }
+        if let Some(step) = self.queued() {
+            self.outstanding += 1;
+            if let Step::Barrier(_) = step {
+                self.unconfirmed = false;
+            } else {
+                self.unconfirmed = true;
+            }
+            return Next::Step(step);
+        }
+        if self.outstanding > 0 || self.answered + 1 < self.next_token {
+            return Next::Wait;
+        }
+        if self.unconfirmed {
+            return self.barrier();
+        }
+        match self.phase {
+            Phase::Listing => Next::CheckMoves,
+            Phase::Files => {
+                self.phase = Phase::Done;
+                Next::Done
+            }
+            Phase::Done => Next::Done,
+        }
+    }
+
+    fn queued(&mut self) -> Option<Step> {
+        if let Some((id, pieces)) = self.pieces.pop_front() {
+            return Some(Step::Pieces(id, pieces));
+        }
+        if let Some(id) = self.needs.pop_front() {
+            return Some(Step::Node(id, Wanted::Whole));
+        }
+        if self.names_since_barrier > NAMES_BETWEEN_BARRIERS {
+            if self.next_token - 1 - self.answered >= BARRIERS_OPEN_MAX {
+                return None;
+            }
+            self.names_since_barrier = 0;
+            let token = self.next_token;
+            self.next_token += 1;
+            return Some(Step::Barrier(token));
+        }
+        if let Some((dir, names)) = self.names.pop_front() {
+            self.names_since_barrier += names.len();
+            return Some(Step::Names(dir, names));
+        }
+        if let Some(dir) = self.dirs.pop() {
+            return Some(Step::List(dir));
+        }
+        if self.phase == Phase::Files {
+            while let Some((id, wanted)) = self.files.pop_front() {
+                if !self.whole.contains(&id) {
+                    return Some(Step::Node(id, wanted));
+                }
+                self.progress.nodes_total = self.progress.nodes_total.saturating_sub(1);
+            }
+        }
+        None
+    }
+
+    fn barrier(&mut self) -> Next {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.outstanding += 1;
+        self.unconfirmed = false;
+        Next::Step(Step::Barrier(token))
+    }
+
+    /// A step that was handed out is done (its messages are on their way, in order).
+    pub fn handle_done(&mut self, done: &StepDone) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.names_since_barrier += done.names as usize;
+        self.progress.nodes_done += done.nodes;
+        self.progress.bytes_done += done.bytes;
+        self.progress.listed += u64::from(done.names > 0);
+        for dir in &done.directories {
+            if !self.listed.contains(dir) {
+                self.queue_directory(*dir);
+            }
+        }
+        for id in &done.changed {
+            self.queue_need(*id);
+        }
+    }
+
+    /// The replica lacks these inodes, or has others.
+    pub fn handle_need_nodes(&mut self, ids: &[InodeId]) {
+        for id in ids {
+            self.queue_need(*id);
+        }
+    }
+
+    /// The replica lacks these bytes.
+    pub fn handle_need_pieces(&mut self, id: InodeId, pieces: Vec<Piece>) {
+        if !pieces.is_empty() {
+            self.unconfirmed = true;
+            self.pieces.push_back((id, pieces));
+        }
+    }
+
+    /// Everything before this barrier was answered.
+    pub fn handle_barrier(&mut self, token: u64) {
+        self.answered = self.answered.max(token.min(self.next_token - 1));
+    }
+
+    /// These names were given to objects while directories were listed.
+    pub fn handle_moves(&mut self, moves: &[Moved]) {
+        let mut by_dir: HashMap<InodeId, Vec<Name>> = HashMap::new();
+        for moved in moves {
+            by_dir.entry(moved.dir).or_default().push(moved.name.clone());
+        }
+        for (dir, mut names) in by_dir {
+            names.sort();
+            names.dedup();
+            for group in names.chunks(STAGE_ENTRIES_MAX) {
+                self.names.push_back((dir, group.to_vec()));
+            }
+            self.unconfirmed = true;
+        }
+    }
+
+    /// Nothing was moved since the last listing.
+    pub fn no_moves(&mut self) {
+        if self.phase == Phase::Listing {
+            self.phase = Phase::Files;
+        }
+    }
+
+    fn queue_directory(&mut self, dir: InodeId) {
+        self.listed.insert(dir);
+        self.dirs.push(dir);
+        self.unconfirmed = true;
+    }
+
+    fn queue_need(&mut self, id: InodeId) {
+        if self.whole.insert(id) {
+            self.progress.nodes_total += 1;
+            self.needs.push_back(id);
+            self.unconfirmed = true;
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Carries out the steps of a resync: reads the backing directory and turns what it finds into staged records.
+//!
+//! What vanishes or changes while it is read is no error: the ops that did it follow in the stream and are redone on what was staged.
+//! Runs on its own thread in the daemon, and in place in the simulation.
+
+use std::io;
+
+use bytes::Bytes;
+use tandem_proto::{
+    Digest, InodeId, Name,
+    chunk::CHUNK_MAX,
+    chunks,
+    limits::{COMPARE_BLOCK, DATA_MAX, PIECES_MAX, STAGE_ENTRIES_MAX},
+    stage::{
+        Content, Listing, NodeState, NodeType, Piece, Stage, StageData, StageDir, StageEntry, StageNode, StageRecipe, stamp,
+    },
+};
+
+use crate::{
+    commit::{dirty::Scope, intervals::Intervals},
+    resync::{
+        plan::{Manner, Step, StepDone, Wanted},
+        reader::{FileReader, ListedEntry, NodeView, StateReader},
+    },
+};
+
+/// Files up to this length are sent without asking: a digest and its answer cost as much.
+const SMALL_FILE: u64 = 4096;
+/// Dirty extents from this length on are compared by digest before they are sent.
+const COMPARE_FROM: u64 = 1 << 20;
+/// Read at once while chunks are cut.
+const READ_BYTES: usize = 1 << 20;
+
+/// Takes what was read, in order. An error ends the step (the connection is gone).
+pub type Sink<'a> = &'a mut dyn FnMut(Stage) -> io::Result<()>;
+
+/// Carries out one step. Barriers are the caller's.
+pub fn carry_out(step: &Step, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<StepDone> {
+    match step {
+        Step::List(dir) => list(*dir, manner, reader, sink),
+        Step::Names(dir, names) => send_names(*dir, names, manner, reader, sink),
+        Step::Node(id, wanted) => send_node(*id, wanted, manner, reader, sink),
+        Step::Pieces(id, pieces) => send_pieces(*id, pieces, reader, sink),
+        Step::Barrier(_) => Ok(StepDone::default()),
+    }
+}
+
+fn stage_node(id: InodeId, view: &NodeView, content: Content) -> Stage {
+    let size = if view.kind.is_regular() { view.size } else { 0 };
+    let state = NodeState { kind: view.kind.clone(), attr: view.attr, xattrs: view.xattrs.clone(), size, content };
+    Stage::Node(StageNode { id, state: Some(state) })
+}
+
+fn gone(id: InodeId) -> Stage {
+    Stage::Node(StageNode { id, state: None })
+}
+
+fn stage_entry(entry: &ListedEntry) -> StageEntry {
+    StageEntry {
+        name: entry.name.clone(),
+        node: Some((entry.id, entry.node_type)),
+        stamp: Some(stamp(entry.node_type, &entry.attr, entry.size)),
+    }
+}
+
+/// What a walk has to do with a listed entry beyond its stamp.
+fn follow(entry: &ListedEntry, scope: Scope, done: &mut StepDone) {
+    let changed = match scope {
+        Scope::Cells => return,
+        Scope::Walk(since) => entry.ctime >= since,
+        Scope::Everything => true,
+    };
+    if entry.node_type == NodeType::Directory {
+        done.directories.push(entry.id);
+    } else if changed {
+        done.changed.push(entry.id);
+    }
+}
+
+fn list(dir: InodeId, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<StepDone> {
+    let mut done = StepDone { nodes: 1, names: 1, ..Default::default() };
+    match reader.node(&dir)? {
+        Some(view) if view.kind.is_directory() => sink(stage_node(dir, &view, Content::Unchanged))?,
+        _ => {
+            if !dir.is_root() {
+                sink(gone(dir))?;
+            }
+            return Ok(done);
+        }
+    }
+    let mut entries = Vec::new();
+    let there = reader.list(&dir, &mut |entry| {
+        follow(&entry, manner.scope, &mut done);
+        entries.push(stage_entry(&entry));
+        done.names += 1;
+        if entries.len() == STAGE_ENTRIES_MAX {
+            let entries = std::mem::take(&mut entries);
+            let part = StageDir { dir, listing: Listing::CompletePart, entries, born_since: manner.born_since };
+            sink(Stage::Dir(part))?;
+        }
+        Ok(())
+    })?;
+    // A directory that vanished in the middle: the op that removed it follows. The listing is closed all the same.
+    let _ = there;
+    sink(Stage::Dir(StageDir { dir, listing: Listing::CompleteEnd, entries, born_since: manner.born_since }))?;
+    Ok(done)
+}
+
+fn send_names(
+    dir: InodeId,
+    names: &[Name],
+    manner: Manner,
+    reader: &dyn StateReader,
+    sink: Sink<'_>,
+) -> io::Result<StepDone> {
+    let mut done = StepDone { nodes: 1, ..Default::default() };
+    match reader.node(&dir)? {
+        Some(view) if view.kind.is_directory() => sink(stage_node(dir, &view, Content::Unchanged))?,
+        _ => {
+            if !dir.is_root() {
+                sink(gone(dir))?;
+            }
+            return Ok(done);
+        }
+    }
+    let mut entries = Vec::with_capacity(names.len());
+    for name in names {
+        match reader.entry(&dir, name)? {
+            Some(entry) => {
+                follow(&entry, manner.scope, &mut done);
+                entries.push(stage_entry(&entry));
+            }
+            None => entries.push(StageEntry { name: name.clone(), node: None, stamp: None }),
+        }
+    }
+    sink(Stage::Dir(StageDir { dir, listing: Listing::Partial, entries, born_since: manner.born_since }))?;
+    Ok(done)
+}
+
+fn send_node(
+    id: InodeId,
+    wanted: &Wanted,
+    manner: Manner,
+    reader: &dyn StateReader,
+    sink: Sink<'_>,
+) -> io::Result<StepDone> {
+    let mut done = StepDone { nodes: 1, ..Default::default() };
+    let Some(view) = reader.node(&id)? else {
+        if !id.is_root() {
+            sink(gone(id))?;
+        }
+        return Ok(done);
+    };
+    if view.kind.is_directory() {
+        sink(stage_node(id, &view, Content::Unchanged))?;
+        if *wanted == Wanted::Whole {
+            done.directories.push(id);
+        }
+        return Ok(done);
+    }
+    if !view.kind.is_regular() {
+        sink(stage_node(id, &view, if *wanted == Wanted::Whole { Content::Whole } else { Content::Unchanged }))?;
+        return Ok(done);
+    }
+    match wanted {
+        Wanted::Attributes => sink(stage_node(id, &view, Content::Unchanged))?,
+        Wanted::Ranges(ranges) => {
+            sink(stage_node(id, &view, Content::Ranges))?;
+            done.bytes = send_ranges(id, ranges, view.size, manner, reader, sink)?;
+        }
+        Wanted::Whole => {
+            sink(stage_node(id, &view, Content::Whole))?;
+            done.bytes = send_whole(id, view.size, manner, reader, sink)?;
+        }
+    }
+    Ok(done)
+}
+
+fn send_ranges(
+    id: InodeId,
+    ranges: &Intervals,
+    size: u64,
+    manner: Manner,
+    reader: &dyn StateReader,
+    sink: Sink<'_>,
+) -> io::Result<u64> {
+    let Some(file) = reader.open(&id)? else { return Ok(0) };
+    let mut bytes = 0;
+    for (start, end) in ranges.iter() {
+        let end = end.min(size);
+        if start >= end {
+            continue;
+        }
+        bytes += end - start;
+        let compare = !manner.direct && end - start >= COMPARE_FROM;
+        let mut at = start;
+        while at < end {
+            let data = match file.next_data(at)? {
+                Some((data, data_end)) if data < end => (data.max(at), data_end.min(end)),
+                _ => (end, end),
+            };
+            if data.0 > at {
+                let hole = Piece { offset: at, len: data.0 - at, digest: None };
+                sink(Stage::Recipe(StageRecipe { id, pieces: vec![hole] }))?;
+            }
+            if data.0 < data.1 {
+                if compare {
+                    send_blocks(id, data.0, data.1, &*file, sink)?;
+                } else {
+                    send_bytes(id, data.0, data.1, &*file, sink)?;
+                }
+            }
+            at = data.1.max(at + 1);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Everything of a file; holes are not sent.
+fn send_whole(id: InodeId, size: u64, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<u64> {
+    if size == 0 {
+        return Ok(0);
+    }
+    let Some(file) = reader.open(&id)? else { return Ok(0) };
+    let mut at = 0;
+    while at < size {
+        let Some((start, end)) = file.next_data(at)? else { break };
+        let (start, end) = (start.max(at), end.min(size));
+        if start >= end {
+            break;
+        }
+        if manner.direct || size <= SMALL_FILE {
+            send_bytes(id, start, end, &*file, sink)?;
+        } else {
+            send_chunks(id, start, end, &*file, sink)?;
+        }
+        at = end;
+    }
+    Ok(size)
+}
+
+/// Bytes without asking.
+fn send_bytes(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Sink<'_>) -> io::Result<()> {
+    let mut at = start;
+    while at < end {
+        let len = (end - at).min(DATA_MAX as u64) as usize;
+        let mut buffer = vec![0; len];
+        let read = read_full(file, at, &mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        buffer.truncate(read);
+        sink(Stage::Data(StageData { id, offset: at, data: Bytes::from(buffer) }))?;
+        at += read as u64;
+    }
+    Ok(())
+}
+
+/// Fixed pieces by digest: for extents of a known file, whose unchanged blocks lie where they were.
+fn send_blocks(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Sink<'_>) -> io::Result<()> {
+    let mut buffer = vec![0; COMPARE_BLOCK as usize];
+    let mut pieces = Vec::new();
+    let mut at = start;
+    while at < end {
+        // Cut at multiples, so that a shifted start finds the same blocks.
+        let until = ((at / COMPARE_BLOCK + 1) * COMPARE_BLOCK).min(end);
+        let read = read_full(file, at, &mut buffer[..(until - at) as usize])?;
+        if read == 0 {
+            break;
+        }
+        push_piece(id, at, &buffer[..read], &mut pieces, sink)?;
+        at += read as u64;
+    }
+    flush_pieces(id, &mut pieces, sink)
+}
+
+/// Content-defined pieces by digest: found wherever the replica has them.
+fn send_chunks(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Sink<'_>) -> io::Result<()> {
+    let mut buffer = vec![0; READ_BYTES.min((end - start) as usize).max(1)];
+    let (mut have, mut at) = (0usize, start);
+    let mut pieces = Vec::new();
+    loop {
+        let want = ((end - at) as usize).min(buffer.len());
+        if want > have {
+            have += read_full(file, at + have as u64, &mut buffer[have..want])?;
+        }
+        if have == 0 {
+            break;
+        }
+        let last = have < want || at + have as u64 >= end;
+        let cuts: Vec<(usize, usize)> = chunks(&buffer[..have]).collect();
+        let usable = if last || have < CHUNK_MAX { cuts.len() } else { cuts.len() - 1 };
+        let mut used = 0;
+        for (offset, len) in &cuts[..usable] {
+            push_piece(id, at + *offset as u64, &buffer[*offset..offset + len], &mut pieces, sink)?;
+            used = offset + len;
+        }
+        buffer.copy_within(used..have, 0);
+        have -= used;
+        at += used as u64;
+        if last || used == 0 {
+            break;
+        }
+    }
+    flush_pieces(id, &mut pieces, sink)
+}
+
+fn push_piece(id: InodeId, offset: u64, bytes: &[u8], pieces: &mut Vec<Piece>, sink: Sink<'_>) -> io::Result<()> {
+    let digest = if bytes.iter().all(|byte| *byte == 0) { None } else { Some(Digest::of(bytes)) };
+    pieces.push(Piece { offset, len: bytes.len() as u64, digest });
+    if pieces.len() >= PIECES_MAX { flush_pieces(id, pieces, sink) } else { Ok(()) }
+}
+
+fn flush_pieces(id: InodeId, pieces: &mut Vec<Piece>, sink: Sink<'_>) -> io::Result<()> {
+    if pieces.is_empty() {
+        return Ok(());
+    }
+    sink(Stage::Recipe(StageRecipe { id, pieces: std::mem::take(pieces) }))
+}
+
+fn send_pieces(id: InodeId, pieces: &[Piece], reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<StepDone> {
+    // A file that is gone by now leaves the pieces unanswered: the op that removed it follows.
+    if let Some(file) = reader.open(&id)? {
+        for piece in pieces {
+            send_bytes(id, piece.offset, piece.offset.saturating_add(piece.len), &*file, sink)?;
+        }
+    }
+    Ok(StepDone::default())
+}
+
+fn read_full(file: &dyn FileReader, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(offset + done as u64, &mut buffer[done..])? {
+            0 => break,
+            read => done += read,
+        }
+    }
+    Ok(done)
+}
