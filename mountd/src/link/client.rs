@@ -2,8 +2,16 @@
 
 use std::time::Duration;
 
-use tandem_proto::{Position, Uuid, VolumeName};
-use tandem_runtime::connect::ServerAddress;
+use tandem_proto::{
+    Position, Uuid, VolumeName, convert,
+    limits::MESSAGE_MAX_BYTES,
+    pb::{self, replication_client::ReplicationClient},
+};
+use tandem_runtime::connect::{Credentials, ServerAddress};
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+
+/// A connection that carries the local secret.
+pub type Client = ReplicationClient<InterceptedService<Channel, Credentials>>;
 
 /// What the storage daemon says of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -48,17 +56,99 @@ pub enum DescribeError {
         why: String,
     },
     /// The address is remote, and plaintext is allowed on loopback only.
-    #[error(
-        "{0} is not on this machine, and links without TLS are only allowed on loopback: use localhost, or a tunnel to it"
-    )]
+    #[error("{0} is not on this machine, and links without TLS are only allowed on loopback: use localhost, or a tunnel to it")]
     NotLoopback(String),
+}
+
+/// Connects. Plaintext is for loopback only.
+pub async fn connect(server: &ServerAddress, timeout: Duration) -> Result<Client, DescribeError> {
+    if !server.is_loopback() {
+        return Err(DescribeError::NotLoopback(server.to_string()));
+    }
+    let unreachable = |why: String| DescribeError::Unreachable { server: server.to_string(), why };
+    let endpoint = server.endpoint(timeout).map_err(|error| unreachable(root_cause(&error)))?;
+    let channel = endpoint.connect().await.map_err(|error| unreachable(root_cause(&error)))?;
+    // The secret is read at each connection: a storaged that was restarted has a new one.
+    Ok(ReplicationClient::with_interceptor(channel, server.credentials())
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES))
+}
+
+/// The innermost error says what happened ("connection refused"); the outer ones say "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// What a failed call means to people.
+pub fn status_message(server: &ServerAddress, status: &Status) -> String {
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => format!(
+            "{server} does not accept our secret ({}): run the mount as the user that runs tandem-storaged, or as root",
+            status.message()
+        ),
+        Code::Unimplemented => format!("{server} is no tandem-storaged, or of another version: {}", status.message()),
+        _ => match std::error::Error::source(status) {
+            Some(source) => format!("{server}: {}", root_cause(source)),
+            None => format!("{server}: {}", status.message()),
+        },
+    }
+}
+
+/// Asks what a volume is, without claiming it.
+pub async fn describe(server: &ServerAddress, volume: &VolumeName, timeout: Duration) -> Result<Described, DescribeError> {
+    let work = async {
+        let mut client = connect(server, timeout).await?;
+        let request = pb::DescribeRequest { volume: volume.to_string() };
+        let refused = |why: String| DescribeError::Refused { server: server.to_string(), why };
+        let reply = match client.describe(request).await {
+            Ok(reply) => reply.into_inner(),
+            Err(status) if status.code() == Code::Unavailable => {
+                return Err(DescribeError::Unreachable { server: server.to_string(), why: status.message().to_owned() });
+            }
+            Err(status) => return Err(refused(status_message(server, &status))),
+        };
+        described(reply).map_err(|error| refused(error.to_string()))
+    };
+    match tokio::time::timeout(timeout, work).await {
+        Ok(result) => result,
+        Err(_) => Err(DescribeError::Unreachable {
+            server: server.to_string(),
+            why: format!("no answer within {} s", timeout.as_secs_f32()),
+        }),
+    }
+}
+
+fn described(reply: pb::DescribeReply) -> Result<Described, convert::Invalid> {
+    if !reply.exists {
+        return Ok(Described { version: reply.version, ..Default::default() });
+    }
+    Ok(Described {
+        exists: true,
+        volume_id: convert::uuid("volume_id", &reply.volume_id)?,
+        replica_id: convert::uuid("replica_id", &reply.replica_id)?,
+        position: match &reply.position {
+            Some(position) => position.try_into()?,
+            None => Position::default(),
+        },
+        empty: reply.empty,
+        holder: reply.holder,
+        holder_id: if reply.holder_id.is_empty() { Uuid::default() } else { convert::uuid("holder_id", &reply.holder_id)? },
+        holder_connected: reply.holder_connected,
+        version: reply.version,
+    })
 }
 
 /// Describe, from a thread without a tokio context.
 pub fn describe_blocking(
-    _server: &ServerAddress,
-    _volume: &VolumeName,
-    _timeout: Duration,
+    server: &ServerAddress,
+    volume: &VolumeName,
+    timeout: Duration,
 ) -> Result<Described, DescribeError> {
-    Ok(Described::default())
+    let failed = |error: std::io::Error| DescribeError::Unreachable { server: server.to_string(), why: error.to_string() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(describe(server, volume, timeout))
 }

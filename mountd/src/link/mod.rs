@@ -1,4 +1,10 @@
-//! The link to the storage daemon.
+//! The link to the storage daemon: [`core`] decides (no I/O), [`driver`] connects, sends and receives, [`client`] asks about volumes,
+//! [`start`] decides how a mount may start.
 
 pub mod client;
+pub mod core;
+pub mod driver;
 pub mod start;
+pub mod state;
+
+pub use self::{core::LinkFacts, state::LinkState};

@@ -1,0 +1,389 @@
+//! The link's I/O: one tokio task that connects, sends what [`LinkCore`] gives out and hands it what arrives; one thread that reads files.
+//!
+//! ```text
+//!  window ─ filled ─►┐                          ┌─► reader thread ─ staged records ─►┐
+//!                    │ session loop ── steps ───┘                                    ├─► one bounded channel ─► gRPC
+//!  storage daemon ──►┘             └── batches, begin, publish ─────────────────────►┘
+//! ```
+//! The channel bounds what is read ahead. The loop never waits for the channel alone, so answers are always taken in, and the two sides
+//! cannot wait for each other.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc as thread_mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use prost::Message as _;
+use tandem_proto::{
+    pb::{self, client_message::Body},
+    stage::Stage,
+};
+use tandem_runtime::connect::ServerAddress;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    commit::Commit,
+    link::{
+        client,
+        core::{Effect, LinkCore, LinkFacts},
+    },
+    resync::{
+        StateReader,
+        plan::{Manner, Step, StepDone},
+        read,
+    },
+};
+
+/// Messages between the two producers and gRPC. Data comes in pieces of at most 1 MiB, so this bounds read-ahead to 16 MiB.
+const OUTGOING_MAX: usize = 16;
+/// How long connecting and attaching may take before the attempt counts as failed.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often time is told to the core.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a person may ask of the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Stop it.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Say good-bye and end.
+    Stop,
+}
+
+/// Counters of the link, for status.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Bytes of encoded messages sent.
+    pub sent_bytes: AtomicU64,
+    /// Received.
+    pub received_bytes: AtomicU64,
+}
+
+/// What others see of the link.
+#[derive(Debug)]
+pub struct LinkShared {
+    /// The newest facts.
+    pub facts: Mutex<LinkFacts>,
+    /// Told at each change of state or reason.
+    pub changed: watch::Sender<u64>,
+    /// Counters.
+    pub traffic: Traffic,
+}
+
+struct Job {
+    step: Step,
+    manner: Manner,
+    session: u64,
+    out: mpsc::Sender<pb::ClientMessage>,
+}
+
+struct JobDone {
+    session: u64,
+    result: io::Result<StepDone>,
+}
+
+/// Everything the link's task needs.
+pub struct Driver {
+    core: LinkCore,
+    commit: Arc<Commit>,
+    server: ServerAddress,
+    shared: Arc<LinkShared>,
+    control: mpsc::UnboundedReceiver<Control>,
+    jobs: thread_mpsc::Sender<Job>,
+    done: mpsc::UnboundedReceiver<JobDone>,
+    begun: Instant,
+    stopping: bool,
+}
+
+fn outgoing_session(stage: Stage, session: u64) -> pb::ClientMessage {
+    let body = match stage {
+        Stage::Dir(stage) => Body::StageDir(pb::StageDir { session, ..(&stage).into() }),
+        Stage::Node(stage) => Body::StageNode(pb::StageNode { session, ..(&stage).into() }),
+        Stage::Recipe(stage) => Body::StageRecipe(pb::StageRecipe { session, ..(&stage).into() }),
+        Stage::Data(stage) => Body::StageData(pb::StageData { session, ..(&stage).into() }),
+    };
+    pb::ClientMessage { body: Some(body) }
+}
+
+/// The reading thread: ends when the driver is gone.
+fn read_jobs(
+    jobs: &thread_mpsc::Receiver<Job>,
+    done: &mpsc::UnboundedSender<JobDone>,
+    reader: &dyn StateReader,
+    shared: &LinkShared,
+) {
+    while let Ok(job) = jobs.recv() {
+        let send = |message: pb::ClientMessage| {
+            shared.traffic.sent_bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+            job.out.blocking_send(message).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        };
+        let result = match &job.step {
+            Step::Barrier(token) => {
+                let barrier = pb::Barrier { session: job.session, token: *token };
+                send(pb::ClientMessage { body: Some(Body::Barrier(barrier)) }).map(|()| StepDone::default())
+            }
+            step => read::carry_out(step, job.manner, reader, &mut |stage| send(outgoing_session(stage, job.session))),
+        };
+        if done.send(JobDone { session: job.session, result }).is_err() {
+            break;
+        }
+    }
+}
+
+enum SessionEnd {
+    /// The connection is over, for this reason.
+    Cut(String),
+    /// The core wants it ended.
+    Wanted,
+    /// The daemon stops.
+    Stopped,
+}
+
+impl Driver {
+    /// Prepares the driver and starts the reading thread.
+    pub fn start(
+        core: LinkCore,
+        commit: Arc<Commit>,
+        server: ServerAddress,
+        reader: Arc<dyn StateReader>,
+        shared: Arc<LinkShared>,
+        control: mpsc::UnboundedReceiver<Control>,
+    ) -> io::Result<Driver> {
+        let (jobs, job_queue) = thread_mpsc::channel();
+        let (done_sender, done) = mpsc::unbounded_channel();
+        let thread_shared = shared.clone();
+        std::thread::Builder::new()
+            .name("resync-reader".into())
+            .spawn(move || read_jobs(&job_queue, &done_sender, &*reader, &thread_shared))?;
+        Ok(Driver { core, commit, server, shared, control, jobs, done, begun: Instant::now(), stopping: false })
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Runs until [`Control::Stop`].
+    pub async fn run(mut self) {
+        while !self.stopping {
+            self.show();
+            let Some(at) = self.core.connect_at() else {
+                self.idle(None).await;
+                continue;
+            };
+            let now = self.now();
+            if at > now {
+                self.idle(Some(at - now)).await;
+                continue;
+            }
+            match self.session().await {
+                SessionEnd::Cut(why) => {
+                    tracing::debug!(why, "the link was cut");
+                    let now = self.now();
+                    self.core.handle_disconnected(&why, now);
+                }
+                SessionEnd::Wanted => {
+                    let now = self.now();
+                    self.core.handle_disconnected("the link was ended", now);
+                }
+                SessionEnd::Stopped => break,
+            }
+        }
+        self.show();
+    }
+
+    /// Waits while there is no connection.
+    async fn idle(&mut self, wait: Option<Duration>) {
+        let wait = wait.unwrap_or(Duration::from_secs(1));
+        tokio::select! {
+            control = self.control.recv() => self.handle_control(control),
+            _ = tokio::time::sleep(wait) => {}
+            Some(_) = self.done.recv() => {}
+        }
+        // What this run left to do is moot without a connection, except saving.
+        while let Some(effect) = self.core.poll_effect() {
+            if let Effect::SaveFloor = effect {
+                self.save(Effect::SaveFloor).await;
+            }
+        }
+    }
+
+    fn handle_control(&mut self, control: Option<Control>) {
+        let now = self.now();
+        match control {
+            Some(Control::Pause) => self.core.handle_pause(true, now),
+            Some(Control::Resume) => self.core.handle_pause(false, now),
+            Some(Control::Stop) | None => self.stopping = true,
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let facts = self.core.facts();
+        let mut shown = self.shared.facts.lock();
+        let changed = shown.state != facts.state || shown.reason != facts.reason;
+        *shown = facts;
+        drop(shown);
+        if changed {
+            self.shared.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    async fn save(&mut self, effect: Effect) -> bool {
+        let commit = self.commit.clone();
+        let saved = tokio::task::spawn_blocking(move || match effect {
+            Effect::SaveHeader(header) => commit.set_header_durably(header),
+            Effect::SaveFloor => commit.save_floor_durably(),
+            Effect::Disconnect => Ok(()),
+        });
+        match saved.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                let now = self.now();
+                self.core.handle_local_failure(&format!("the activity log cannot be written: {error}"), now);
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// One connection from start to end.
+    async fn session(&mut self) -> SessionEnd {
+        let mut connection = match tokio::time::timeout(CONNECT_TIMEOUT, client::connect(&self.server, CONNECT_TIMEOUT)).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return SessionEnd::Cut(error.to_string()),
+            Err(_) => return SessionEnd::Cut(format!("{} does not answer", self.server)),
+        };
+        let now = self.now();
+        self.core.handle_connected(now);
+        let (out, queue) = mpsc::channel(OUTGOING_MAX);
+        if let Some(attach) = self.core.poll_message() {
+            // The channel is empty.
+            let _ = out.try_send(attach);
+        }
+        let call = connection.replicate(ReceiverStream::new(queue));
+        let mut inbound = match tokio::time::timeout(CONNECT_TIMEOUT, call).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return SessionEnd::Cut(client::status_message(&self.server, &status)),
+            Err(_) => return SessionEnd::Cut(format!("{} does not answer the attach", self.server)),
+        };
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if let Some(end) = self.hand_out(&out).await {
+                return end;
+            }
+            let full = out.capacity() == 0;
+            tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => {
+                        self.shared.traffic.received_bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+                        let now = self.now();
+                        if let Err(why) = self.core.handle_message(message, now) {
+                            return SessionEnd::Cut(why);
+                        }
+                    }
+                    Ok(None) => return SessionEnd::Cut(format!("{} ended the connection", self.server)),
+                    Err(status) => return SessionEnd::Cut(client::status_message(&self.server, &status)),
+                },
+                () = self.commit.wait_filled() => {}
+                permit = out.reserve(), if full => if permit.is_err() {
+                    return SessionEnd::Cut(format!("{} ended the connection", self.server));
+                },
+                Some(done) = self.done.recv() => if let Some(end) = self.handle_job_done(done) {
+                    return end;
+                },
+                control = self.control.recv() => self.handle_control(control),
+                _ = tick.tick() => {
+                    let now = self.now();
+                    self.core.handle_tick(now);
+                    self.show();
+                }
+            }
+            if self.stopping {
+                self.say_goodbye(&out, &mut inbound).await;
+                return SessionEnd::Stopped;
+            }
+        }
+    }
+
+    fn handle_job_done(&mut self, done: JobDone) -> Option<SessionEnd> {
+        if Some(done.session) != self.core.session() {
+            return None;
+        }
+        match done.result {
+            Ok(done) => self.core.handle_step_done(&done),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Some(SessionEnd::Cut(format!("{} ended the connection", self.server)));
+            }
+            Err(error) => {
+                tracing::error!(%error, "reading the backing directory for a resync");
+                return Some(SessionEnd::Cut(format!("reading the backing directory: {error}; look at its disk")));
+            }
+        }
+        None
+    }
+
+    /// Hands out everything that can go out now.
+    async fn hand_out(&mut self, out: &mpsc::Sender<pb::ClientMessage>) -> Option<SessionEnd> {
+        loop {
+            let mut idle = true;
+            while let Some(effect) = self.core.poll_effect() {
+                idle = false;
+                match effect {
+                    Effect::Disconnect => {
+                        self.show();
+                        return Some(SessionEnd::Wanted);
+                    }
+                    Effect::SaveHeader(header) => {
+                        if self.save(Effect::SaveHeader(header)).await {
+                            self.core.handle_saved();
+                        }
+                    }
+                    Effect::SaveFloor => {
+                        self.save(Effect::SaveFloor).await;
+                        self.show();
+                    }
+                }
+            }
+            while let Ok(permit) = out.try_reserve() {
+                let Some(message) = self.core.poll_message() else { break };
+                idle = false;
+                self.shared.traffic.sent_bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+                permit.send(message);
+            }
+            while let Some((step, manner, session)) = self.core.poll_step() {
+                idle = false;
+                if self.jobs.send(Job { step, manner, session, out: out.clone() }).is_err() {
+                    return Some(SessionEnd::Cut("the reading thread ended; see the log".into()));
+                }
+            }
+            if idle || out.capacity() == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Detach, and a moment for the storage daemon to take it in.
+    async fn say_goodbye(&mut self, out: &mpsc::Sender<pb::ClientMessage>, inbound: &mut tonic::Streaming<pb::ServerMessage>) {
+        if let Some(message) = self.core.detach_message()
+            && out.send_timeout(message, Duration::from_millis(300)).await.is_ok()
+        {
+            let _ = tokio::time::timeout(Duration::from_millis(500), async {
+                while let Ok(Some(message)) = inbound.message().await {
+                    let now = self.begun.elapsed();
+                    let _ = self.core.handle_message(message, now);
+                }
+            })
+            .await;
+        }
+    }
+}
