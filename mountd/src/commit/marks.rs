@@ -173,14 +173,7 @@ impl Marks {
             self.last_generation += 1;
             let record = MarkRecord { cell, generation: Generation(self.last_generation), since };
             let (pins, last_seq) = self.marks.get(&cell).map_or((0, Seq(0)), |old| (old.pins, old.last_seq));
-            let mark = Mark {
-                state: MarkState::Writing,
-                record,
-                since_seq,
-                last_used: now,
-                last_seq,
-                pins,
-            };
+            let mark = Mark { state: MarkState::Writing, record, since_seq, last_used: now, last_seq, pins };
             self.insert(cell, mark);
             records.push(record);
         }
@@ -235,7 +228,14 @@ impl Marks {
 
     /// Marks that may be cleared when the backing was synced after this call: they become `clearing`. At most `max`. `published`: this run
     /// published once, which read everything that the marks of earlier runs cover. `all`: also those that are in use or recent.
-    pub fn clearable(&mut self, durable: Seq, published: bool, now: Duration, all: bool, max: usize) -> Vec<MarkRecord> {
+    pub fn clearable(
+        &mut self,
+        durable: Seq,
+        published: bool,
+        now: Duration,
+        all: bool,
+        max: usize,
+    ) -> Vec<MarkRecord> {
         let mut idle: Vec<(Duration, MarkRecord)> = self
             .marks
             .values()
@@ -263,9 +263,9 @@ impl Marks {
     /// Of marks chosen by [`Marks::clearable`], those that no change took up again: their clears may be written.
     pub fn still_clearing(&self, records: &[MarkRecord]) -> Vec<MarkRecord> {
         let clearing = |record: &&MarkRecord| {
-            self.marks.get(&record.cell).is_some_and(|mark| {
-                mark.record.generation == record.generation && mark.state == MarkState::Clearing
-            })
+            self.marks
+                .get(&record.cell)
+                .is_some_and(|mark| mark.record.generation == record.generation && mark.state == MarkState::Clearing)
         };
         records.iter().filter(clearing).copied().collect()
     }

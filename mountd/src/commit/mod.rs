@@ -31,9 +31,7 @@ use parking_lot::Mutex;
 use tandem_proto::{Change, Changes, Epoch, Op, Origin, Position, Seq};
 use tokio::sync::{Notify, watch};
 
-pub use self::types::{
-    ATTRIBUTES, CommitError, CommitFacts, Frozen, MarkCell, MarkCells, Moved, Watermarks,
-};
+pub use self::types::{ATTRIBUTES, CommitError, CommitFacts, Frozen, MarkCell, MarkCells, Moved, Watermarks};
 use self::{
     activity_log::{ActivityLog, Header, Record, Recovered},
     dirty::DirtySet,
@@ -100,7 +98,11 @@ pub struct Slot<'a> {
 
 impl Commit {
     /// A commit over the activity log at `path`, which is made if there is none. Returns what it said: the caller makes a dirty set of it.
-    pub fn open(path: &Path, window_bytes: usize, fsync_timeout: Option<Duration>) -> io::Result<(Commit, Option<Recovered>)> {
+    pub fn open(
+        path: &Path,
+        window_bytes: usize,
+        fsync_timeout: Option<Duration>,
+    ) -> io::Result<(Commit, Option<Recovered>)> {
         let (log, recovered) = match ActivityLog::open(path)? {
             Some((log, recovered)) => (log, Some(recovered)),
             None => (ActivityLog::create(path, Header::default())?, None),

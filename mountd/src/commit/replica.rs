@@ -103,8 +103,7 @@ impl Commit {
         let taken = mem::take(&mut inner.dirty);
         inner.frozen.get_or_insert_default().merge(&taken);
         inner.moved = Some(Vec::new());
-        let frozen =
-            Frozen { s0: Position { epoch: inner.epoch, seq, chain }, unknown_ids: taken.unknown_ids() };
+        let frozen = Frozen { s0: Position { epoch: inner.epoch, seq, chain }, unknown_ids: taken.unknown_ids() };
         (frozen, taken)
     }
 

@@ -56,7 +56,9 @@ pub enum DescribeError {
         why: String,
     },
     /// The address is remote, and plaintext is allowed on loopback only.
-    #[error("{0} is not on this machine, and links without TLS are only allowed on loopback: use localhost, or a tunnel to it")]
+    #[error(
+        "{0} is not on this machine, and links without TLS are only allowed on loopback: use localhost, or a tunnel to it"
+    )]
     NotLoopback(String),
 }
 
@@ -99,7 +101,11 @@ pub fn status_message(server: &ServerAddress, status: &Status) -> String {
 }
 
 /// Asks what a volume is, without claiming it.
-pub async fn describe(server: &ServerAddress, volume: &VolumeName, timeout: Duration) -> Result<Described, DescribeError> {
+pub async fn describe(
+    server: &ServerAddress,
+    volume: &VolumeName,
+    timeout: Duration,
+) -> Result<Described, DescribeError> {
     let work = async {
         let mut client = connect(server, timeout).await?;
         let request = pb::DescribeRequest { volume: volume.to_string() };
@@ -107,7 +113,10 @@ pub async fn describe(server: &ServerAddress, volume: &VolumeName, timeout: Dura
         let reply = match client.describe(request).await {
             Ok(reply) => reply.into_inner(),
             Err(status) if status.code() == Code::Unavailable => {
-                return Err(DescribeError::Unreachable { server: server.to_string(), why: status.message().to_owned() });
+                return Err(DescribeError::Unreachable {
+                    server: server.to_string(),
+                    why: status.message().to_owned(),
+                });
             }
             Err(status) => return Err(refused(status_message(server, &status))),
         };
@@ -136,7 +145,11 @@ fn described(reply: pb::DescribeReply) -> Result<Described, convert::Invalid> {
         },
         empty: reply.empty,
         holder: reply.holder,
-        holder_id: if reply.holder_id.is_empty() { Uuid::default() } else { convert::uuid("holder_id", &reply.holder_id)? },
+        holder_id: if reply.holder_id.is_empty() {
+            Uuid::default()
+        } else {
+            convert::uuid("holder_id", &reply.holder_id)?
+        },
         holder_connected: reply.holder_connected,
         version: reply.version,
     })
@@ -148,7 +161,8 @@ pub fn describe_blocking(
     volume: &VolumeName,
     timeout: Duration,
 ) -> Result<Described, DescribeError> {
-    let failed = |error: std::io::Error| DescribeError::Unreachable { server: server.to_string(), why: error.to_string() };
+    let failed =
+        |error: std::io::Error| DescribeError::Unreachable { server: server.to_string(), why: error.to_string() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(describe(server, volume, timeout))
 }

@@ -70,7 +70,9 @@ struct Round {
 enum RoundStage {
     Reading,
     /// All is read; publish when everything up to here was sent.
-    Sending { s1: Seq },
+    Sending {
+        s1: Seq,
+    },
     /// `Publish` was sent.
     Publishing,
 }
@@ -90,8 +92,12 @@ struct Stream {
 
 #[derive(Debug)]
 enum Phase {
-    Disconnected { retry_at: Duration },
-    Attaching { sent: bool },
+    Disconnected {
+        retry_at: Duration,
+    },
+    Attaching {
+        sent: bool,
+    },
     /// Attached; ids must be saved before anything else.
     Saving(pb::Attached),
     Streaming(Box<Stream>),
@@ -346,7 +352,8 @@ impl LinkCore {
                 Ok(())
             }
             Some(Body::NeedNodes(need)) => {
-                let ids: Result<Vec<InodeId>, _> = need.ids.iter().map(|id| convert::inode_id("need_nodes.ids", id)).collect();
+                let ids: Result<Vec<InodeId>, _> =
+                    need.ids.iter().map(|id| convert::inode_id("need_nodes.ids", id)).collect();
                 let ids = ids.map_err(|error| error.to_string())?;
                 self.with_plan(|plan| plan.handle_need_nodes(&ids));
                 Ok(())
@@ -362,7 +369,8 @@ impl LinkCore {
                 Ok(())
             }
             Some(Body::Published(published)) => {
-                let position = convert::position("published.position", &published.position).map_err(|error| error.to_string())?;
+                let position =
+                    convert::position("published.position", &published.position).map_err(|error| error.to_string())?;
                 self.handle_published(position)
             }
             Some(Body::Fault(fault)) => {
@@ -474,9 +482,9 @@ impl LinkCore {
             Some(_) if attached.empty => {
                 Err(format!("the replica is empty, but this folder relies on it up to {floor}; {older}"))
             }
-            Some(published) if published.is_before(&floor) => {
-                Err(format!("the replica is at {published}, older than {floor}, up to which this folder relies on it; {older}"))
-            }
+            Some(published) if published.is_before(&floor) => Err(format!(
+                "the replica is at {published}, older than {floor}, up to which this folder relies on it; {older}"
+            )),
             Some(published)
                 if (published.epoch, published.seq) == (floor.epoch, floor.seq) && published.chain != floor.chain =>
             {
@@ -709,9 +717,9 @@ impl LinkCore {
     /// The message that ends the session in order, if there is one.
     pub fn detach_message(&self) -> Option<pb::ClientMessage> {
         match &self.phase {
-            Phase::Streaming(stream) => Some(pb::ClientMessage {
-                body: Some(Body::Detach(pb::Detach { session: stream.session })),
-            }),
+            Phase::Streaming(stream) => {
+                Some(pb::ClientMessage { body: Some(Body::Detach(pb::Detach { session: stream.session })) })
+            }
             _ => None,
         }
     }

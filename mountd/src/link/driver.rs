@@ -257,11 +257,12 @@ impl Driver {
 
     /// One connection from start to end.
     async fn session(&mut self) -> SessionEnd {
-        let mut connection = match tokio::time::timeout(CONNECT_TIMEOUT, client::connect(&self.server, CONNECT_TIMEOUT)).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return SessionEnd::Cut(error.to_string()),
-            Err(_) => return SessionEnd::Cut(format!("{} does not answer", self.server)),
-        };
+        let mut connection =
+            match tokio::time::timeout(CONNECT_TIMEOUT, client::connect(&self.server, CONNECT_TIMEOUT)).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(error)) => return SessionEnd::Cut(error.to_string()),
+                Err(_) => return SessionEnd::Cut(format!("{} does not answer", self.server)),
+            };
         let now = self.now();
         self.core.handle_connected(now);
         let (out, queue) = mpsc::channel(OUTGOING_MAX);
@@ -373,7 +374,11 @@ impl Driver {
     }
 
     /// Detach, and a moment for the storage daemon to take it in.
-    async fn say_goodbye(&mut self, out: &mpsc::Sender<pb::ClientMessage>, inbound: &mut tonic::Streaming<pb::ServerMessage>) {
+    async fn say_goodbye(
+        &mut self,
+        out: &mpsc::Sender<pb::ClientMessage>,
+        inbound: &mut tonic::Streaming<pb::ServerMessage>,
+    ) {
         if let Some(message) = self.core.detach_message()
             && out.send_timeout(message, Duration::from_millis(300)).await.is_ok()
         {

@@ -1,11 +1,32 @@
-//! Wires commit, link and resync of one mount together.
+//! Wires commit, link and resync of one mount together, and keeps the marks.
+//!
+//! Threads: the tokio runtime (network only), `resync-reader` (reads files), `mark-keeper` (clears marks, fails late fsyncs, notes
+//! that we are alive). None of them is needed for local work to go on.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod dirtiness;
+mod keeper;
 
-use tandem_proto::VolumeName;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tandem_proto::{Position, Seq, Timestamp, Uuid, VolumeName, ids::hex};
 use tandem_runtime::connect::ServerAddress;
+use tokio::sync::{mpsc, watch};
 
-use crate::{commit::Commit, link::start::Start, resync::StateReader, state::StateDir};
+use crate::{
+    commit::{Commit, activity_log::Recovered},
+    link::{
+        core::{CoreConfig, LinkCore},
+        driver::{Control, Driver, LinkShared, Traffic},
+        start::Start,
+    },
+    resync::StateReader,
+    state::{StateDir, StateError, random_id},
+};
 
 /// What replication of one mount needs to know.
 pub struct ReplicationConfig {
@@ -19,6 +40,8 @@ pub struct ReplicationConfig {
     pub backing_identity: Vec<u8>,
     /// How the mount starts, see [`crate::link::start::decide`].
     pub start: Start,
+    /// Whether the backing directory could be reached around the mount since the last mountd ended: `false` only if that one's dead mount was still in place.
+    pub reachable_between: bool,
     /// user@host:/path, for messages.
     pub client_name: String,
     /// Bound of the window; [`DEFAULT_WINDOW_BYTES`].
@@ -30,37 +53,215 @@ pub struct ReplicationConfig {
 /// Default bound of the window in bytes.
 pub const DEFAULT_WINDOW_BYTES: usize = 64 << 20;
 
+/// How long saying good-bye may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Replication of one mount, running.
 pub struct Replication {
     /// What the vfs commits to.
     pub commit: Arc<Commit>,
+    /// The storage daemon.
+    pub server: ServerAddress,
+    /// The volume there.
+    pub volume: VolumeName,
+    shared: Arc<LinkShared>,
+    control: mpsc::UnboundedSender<Control>,
     state_dir: PathBuf,
+    ending: Mutex<Option<Ending>>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// What is taken apart at the end.
+struct Ending {
+    runtime: tokio::runtime::Runtime,
+    link: tokio::task::JoinHandle<()>,
+    keeper: keeper::Keeper,
+    state: Arc<Mutex<StateDir>>,
+    reader: Arc<dyn StateReader>,
 }
 
 /// Starting failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicationError {
-    /// The activity log or another file of the state directory.
+    /// The state directory.
     #[error(transparent)]
-    State(#[from] crate::state::StateError),
+    State(#[from] StateError),
+    /// The activity log.
+    #[error("the activity log {0}: {1}; look at the disk of the state directory")]
+    ActivityLog(PathBuf, std::io::Error),
     /// Threads or the runtime.
     #[error("cannot start {0}: {1}")]
     Spawn(&'static str, std::io::Error),
 }
 
-/// Starts link, resync and the keeper of the marks. Returns at once: connecting goes on in the background.
-pub fn start(_config: ReplicationConfig, _reader: Arc<dyn StateReader>) -> Result<Replication, ReplicationError> {
-    Err(ReplicationError::Spawn("replication", std::io::Error::other("not built yet")))
+/// Whether the activity log of this state directory holds a mark of the root, for [`crate::link::start::StartFacts`]. `true` if it cannot be told.
+pub fn root_marked(state: &StateDir) -> bool {
+    dirtiness::root_marked(&state.activity_log_path())
+}
+
+/// Starts link, resync and the keeper of the marks. Connecting goes on in the background.
+pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<Replication, ReplicationError> {
+    let ReplicationConfig { server, volume, mut state, start, .. } = config;
+    let log_path = state.activity_log_path();
+    let fresh = start != Start::Resume;
+    if fresh {
+        // Marks and floor of an earlier life say nothing about this one.
+        match std::fs::remove_file(&log_path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ReplicationError::ActivityLog(log_path, error));
+            }
+            _ => {}
+        }
+    }
+    let (commit, recovered) = Commit::open(&log_path, config.window_bytes, config.fsync_timeout)
+        .map_err(|error| ReplicationError::ActivityLog(log_path, error))?;
+    let commit = Arc::new(commit);
+    let replace = matches!(start, Start::Push | Start::Pull);
+    let since = if fresh { None } else { walk_since(&state, config.reachable_between) };
+    if !fresh {
+        commit.insert_dirty(&dirtiness::after_restart(recovered.as_ref(), since));
+        mend_header(&commit, &state, recovered.as_ref())?;
+    }
+    state.update_durably(|state| {
+        state.walk_pending = since.is_some();
+        state.volume = volume.to_string();
+        state.server = server.to_string();
+        state.backing_identity = hex(&config.backing_identity);
+        state.clean_unmount_ns = None;
+        state.empty_when_left = false;
+        if fresh {
+            (state.volume_id, state.replica_id, state.synced) = (String::new(), String::new(), false);
+        }
+    })?;
+    let core_config = CoreConfig {
+        volume: volume.clone(),
+        client_id: state.client_id(),
+        client_name: config.client_name,
+        run_id: random_id()?,
+        create: fresh,
+        takeover: replace,
+        replace,
+    };
+    let seed = u64::from_le_bytes(random_id()?.0[..8].try_into().unwrap_or([1; 8]));
+    let core = LinkCore::new(core_config, commit.clone(), seed);
+    let shared = Arc::new(LinkShared {
+        facts: Mutex::new(core.facts()),
+        changed: watch::Sender::new(0),
+        traffic: Traffic::default(),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("network")
+        .enable_all()
+        .build()
+        .map_err(|error| ReplicationError::Spawn("the network runtime", error))?;
+    let (control, controls) = mpsc::unbounded_channel();
+    let state_dir = state.path().to_owned();
+    let state = Arc::new(Mutex::new(state));
+    let driver = Driver::start(core, commit.clone(), server.clone(), reader.clone(), shared.clone(), controls)
+        .map_err(|error| ReplicationError::Spawn("the resync reader", error))?;
+    let keeper = keeper::Keeper::start(commit.clone(), reader.clone(), shared.clone(), state.clone())
+        .map_err(|error| ReplicationError::Spawn("the mark keeper", error))?;
+    let link = runtime.spawn(driver.run());
+    let handle = runtime.handle().clone();
+    let ending = Mutex::new(Some(Ending { runtime, link, keeper, state, reader }));
+    Ok(Replication { commit, server, volume, shared, control, state_dir, ending, runtime: handle })
+}
+
+/// From when on changes around the mount have to be looked for; `None`: there can be none.
+fn walk_since(state: &StateDir, reachable_between: bool) -> Option<Timestamp> {
+    if !reachable_between && !state.state().walk_pending {
+        return None;
+    }
+    // Some slack: file systems stamp with a coarse clock.
+    let nanoseconds = state.state().clean_unmount_ns.or_else(|| state.last_alive_ns()).unwrap_or(0) - 2_000_000_000;
+    Some(Timestamp {
+        seconds: nanoseconds.div_euclid(1_000_000_000),
+        nanos: u32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),
+    })
+}
+
+/// A lost or damaged activity log: whose replica we have is known from the state; that it was ever complete is forgotten, so everything
+/// is compared, also if this run ends before it is done.
+fn mend_header(commit: &Commit, state: &StateDir, recovered: Option<&Recovered>) -> Result<(), ReplicationError> {
+    let mut header = commit.header();
+    if header.volume_id == Uuid::default()
+        && let (Some(volume), Some(replica)) =
+            (Uuid::from_hex(&state.state().volume_id), Uuid::from_hex(&state.state().replica_id))
+    {
+        (header.volume_id, header.replica_id) = (volume, replica);
+    }
+    if recovered.is_none_or(|recovered| recovered.damaged) {
+        tracing::warn!("the activity log is missing or damaged: everything is compared");
+        header.floor = Position::default();
+    }
+    if header == commit.header() {
+        return Ok(());
+    }
+    commit.set_header_durably(header).map_err(|error| ReplicationError::ActivityLog(state.activity_log_path(), error))
 }
 
 impl Replication {
     /// The state directory.
-    pub fn state_dir(&self) -> &PathBuf {
+    pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
-    /// Ends the link, makes floor and the clean-unmount time durable, releases the lock. Call it after the last file system
-    /// call was answered and before (or right after) the mount is gone; later calls do nothing. Never waits for the network longer than a second.
+    /// What the link shows.
+    pub fn link(&self) -> &Arc<LinkShared> {
+        &self.shared
+    }
+
+    /// The runtime that network work of this mount runs on.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// Stops the link; local work goes on.
+    pub fn pause(&self) {
+        let _ = self.control.send(Control::Pause);
+    }
+
+    /// Lets the link go on.
+    pub fn resume(&self) {
+        let _ = self.control.send(Control::Resume);
+    }
+
+    /// Completes when everything up to `seq` is applied on the replica.
+    pub async fn wait_applied(&self, seq: Seq) {
+        let mut watermarks = self.commit.watermarks();
+        // An error would mean that the commit is gone; it lives as long as `self`.
+        let _ = watermarks.wait_for(|marks| marks.applied.is_some_and(|applied| applied >= seq)).await;
+    }
+
+    /// Ends the link, makes floor and the clean-unmount time durable, releases the lock. Call it after the last file system call was
+    /// answered; later calls do nothing. Never waits for the network longer than a second or two.
     /// `clean`: the file system was unmounted in order, so what is in the folder is what was committed. `empty`: the folder has no entries.
-    pub fn shutdown(&self, _clean: bool, _empty: bool) {}
+    pub fn shutdown(&self, clean: bool, empty: bool) {
+        let Some(ending) = self.ending.lock().take() else { return };
+        let _ = self.control.send(Control::Stop);
+        let link = ending.link;
+        let _ = ending.runtime.block_on(async { tokio::time::timeout(GOODBYE_TIMEOUT, link).await });
+        ending.keeper.stop();
+        self.commit.stop();
+        let reader = ending.reader;
+        let cleared = if clean { self.commit.clear_marks(true, &|| reader.sync_durable()) } else { Ok(0) };
+        if let Err(error) = cleared.and_then(|_| self.commit.save_floor_durably()) {
+            tracing::warn!(%error, "the marks stand; the next mount compares more than it must");
+        }
+        let floor = self.commit.header().floor.to_string();
+        let mut state = ending.state.lock();
+        let saved = state.update_durably(|state| {
+            state.floor = floor;
+            if clean {
+                state.clean_unmount_ns = Some(keeper::unix_now_ns());
+                state.empty_when_left = empty;
+            }
+        });
+        if let Err(error) = saved {
+            tracing::warn!(%error, "the next mount looks for changes since this one began");
+        }
+        drop(state);
+        ending.runtime.shutdown_timeout(Duration::from_millis(200));
+    }
 }

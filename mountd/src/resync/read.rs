@@ -12,7 +12,8 @@ use tandem_proto::{
     chunks,
     limits::{COMPARE_BLOCK, DATA_MAX, PIECES_MAX, STAGE_ENTRIES_MAX},
     stage::{
-        Content, Listing, NodeState, NodeType, Piece, Stage, StageData, StageDir, StageEntry, StageNode, StageRecipe, stamp,
+        Content, Listing, NodeState, NodeType, Piece, Stage, StageData, StageDir, StageEntry, StageNode, StageRecipe,
+        stamp,
     },
 };
 

@@ -1,9 +1,23 @@
 //! The state directory of one mount: what must outlive the daemon, kept outside the user's tree.
+//!
+//! ```text
+//! <state>/mounts/<key>/  lock          held (flock) by the mountd that uses the directory
+//!                        state.json    who we are and what we belong to; versioned, replaced durably
+//!                        activity.log  marks and floor (commit/activity_log.rs)
+//!                        alive         its mtime is about the last time when a mountd ran
+//!                        mountd.log    of a daemon in the background
+//! ```
 
 use std::{
+    fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
+
+use rustix::fs::{FlockOperation, flock};
+use tandem_runtime::durable;
 
 use serde::{Deserialize, Serialize};
 use tandem_proto::Uuid;
@@ -47,19 +61,9 @@ pub enum StateError {
     },
 }
 
-/// A position as `state.json` holds it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
-pub struct SavedPosition {
-    /// Epoch.
-    pub epoch: u64,
-    /// Seq.
-    pub seq: u64,
-    /// Chain in hexadecimal.
-    pub chain: String,
-}
-
 /// The content of `state.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct MountState {
     /// Format.
     pub version: u32,
@@ -75,10 +79,12 @@ pub struct MountState {
     pub replica_id: String,
     /// Identity of the backing directory, hexadecimal.
     pub backing_identity: String,
+    /// Up to where the client relied on the replica when this was written, for people; the activity log has the one that counts.
+    pub floor: String,
     /// Whether the replica was ever complete.
     pub synced: bool,
-    /// Up to where the client relies on the replica.
-    pub floor: SavedPosition,
+    /// A walk for changes around the mount was begun and not published.
+    pub walk_pending: bool,
     /// Set while not mounted after a clean unmount: Unix time in nanoseconds.
     pub clean_unmount_ns: Option<i64>,
     /// Whether the folder was empty at that unmount.
@@ -86,15 +92,41 @@ pub struct MountState {
 }
 
 /// The opened, locked state directory of one mount.
+#[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    key: String,
     state: MountState,
+    _lock: File,
 }
 
 impl StateDir {
     /// Opens or makes `<root>/mounts/<key>` and locks it. `key` is [`StateDir::key`] of the backing's identity.
     pub fn open(root: &Path, key: &str) -> Result<StateDir, StateError> {
-        Ok(StateDir { path: root.join("mounts").join(key), state: MountState::default() })
+        let path = root.join("mounts").join(key);
+        durable::create_private_dir(&path).map_err(|source| io_error("making", &path, source))?;
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(|source| io_error("opening", &lock_path, source))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StateError::Locked(path)),
+            Err(error) => return Err(io_error("locking", &lock_path, error.into())),
+        }
+        let state_path = path.join("state.json");
+        let state = match fs::read(&state_path) {
+            Ok(bytes) => parse_state(&state_path, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => new_state()?,
+            Err(source) => return Err(io_error("reading", &state_path, source)),
+        };
+        let dir = StateDir { path, key: key.to_owned(), state, _lock: lock };
+        dir.write_durably()?;
+        Ok(dir)
     }
 
     /// The directory name for a backing identity: 32 hexadecimal digits.
@@ -102,9 +134,19 @@ impl StateDir {
         blake3::hash(backing_identity).to_hex()[..32].to_owned()
     }
 
+    /// The key that this directory was opened with.
+    pub fn own_key(&self) -> &str {
+        &self.key
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where the activity log is.
+    pub fn activity_log_path(&self) -> PathBuf {
+        self.path.join("activity.log")
     }
 
     /// What is remembered.
@@ -115,5 +157,91 @@ impl StateDir {
     /// This client.
     pub fn client_id(&self) -> Uuid {
         Uuid::from_hex(&self.state.client_id).unwrap_or_default()
+    }
+
+    /// Changes what is remembered, durably.
+    pub fn update_durably(&mut self, change: impl FnOnce(&mut MountState)) -> Result<(), StateError> {
+        change(&mut self.state);
+        self.write_durably()
+    }
+
+    /// Notes that a mountd runs. Not durable: an earlier time only makes a walk compare more.
+    pub fn touch_alive(&self) -> io::Result<()> {
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(self.path.join("alive"))?;
+        file.set_modified(SystemTime::now())
+    }
+
+    /// About when a mountd last ran: Unix time in nanoseconds.
+    pub fn last_alive_ns(&self) -> Option<i64> {
+        let modified = fs::metadata(self.path.join("alive")).ok()?.modified().ok()?;
+        i64::try_from(modified.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
+    }
+
+    fn write_durably(&self) -> Result<(), StateError> {
+        let path = self.path.join("state.json");
+        let bytes = serde_json::to_vec_pretty(&self.state).map_err(|error| io_error("writing", &path, error.into()))?;
+        durable::replace_file_durably(&path, &bytes).map_err(|source| io_error("writing", &path, source))
+    }
+}
+
+fn io_error(what: &'static str, path: &Path, source: io::Error) -> StateError {
+    StateError::Io { what, path: path.to_owned(), source }
+}
+
+fn new_state() -> Result<MountState, StateError> {
+    Ok(MountState { version: STATE_VERSION, client_id: random_id()?.to_string(), ..Default::default() })
+}
+
+/// A new random id.
+pub fn random_id() -> Result<Uuid, StateError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id)
+        .map_err(|error| io_error("reading", Path::new("/dev/urandom"), io::Error::other(error.to_string())))?;
+    Ok(Uuid(id))
+}
+
+fn parse_state(path: &Path, bytes: &[u8]) -> Result<MountState, StateError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let damaged = |why: String| StateError::Damaged { path: path.to_owned(), why };
+    let versioned: Versioned = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    if versioned.version != STATE_VERSION {
+        return Err(StateError::Version { path: path.to_owned(), found: versioned.version });
+    }
+    let state: MountState = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    if Uuid::from_hex(&state.client_id).is_none() {
+        return Err(damaged("client_id is no id".into()));
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{StateDir, StateError};
+
+    #[test]
+    fn what_is_remembered_survives_and_the_lock_is_exclusive() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let key = StateDir::key(b"some folder");
+        let mut dir = StateDir::open(root.path(), &key).expect("new");
+        let client = dir.client_id();
+        dir.update_durably(|state| state.volume = "v".into()).expect("written");
+        assert!(matches!(StateDir::open(root.path(), &key), Err(StateError::Locked(_))));
+        drop(dir);
+        let dir = StateDir::open(root.path(), &key).expect("again");
+        assert_eq!((dir.client_id(), dir.state().volume.as_str()), (client, "v"));
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_is_refused() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let path = StateDir::open(root.path(), "k").expect("new").path().join("state.json");
+        std::fs::write(&path, br#"{"version": 99}"#).expect("written");
+        assert!(matches!(StateDir::open(root.path(), "k"), Err(StateError::Version { found: 99, .. })));
+        std::fs::write(&path, b"{").expect("written");
+        assert!(matches!(StateDir::open(root.path(), "k"), Err(StateError::Damaged { .. })));
     }
 }

@@ -1,0 +1,117 @@
+//! MountControl: wait, pause, resume, unmount.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tandem_proto::{
+    Seq,
+    pb::{self, mount_control_server::MountControl},
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    admin::{Shared, status::ops_behind},
+    link::LinkState,
+};
+
+pub(crate) struct Service(pub(crate) Arc<Shared>);
+
+/// The bound of a wait without one, so that a client that vanished is not waited for without end.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+impl Service {
+    async fn on_mount<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        act: impl FnOnce(&Shared) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, String> {
+        let shared = self.0.clone();
+        match tokio::task::spawn_blocking(move || act(&shared)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(format!("{what}: {error}")),
+            Err(_) => Err(format!("{what}: a thread panicked; see the log")),
+        }
+    }
+
+    /// Flushes the mount and waits until everything done before is applied. `Err`: why not.
+    async fn drain(&self, timeout_ms: u32) -> (Seq, Result<(), String>) {
+        let timeout = if timeout_ms == 0 { WAIT_MAX } else { Duration::from_millis(timeout_ms.into()) };
+        let deadline = tokio::time::Instant::now() + timeout;
+        let flush = self.on_mount("flushing the mount", |shared| shared.ops.flush());
+        match tokio::time::timeout_at(deadline, flush).await {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => return (self.0.replication.commit.last_reserved(), Err(why)),
+            Err(_) => {
+                return (self.0.replication.commit.last_reserved(), Err("flushing the mount took too long".into()));
+            }
+        }
+        let seq = self.0.replication.commit.last_reserved();
+        if tokio::time::timeout_at(deadline, self.0.replication.wait_applied(seq)).await.is_ok() {
+            return (seq, Ok(()));
+        }
+        (seq, Err(self.why_behind()))
+    }
+
+    fn why_behind(&self) -> String {
+        let link = self.0.replication.link().facts.lock().clone();
+        if link.state == LinkState::Live.as_str() {
+            return "the replica is behind".into();
+        }
+        format!("{}: {}", link.state, link.reason)
+    }
+}
+
+#[tonic::async_trait]
+impl MountControl for Service {
+    async fn wait(&self, request: Request<pb::WaitRequest>) -> Result<Response<pb::WaitReply>, Status> {
+        let (seq, result) = self.drain(request.into_inner().timeout_ms).await;
+        let applied = self.0.replication.commit.facts().watermarks.applied.map_or(0, |applied| applied.0);
+        Ok(Response::new(pb::WaitReply {
+            reached: result.is_ok(),
+            seq: seq.0,
+            applied,
+            reason: result.err().unwrap_or_default(),
+        }))
+    }
+
+    async fn pause(&self, _: Request<pb::PauseRequest>) -> Result<Response<pb::PauseReply>, Status> {
+        self.0.replication.pause();
+        Ok(Response::new(pb::PauseReply {}))
+    }
+
+    async fn resume(&self, _: Request<pb::ResumeRequest>) -> Result<Response<pb::ResumeReply>, Status> {
+        self.0.replication.resume();
+        Ok(Response::new(pb::ResumeReply {}))
+    }
+
+    async fn unmount(&self, request: Request<pb::UnmountRequest>) -> Result<Response<pb::UnmountReply>, Status> {
+        let request = request.into_inner();
+        if request.drain {
+            if let (_, Err(why)) = self.drain(request.timeout_ms).await {
+                return Ok(Response::new(self.unmount_reply(false, why)));
+            }
+        } else if let Err(why) = self.on_mount("flushing the mount", |shared| shared.ops.flush()).await {
+            // Not flushed is no reason to stay: unmounting flushes as well, and says so if it cannot.
+            tracing::warn!(why, "before unmounting");
+        }
+        // Before the mount goes: afterwards the daemon ends, and the answer with it.
+        let behind = self.unmount_reply(true, String::new());
+        let force = request.force;
+        Ok(Response::new(match self.on_mount("unmounting", move |shared| shared.ops.unmount(force)).await {
+            Ok(()) => behind,
+            Err(why) => self.unmount_reply(false, why),
+        }))
+    }
+}
+
+impl Service {
+    fn unmount_reply(&self, unmounted: bool, reason: String) -> pb::UnmountReply {
+        let facts = self.0.replication.commit.facts();
+        pb::UnmountReply {
+            unmounted,
+            ops_behind: ops_behind(&facts),
+            bytes_behind: facts.window_bytes as u64,
+            dirty_cells: facts.dirty_cells as u64,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Status and Watch.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tandem_proto::pb::{self, admin_server::Admin};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::{admin::Shared, commit::CommitFacts};
+
+/// Least time between two messages of a Watch.
+const WATCH_MIN: Duration = Duration::from_millis(50);
+/// Time between two looks if nobody says otherwise.
+const WATCH_DEFAULT: Duration = Duration::from_millis(500);
+
+pub(crate) struct Service(pub(crate) Arc<Shared>);
+
+pub(crate) fn now_ns() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Ops that the replica does not have in its tree.
+pub(crate) fn ops_behind(facts: &CommitFacts) -> u64 {
+    let applied = facts.watermarks.applied.map_or(0, |applied| applied.0);
+    facts.reserved.0.saturating_sub(applied)
+}
+
+impl Shared {
+    pub(crate) fn mount_status(&self) -> pb::MountStatus {
+        let replication = &self.replication;
+        let mount = self.ops.facts();
+        let facts = replication.commit.facts();
+        let link = replication.link().facts.lock().clone();
+        let traffic = &replication.link().traffic;
+        let behind = ops_behind(&facts);
+        let lag = match facts.oldest_time_ns {
+            Some(time) if behind > 0 => (now_ns() - time).max(0) as f64 / 1e9,
+            _ => 0.0,
+        };
+        let worker = |name: &str, state: String| pb::Worker { name: name.into(), state };
+        let resync = link.progress.map_or("idle".to_owned(), |(what, _, _)| what.to_owned());
+        pb::MountStatus {
+            volume: replication.volume.to_string(),
+            server: replication.server.to_string(),
+            mountpoint: mount.mountpoint,
+            backing: mount.backing,
+            state: link.state.to_owned(),
+            reason: link.reason.clone(),
+            epoch: facts.epoch,
+            seq: facts.reserved.0,
+            durable: facts.watermarks.durable.map_or(0, |seq| seq.0),
+            applied: facts.watermarks.applied.map_or(0, |seq| seq.0),
+            ops_behind: behind,
+            bytes_behind: facts.window_bytes as u64,
+            lag_seconds: lag,
+            window_bytes: facts.window_bytes as u64,
+            window_limit_bytes: facts.window_limit_bytes as u64,
+            dirty_cells: facts.dirty_cells as u64,
+            dirty_bytes: facts.dirty_bytes as u64,
+            marks_hot: facts.marks as u64,
+            mark_writes: facts.mark_writes,
+            resync_rounds: link.rounds,
+            progress: link.progress.map(|(what, progress, seconds)| pb::Progress {
+                what: what.into(),
+                files_done: progress.nodes_done,
+                files_total: progress.nodes_total.max(progress.nodes_done),
+                bytes_done: progress.bytes_done,
+                bytes_total: 0,
+                seconds,
+            }),
+            sent_bytes: traffic.sent_bytes.load(Ordering::Relaxed),
+            received_bytes: traffic.received_bytes.load(Ordering::Relaxed),
+            workers: vec![
+                worker("link", link.state.to_owned()),
+                worker("resync-reader", resync),
+                worker("mark-keeper", "running".into()),
+            ],
+            not_crossed: mount.not_crossed,
+            bypass: mount.bypass,
+            cache_mode: mount.cache_mode,
+            fsync_mode: mount.fsync_mode,
+            last_error: link.last_error.clone(),
+            listed_dirs: link.listed,
+            stat_nodes: link.nodes,
+            state_dir: replication.state_dir().to_string_lossy().into_owned(),
+        }
+    }
+
+    fn reply(&self, volume: &str) -> pb::StatusReply {
+        let matches = volume.is_empty() || volume == self.replication.volume.as_str();
+        pb::StatusReply {
+            daemon: "mountd".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            started_ns: self.started_ns,
+            mounts: if matches { vec![self.mount_status()] } else { Vec::new() },
+            volumes: Vec::new(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+        Ok(Response::new(self.0.reply(&request.into_inner().volume)))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::StatusReply, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let interval = match request.interval_ms {
+            0 => WATCH_DEFAULT,
+            interval => Duration::from_millis(interval.into()).max(WATCH_MIN),
+        };
+        let shared = self.0.clone();
+        let (replies, stream) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut last = None;
+            loop {
+                let reply = shared.reply(&request.volume);
+                if last.as_ref() != Some(&reply) {
+                    if replies.send(Ok(reply.clone())).await.is_err() {
+                        return;
+                    }
+                    last = Some(reply);
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    () = replies.closed() => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
