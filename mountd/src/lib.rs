@@ -2,8 +2,16 @@
 //! when the stream had a hole, made good by sending state (`resync`).
 
 pub mod admin;
+pub mod backing;
 pub mod commit;
+pub mod daemonize;
+pub mod fuse;
 pub mod link;
+pub mod mount;
+pub mod mounted;
+pub mod options;
 pub mod replication;
 pub mod resync;
+pub mod run;
 pub mod state;
+pub mod vfs;

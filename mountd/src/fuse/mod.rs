@@ -16,12 +16,15 @@ use std::{
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
-use crate::vfs::{CopyRange, Entry, Journal, Making, Place, SetAttr, Vfs, VfsError, VfsResult};
+use crate::{
+    mount::{MountSpec, SUBTYPE},
+    vfs::{CopyRange, Entry, Journal, Making, Place, SetAttr, Vfs, VfsError, VfsResult},
+};
 
 use self::{
     convert::{caller, errno, file_attr, set_time},
@@ -58,17 +61,38 @@ impl<J: Journal> Connection<J> {
             Audience::Everybody => SessionACL::All,
             Audience::Owner => SessionACL::Owner,
         };
-        let mut config = fuser::Config::default();
-        config.acl = acl;
-        config.n_threads = Some(THREADS);
-        config.clone_fd = true;
-        Ok(Connection { session: Session::from_fd(Adapter { vfs }, fuse, acl, config)? })
+        Ok(Connection { session: Session::from_fd(Adapter { vfs }, fuse, acl, config(acl))? })
+    }
+
+    /// Mounts by fusermount3, for whom the kernel does not allow it, and shakes hands. The mount shows before it serves.
+    pub fn mount_by_helper(dir: &Path, spec: &MountSpec, vfs: Arc<Vfs<J>>) -> io::Result<Connection<J>> {
+        let mut config = config(if spec.allow_other { SessionACL::All } else { SessionACL::Owner });
+        config.mount_options = vec![
+            MountOption::FSName(spec.source.clone()),
+            MountOption::Subtype(SUBTYPE.to_owned()),
+            MountOption::DefaultPermissions,
+        ];
+        if spec.read_only {
+            config.mount_options.push(MountOption::RO);
+        }
+        if !spec.exec {
+            config.mount_options.push(MountOption::NoExec);
+        }
+        Ok(Connection { session: Session::new(Adapter { vfs }, dir, &config)? })
     }
 
     /// Answers requests until the file system is unmounted.
     pub fn serve(self) -> io::Result<()> {
         self.session.run()
     }
+}
+
+fn config(acl: SessionACL) -> fuser::Config {
+    let mut config = fuser::Config::default();
+    config.acl = acl;
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    config
 }
 
 struct Adapter<J: Journal> {

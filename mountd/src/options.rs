@@ -1,0 +1,534 @@
+//! What a mount was asked to be: command line, `-o` list and configuration file, which share one table of keys.
+//!
+//! `tandem-mountd SOURCE DIR [-f] [-o OPTIONS] [--KEY[=VALUE]]`, and the same as `mount.tandem SOURCE DIR [-sfnv] [-o OPTIONS]`,
+//! as mount(8) calls it. In names `-` and `_` are equal. What is unknown is an error that names the nearest known one.
+
+use std::{
+    ffi::OsString,
+    fmt::Write as _,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use tandem_proto::VolumeName;
+use tandem_runtime::{connect::ServerAddress, dirs, telemetry::LogOptions};
+
+use crate::{link::start::Init, replication::DEFAULT_WINDOW_BYTES, vfs::FsyncMode};
+
+/// Smallest window: a batch and some ops beside it.
+const WINDOW_MIN_BYTES: usize = 4 << 20;
+
+/// `HOST[:PORT]:/VOLUME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The storage daemon.
+    pub server: ServerAddress,
+    /// The volume there.
+    pub volume: VolumeName,
+    /// As it was written, for the table of mounts.
+    pub text: String,
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Source, String> {
+        let Some((server, volume)) = text.rsplit_once(":/") else {
+            return Err(format!("{text:?} is not a source: write HOST[:PORT]:/VOLUME, for example localhost:/home"));
+        };
+        let server = server.parse()?;
+        let volume = volume.parse::<VolumeName>().map_err(|error| error.to_string())?;
+        Ok(Source { server, volume, text: text.to_owned() })
+    }
+}
+
+/// Everything that a mount was asked to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the replica is.
+    pub source: Source,
+    /// The mountpoint as it was written.
+    pub dir: PathBuf,
+    /// The settings.
+    pub settings: Settings,
+}
+
+/// What the keys set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `backing=DIR`; `None`: the mountpoint itself.
+    pub backing: Option<PathBuf>,
+    /// `init=pull|push`.
+    pub init: Option<Init>,
+    /// `fsync=local|durable`.
+    pub fsync: FsyncMode,
+    /// `fsync_timeout=SECONDS`; `None`: wait for ever.
+    pub fsync_timeout: Option<Duration>,
+    /// `window=SIZE`.
+    pub window_bytes: usize,
+    /// `state=DIR`.
+    pub state: PathBuf,
+    /// `runtime=DIR`.
+    pub runtime: PathBuf,
+    /// `log_level`, `log_json`.
+    pub log: LogOptions,
+    /// `weak_ids`: files without lasting identity are accepted.
+    pub weak_ids: bool,
+    /// `allow_other`; `None`: as root yes, else no.
+    pub allow_other: Option<bool>,
+    /// `ro`.
+    pub read_only: bool,
+    /// `suid`.
+    pub suid: bool,
+    /// `dev`.
+    pub dev: bool,
+    /// `exec`.
+    pub exec: bool,
+    /// `-f`, `--foreground`.
+    pub foreground: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            backing: None,
+            init: None,
+            fsync: FsyncMode::default(),
+            fsync_timeout: None,
+            window_bytes: DEFAULT_WINDOW_BYTES,
+            state: dirs::state_dir(),
+            runtime: dirs::runtime_dir(),
+            log: LogOptions::default(),
+            weak_ids: false,
+            allow_other: None,
+            read_only: false,
+            suid: false,
+            dev: false,
+            exec: true,
+            foreground: false,
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// To mount.
+    Mount(Box<Options>),
+    /// To check the options only (`mount -f`).
+    Check,
+    /// To print this.
+    Print(String),
+}
+
+/// The command line cannot be understood. Exit code 64.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+fn usage<T>(message: impl Into<String>) -> Result<T, UsageError> {
+    Err(UsageError(message.into()))
+}
+
+/// A key, whether it takes a value, and what it says in the help. One line each, in the order of the help.
+const KEYS: &[(&str, Option<&str>, &str)] = &[
+    ("backing", Some("DIR"), "keep the files in DIR instead of in the mountpoint itself"),
+    ("init", Some("pull|push"), "fill an empty folder from the replica, or make the replica like the folder"),
+    ("fsync", Some("local|durable"), "what fsync waits for: the local disk, or also the replica's log (local)"),
+    ("fsync_timeout", Some("SECONDS"), "fail a durable fsync with EIO after this time (0: wait)"),
+    ("window", Some("SIZE"), "memory for changes that wait to be sent (64M)"),
+    ("state", Some("DIR"), "where what must outlive the daemon is kept"),
+    ("runtime", Some("DIR"), "where the daemon's socket is"),
+    ("log_level", Some("LEVEL"), "error, warn, info, debug or trace, or a filter"),
+    ("log_json", None, "log one JSON object a line"),
+    ("cache", Some("strict"), "kernel mode; strict is the only one"),
+    ("congestion", Some("lag"), "when the link is slower than the writer: fall behind, consistently"),
+    ("weak_ids", None, "accept a file system whose files have no lasting identity"),
+    ("allow_other", None, "let other users in, as permissions say (the default for root)"),
+    ("config", Some("FILE"), "read keys from a TOML file first"),
+];
+
+/// Options of mount(8) that a file system has to accept, and that mean nothing here.
+const IGNORED: &[&str] = &[
+    "rw",
+    "auto",
+    "noauto",
+    "_netdev",
+    "nofail",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "defaults",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "diratime",
+    "nodiratime",
+    "async",
+    "default_permissions",
+    "nosuid",
+    "nodev",
+    "exec",
+    "remount",
+];
+
+/// Understands a command line, without the program's own name. `as_helper`: called by mount(8) as `mount.tandem`.
+pub fn parse(arguments: &[OsString], as_helper: bool) -> Result<Request, UsageError> {
+    let mut parser =
+        Parser { arguments, at: 0, positional: Vec::new(), pairs: Vec::new(), fake: false, foreground: false };
+    if let Some(text) = parser.run(as_helper)? {
+        return Ok(Request::Print(text));
+    }
+    let Parser { positional, pairs, fake, foreground, .. } = parser;
+    let (source, dir) = match <[OsString; 2]>::try_from(positional) {
+        Ok([source, dir]) => (source, PathBuf::from(dir)),
+        Err(other) => {
+            return usage(format!("expected SOURCE and DIR, found {} argument(s); try --help", other.len()));
+        }
+    };
+    let source = match source.to_str() {
+        Some(source) => source.parse().map_err(UsageError)?,
+        None => return usage(format!("{source:?} is not a source: write HOST[:PORT]:/VOLUME")),
+    };
+    let mut settings = Settings { foreground, ..Settings::default() };
+    for file in pairs.iter().filter(|(key, _)| key == "config").filter_map(|(_, value)| value.clone()) {
+        for (key, value) in read_config(Path::new(&file))? {
+            settings.set(&key, value)?;
+        }
+    }
+    for (key, value) in pairs {
+        settings.set(&key, value)?;
+    }
+    if fake {
+        return Ok(Request::Check);
+    }
+    Ok(Request::Mount(Box::new(Options { source, dir, settings })))
+}
+
+type Pair = (String, Option<OsString>);
+
+struct Parser<'a> {
+    arguments: &'a [OsString],
+    at: usize,
+    positional: Vec<OsString>,
+    pairs: Vec<Pair>,
+    fake: bool,
+    foreground: bool,
+}
+
+impl Parser<'_> {
+    /// `Some`: only print this.
+    fn run(&mut self, as_helper: bool) -> Result<Option<String>, UsageError> {
+        while let Some(argument) = self.arguments.get(self.at) {
+            self.at += 1;
+            let bytes = argument.as_bytes();
+            if let Some(long) = bytes.strip_prefix(b"--") {
+                match long {
+                    b"help" => return Ok(Some(help())),
+                    b"version" => return Ok(Some(format!("tandem-mountd {}", env!("CARGO_PKG_VERSION")))),
+                    b"foreground" => self.foreground = true,
+                    _ => self.long(long)?,
+                }
+            } else if bytes.len() > 1 && bytes[0] == b'-' {
+                if let Some(text) = self.short(&bytes[1..], as_helper)? {
+                    return Ok(Some(text));
+                }
+            } else {
+                self.positional.push(argument.clone());
+            }
+        }
+        Ok(None)
+    }
+
+    fn long(&mut self, long: &[u8]) -> Result<(), UsageError> {
+        let (key, value) = split_pair(long)?;
+        let takes_value = KEYS.iter().any(|(name, argument, _)| *name == key && argument.is_some());
+        let value = match value {
+            None if takes_value => Some(self.next(&format!("--{key}"))?),
+            value => value,
+        };
+        self.pairs.push((key, value));
+        Ok(())
+    }
+
+    fn short(&mut self, letters: &[u8], as_helper: bool) -> Result<Option<String>, UsageError> {
+        for (at, letter) in letters.iter().enumerate() {
+            let rest = &letters[at + 1..];
+            match letter {
+                b'o' => {
+                    let list = if rest.is_empty() { self.next("-o")? } else { OsString::from_vec(rest.to_vec()) };
+                    for option in list.as_bytes().split(|byte| *byte == b',').filter(|option| !option.is_empty()) {
+                        self.pairs.push(split_pair(option)?);
+                    }
+                    return Ok(None);
+                }
+                b't' | b'N' if as_helper => {
+                    if rest.is_empty() {
+                        self.next("-t")?;
+                    }
+                    return Ok(None);
+                }
+                b'f' if as_helper => self.fake = true,
+                b'f' => self.foreground = true,
+                // Sloppy, no mtab, verbose: nothing to do.
+                b's' | b'n' | b'v' => {}
+                b'h' => return Ok(Some(help())),
+                b'V' => return Ok(Some(format!("tandem-mountd {}", env!("CARGO_PKG_VERSION")))),
+                other => return usage(format!("unknown flag -{}; try --help", char::from(*other))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn next(&mut self, of: &str) -> Result<OsString, UsageError> {
+        let value = self.arguments.get(self.at).cloned();
+        self.at += 1;
+        value.ok_or_else(|| UsageError(format!("{of} needs a value; try --help")))
+    }
+}
+
+/// `key=value`; in the key `-` is `_`, except for a leading one that mount(8) uses (`_netdev`, `x-...`).
+fn split_pair(option: &[u8]) -> Result<Pair, UsageError> {
+    let (key, value) = match option.iter().position(|byte| *byte == b'=') {
+        Some(at) => (&option[..at], Some(OsString::from_vec(option[at + 1..].to_vec()))),
+        None => (option, None),
+    };
+    match std::str::from_utf8(key) {
+        Ok(key) if !key.is_empty() => Ok((key.replace('-', "_"), value)),
+        _ => usage(format!("{:?} is not an option", String::from_utf8_lossy(option))),
+    }
+}
+
+impl Settings {
+    fn set(&mut self, key: &str, value: Option<OsString>) -> Result<(), UsageError> {
+        match (key, value) {
+            ("config", Some(_)) => {}
+            ("backing", Some(dir)) => self.backing = Some(absolute(key, dir)?),
+            ("state", Some(dir)) => self.state = absolute(key, dir)?,
+            ("runtime", Some(dir)) => self.runtime = absolute(key, dir)?,
+            ("init", Some(value)) => {
+                self.init = Some(one_of(key, &value, &[("pull", Init::Pull), ("push", Init::Push)])?)
+            }
+            ("fsync", Some(value)) => {
+                self.fsync = one_of(key, &value, &[("local", FsyncMode::Local), ("durable", FsyncMode::Durable)])?;
+            }
+            ("fsync_timeout", Some(value)) => self.fsync_timeout = seconds(key, &value)?,
+            ("window", Some(value)) => self.window_bytes = window(&value)?,
+            ("congestion", Some(value)) => one_of(key, &value, &[("lag", ())])?,
+            ("cache", Some(value)) => one_of(key, &value, &[("strict", ())])?,
+            ("log_level", Some(value)) => self.log.level = Some(value.to_string_lossy().into_owned()),
+            ("log_json", value) => self.log.json = flag(key, value)?,
+            ("weak_ids", value) => self.weak_ids = flag(key, value)?,
+            ("allow_other", value) => self.allow_other = Some(flag(key, value)?),
+            ("foreground", value) => self.foreground = flag(key, value)?,
+            ("ro", None) => self.read_only = true,
+            ("rw", None) => self.read_only = false,
+            ("suid", None) => self.suid = true,
+            ("nosuid", None) => self.suid = false,
+            ("dev", None) => self.dev = true,
+            ("nodev", None) => self.dev = false,
+            ("exec", None) => self.exec = true,
+            ("noexec", None) => self.exec = false,
+            (key, _) if IGNORED.contains(&key) || key.starts_with("x_") || key == "comment" => {}
+            (key, None) if KEYS.iter().any(|(name, argument, _)| *name == key && argument.is_some()) => {
+                return usage(format!("option {key} needs a value: {key}=..."));
+            }
+            (key, _) => return unknown(key),
+        }
+        Ok(())
+    }
+}
+
+/// The daemon leaves its working directory, so paths must not depend on it.
+fn absolute(key: &str, dir: OsString) -> Result<PathBuf, UsageError> {
+    std::path::absolute(PathBuf::from(dir)).map_err(|error| UsageError(format!("option {key}: {error}")))
+}
+
+fn unknown<T>(key: &str) -> Result<T, UsageError> {
+    let known =
+        KEYS.iter().map(|(name, ..)| *name).chain(IGNORED.iter().copied()).chain(["ro", "suid", "dev", "noexec"]);
+    let nearest = known.map(|name| (distance(key, name), name)).min();
+    match nearest {
+        Some((distance, name)) if distance <= 3.min(key.len() / 2) => {
+            usage(format!("unknown option {key:?}; did you mean {name}?"))
+        }
+        _ => usage(format!("unknown option {key:?}; `tandem-mountd --help` lists them")),
+    }
+}
+
+/// Edits that lead from one word to the other.
+fn distance(left: &str, right: &str) -> usize {
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, l) in left.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, r) in right.bytes().enumerate() {
+            let replaced = diagonal + usize::from(l != r);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}
+
+fn one_of<T: Copy>(key: &str, value: &OsString, choices: &[(&str, T)]) -> Result<T, UsageError> {
+    let chosen = choices.iter().find(|(name, _)| value.as_os_str() == *name);
+    chosen.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        UsageError(format!("option {key}={}: use {}", value.to_string_lossy(), names.join(" or ")))
+    })
+}
+
+fn flag(key: &str, value: Option<OsString>) -> Result<bool, UsageError> {
+    match value {
+        None => Ok(true),
+        Some(value) => one_of(key, &value, &[("true", true), ("false", false), ("yes", true), ("no", false)]),
+    }
+}
+
+fn seconds(key: &str, value: &OsString) -> Result<Option<Duration>, UsageError> {
+    let text = value.to_string_lossy();
+    match text.strip_suffix('s').unwrap_or(&text).parse::<f64>() {
+        Ok(0.0) => Ok(None),
+        Ok(seconds) if seconds > 0.0 && seconds <= 86_400.0 * 365.0 => Ok(Some(Duration::from_secs_f64(seconds))),
+        _ => usage(format!("option {key}={text}: write seconds, for example 30; 0 waits for ever")),
+    }
+}
+
+fn window(value: &OsString) -> Result<usize, UsageError> {
+    let text = value.to_string_lossy();
+    let (digits, shift) = match text.trim_end_matches(['B', 'b', 'i']).as_bytes() {
+        [digits @ .., b'K' | b'k'] => (digits.len(), 10),
+        [digits @ .., b'M' | b'm'] => (digits.len(), 20),
+        [digits @ .., b'G' | b'g'] => (digits.len(), 30),
+        digits => (digits.len(), 0),
+    };
+    match text[..digits].parse::<usize>().ok().and_then(|number| number.checked_mul(1 << shift)) {
+        Some(bytes) if bytes >= WINDOW_MIN_BYTES => Ok(bytes),
+        _ => usage(format!("option window={text}: write a size of at least 4M, for example 64M")),
+    }
+}
+
+/// A TOML file of the same keys.
+fn read_config(file: &Path) -> Result<Vec<Pair>, UsageError> {
+    let failed = |why: String| UsageError(format!("configuration {}: {why}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))?;
+    table
+        .into_iter()
+        .map(|(key, value)| {
+            let value = match value {
+                toml::Value::String(text) => text,
+                toml::Value::Integer(_) | toml::Value::Float(_) | toml::Value::Boolean(_) => value.to_string(),
+                other => return Err(failed(format!("{key} is a {}, expected a plain value", other.type_str()))),
+            };
+            Ok((key.replace('-', "_"), Some(OsString::from(value))))
+        })
+        .collect()
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "Mounts a folder and keeps a replica of it in step on a storage daemon.\n\n\
+         usage: tandem-mountd HOST[:PORT]:/VOLUME DIR [-f] [-o OPTION,...] [--OPTION[=VALUE]]\n\
+         \x20      mount -t tandem HOST[:PORT]:/VOLUME DIR [-o OPTION,...]\n\n\
+         -f, --foreground       stay in the foreground and log to standard error\n\
+         \noptions, for -o, as --flags, and as keys of the configuration file:\n",
+    );
+    for (name, value, what) in KEYS {
+        let shown = value.map_or_else(|| (*name).to_owned(), |value| format!("{name}={value}"));
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "  {shown:<22} {what}");
+    }
+    text.push_str("  ro, suid, dev, noexec  as mount(8) has them; nosuid and nodev are the default\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsString, time::Duration};
+
+    use super::{Options, Request, parse};
+    use crate::{link::start::Init, vfs::FsyncMode};
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    fn options(line: &str) -> Options {
+        match parse(&words(line), false) {
+            Ok(Request::Mount(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn refused(line: &str) -> String {
+        match parse(&words(line), false) {
+            Err(error) => error.to_string(),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn sources_are_understood_with_port_and_ipv6() {
+        let source = options("[::1]:99:/vol /mnt").source;
+        assert_eq!((source.server.host.as_str(), source.server.port, source.volume.as_str()), ("::1", 99, "vol"));
+        assert_eq!(options("localhost:/vol /mnt").source.server.port, 7440);
+        for bad in ["localhost /mnt", "localhost:vol /mnt", "localhost:0:/vol /mnt", "h:x:/vol /mnt", "h:/../etc /mnt"]
+        {
+            refused(bad);
+        }
+    }
+
+    #[test]
+    fn every_way_of_writing_an_option_is_the_same() {
+        for line in [
+            "h:/v /m -o fsync=durable,fsync_timeout=30,init=push,window=8M",
+            "-ofsync=durable,fsync-timeout=30 h:/v --init=push /m --window 8M",
+            "h:/v /m --fsync durable --fsync-timeout 30s -o init=push,rw,_netdev,nofail,x-systemd.automount --window=8192k",
+        ] {
+            let settings = options(line).settings;
+            assert_eq!(settings.fsync, FsyncMode::Durable, "{line}");
+            assert_eq!(settings.fsync_timeout, Some(Duration::from_secs(30)));
+            assert_eq!(settings.init, Some(Init::Push));
+            assert_eq!(settings.window_bytes, 8 << 20);
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_with_the_nearest_known() {
+        assert!(refused("h:/v /m -o bakcing=/x").contains("did you mean backing?"));
+        assert!(refused("h:/v /m -o fsyncc=local").contains("did you mean fsync?"));
+        assert!(refused("h:/v /m -o zzzzzzzz").contains("--help"));
+        assert!(refused("h:/v /m -o fsync=always").contains("local or durable"));
+        assert!(refused("h:/v /m -o backing").contains("needs a value"));
+        assert!(refused("h:/v").contains("SOURCE and DIR"));
+        assert!(refused("h:/v /m -o window=1").contains("at least 4M"));
+    }
+
+    #[test]
+    fn a_mount_helper_may_be_asked_to_pretend() {
+        assert!(matches!(parse(&words("h:/v /m -sfnv -o rw"), true), Ok(Request::Check)));
+        let foreground = parse(&words("h:/v /m -f"), false);
+        assert!(matches!(foreground, Ok(Request::Mount(options)) if options.settings.foreground));
+    }
+
+    #[test]
+    fn a_configuration_file_has_the_same_keys_and_yields_to_the_command_line() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("mount.toml");
+        std::fs::write(&file, "fsync = \"durable\"\nlog-json = true\nfsync_timeout = 5\n").expect("write");
+        let line = format!("h:/v /m --config {} -o fsync_timeout=7", file.display());
+        let settings = options(&line).settings;
+        assert!(settings.log.json && settings.fsync == FsyncMode::Durable);
+        assert_eq!(settings.fsync_timeout, Some(Duration::from_secs(7)));
+        std::fs::write(&file, "nonsense = 1\n").expect("write");
+        assert!(refused(&line).contains("nonsense"));
+    }
+}

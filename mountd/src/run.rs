@@ -1,0 +1,410 @@
+//! From the command line to a serving mount, and to its end. What is decided elsewhere is put together here.
+//!
+//! ```text
+//! options ─► survey mountpoint ─► backing directory ─► state directory (lock) ─► ask the server ─► decide the start
+//!   ─► pull, if asked ─► superblock ─► replication ─► handshake ─► serve ─► attach ─► admin socket ─► "ready"
+//! end: unmounted (from outside, by `tandem umount`, by a signal) ─► settle ─► replication says good-bye ─► exit
+//! ```
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use tandem_runtime::telemetry;
+
+use crate::{
+    admin,
+    backing::{Backing, BackingError},
+    commit::Commit,
+    daemonize::{self, Reporter},
+    fuse::{Audience, Connection},
+    link::{
+        client::describe_blocking,
+        start::{Start, StartFacts, StartRefused, decide},
+    },
+    mount::{self, MountError, MountSpec, Prepared, Present, bypass},
+    mounted::Mounted,
+    options::{self, Options, Request},
+    replication::{self, Replication, ReplicationConfig, ReplicationError},
+    resync::{StateReader, pull},
+    state::{StateDir, StateError},
+    vfs::Vfs,
+};
+
+/// Exit code for a command line that cannot be understood (EX_USAGE).
+const EXIT_USAGE: u8 = 64;
+/// How long the server has to say what it knows of the volume.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long those who still use a mount that was ended by a signal have.
+const END_GRACE: Duration = Duration::from_secs(10);
+
+/// Why there is no mount. Its text is what the user sees.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The mountpoint, or mounting.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The backing directory.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The mount may not start like this.
+    #[error(transparent)]
+    Refused(#[from] StartRefused),
+    /// Filling the folder.
+    #[error(transparent)]
+    Pull(#[from] pull::PullError),
+    /// Replication.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+    /// FUSE.
+    #[error("cannot mount over {dir}: {source}; is the fuse module loaded, and fuse3 installed?")]
+    Fuse {
+        /// The mountpoint.
+        dir: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Anything else of the system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The debug log.
+    #[error("{0}")]
+    Log(String),
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> RunError {
+    move |source| RunError::System { what, source }
+}
+
+/// The whole program.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let (program, arguments) = match arguments.split_first() {
+        Some((program, arguments)) => (program.clone(), arguments),
+        None => (OsString::from("tandem-mountd"), &[][..]),
+    };
+    let name = Path::new(&program).file_name().unwrap_or_default().to_owned();
+    match options::parse(arguments, name.to_string_lossy().starts_with("mount.")) {
+        Err(error) => {
+            eprintln!("tandem-mountd: {error}");
+            ExitCode::from(EXIT_USAGE)
+        }
+        Ok(Request::Print(text)) => {
+            let _ = writeln!(io::stdout(), "{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Ok(Request::Check) => ExitCode::SUCCESS,
+        Ok(Request::Mount(options)) => mount_and_serve(&program, arguments, &options),
+    }
+}
+
+fn mount_and_serve(program: &OsString, arguments: &[OsString], options: &Options) -> ExitCode {
+    let reporter = Reporter::from_environment();
+    if !options.settings.foreground && !reporter.is_background() {
+        return match daemonize::start_in_background(program, arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("tandem-mountd: {why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    // Before any thread exists, so that all of them leave these signals to the one that waits for them.
+    let signals = Signals::block();
+    match start(options, &reporter) {
+        Ok(running) => {
+            reporter.ready();
+            running.wait(signals)
+        }
+        Err(error) => {
+            reporter.failed(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A mount that serves.
+struct Running {
+    mounted: Arc<Mounted<Commit>>,
+    replication: Arc<Replication>,
+    ended: mpsc::Receiver<End>,
+    send_end: mpsc::Sender<End>,
+    admin: admin::AdminServer,
+}
+
+enum End {
+    Unmounted(io::Result<()>),
+    GraceIsOver,
+}
+
+/// What is known before anything is started.
+struct Place {
+    dir: PathBuf,
+    present: Present,
+    backing: Arc<Backing>,
+    reachable_between: bool,
+    bypass: Vec<String>,
+}
+
+fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
+    let settings = &options.settings;
+    if !reporter.is_background() {
+        telemetry::start(&settings.log).map_err(RunError::Log)?;
+    }
+    raise_descriptor_limit();
+    let place = open_place(options)?;
+    let key = StateDir::key(place.backing.identity().as_bytes());
+    let state = StateDir::open(&settings.state, &key)?;
+    let start = decide_start(options, &place, &state)?;
+    if start == Start::Pull {
+        fill_folder(options, &place, state.path())?;
+    }
+    if reporter.is_background() {
+        daemonize::detach_output(&state.path().join("mountd.log")).map_err(system("opening the log"))?;
+        telemetry::start(&settings.log).map_err(RunError::Log)?;
+    }
+    let spec = mount_spec(options);
+    let prepared = mount::prepare(&spec).map_err(|source| RunError::Fuse { dir: place.dir.clone(), source })?;
+    let replication = Arc::new(replication::start(
+        ReplicationConfig {
+            server: options.source.server.clone(),
+            volume: options.source.volume.clone(),
+            state,
+            backing_identity: place.backing.identity().as_bytes().to_vec(),
+            start,
+            reachable_between: place.reachable_between,
+            client_name: client_name(place.backing.dir()),
+            window_bytes: settings.window_bytes,
+            fsync_timeout: settings.fsync_timeout,
+        },
+        place.backing.clone(),
+    )?);
+    let result = serve(options, place, &spec, prepared, &replication, &key);
+    if result.is_err() {
+        // Nothing was changed through a mount, but it is also not the end of one.
+        replication.shutdown(false, false);
+    }
+    result
+}
+
+/// Makes the mount appear and answers it.
+fn serve(
+    options: &Options,
+    place: Place,
+    spec: &MountSpec,
+    prepared: Option<Prepared>,
+    replication: &Arc<Replication>,
+    key: &str,
+) -> Result<Running, RunError> {
+    let settings = &options.settings;
+    let fuse_failed = |source| RunError::Fuse { dir: place.dir.clone(), source };
+    let vfs = Vfs::new(place.backing.clone(), replication.commit.clone(), settings.fsync);
+    let vfs = Arc::new(vfs.map_err(system("looking at the backing directory"))?);
+    let (connection, detached) = match prepared {
+        Some(Prepared { fuse, detached }) => {
+            let audience = if spec.allow_other { Audience::Everybody } else { Audience::Owner };
+            (Connection::open(fuse, vfs.clone(), audience).map_err(fuse_failed)?, Some(detached))
+        }
+        None => (Connection::mount_by_helper(&place.dir, spec, vfs.clone()).map_err(fuse_failed)?, None),
+    };
+    let (send_end, ended) = mpsc::channel();
+    let settling = vfs.clone();
+    spawn("settler", move || settling.run_settler())?;
+    let end = send_end.clone();
+    spawn("fuse", move || {
+        let _ = end.send(End::Unmounted(connection.serve()));
+    })?;
+    if let Some(detached) = detached {
+        detached.attach(&place.dir, place.present)?;
+    }
+    let mounted = Arc::new(Mounted::new(place.dir.clone(), vfs, settings.fsync, place.bypass));
+    let socket = admin::socket_path(&settings.runtime, key);
+    let admin = admin::serve(&socket, replication.clone(), mounted.clone()).map_err(|source| {
+        let _ = mount::unmount(&place.dir, true);
+        RunError::System { what: "opening the admin socket", source }
+    })?;
+    tracing::info!(dir = %place.dir.display(), source = %options.source.text, "mounted");
+    Ok(Running { mounted, replication: replication.clone(), ended, send_end, admin })
+}
+
+fn open_place(options: &Options) -> Result<Place, RunError> {
+    let settings = &options.settings;
+    let (dir, mut present) = mount::survey(&options.dir)?;
+    let in_place = settings.backing.is_none();
+    let backing_dir = match &settings.backing {
+        Some(backing) => {
+            let failed = |source| BackingError::Open { dir: backing.clone(), source };
+            backing.canonicalize().map_err(failed)?
+        }
+        None => dir.clone(),
+    };
+    let beneath = in_place && present == Present::DeadMount;
+    let mut reachable_between = !beneath;
+    let opened = match Backing::open(&backing_dir, beneath, settings.weak_ids) {
+        Err(BackingError::Open { source, .. }) if beneath && source.raw_os_error() == Some(libc::EPERM) => {
+            // Who may not look beneath a mount has to take the dead one off first.
+            mount::unmount(&dir, true).map_err(system("taking the dead mount off"))?;
+            present = Present::Directory;
+            reachable_between = true;
+            Backing::open(&backing_dir, false, settings.weak_ids)
+        }
+        other => other,
+    };
+    let backing = Arc::new(opened?);
+    let bypass = if beneath { Vec::new() } else { bypass::holders(&backing_dir) };
+    Ok(Place { dir, present, backing, reachable_between, bypass })
+}
+
+fn decide_start(options: &Options, place: &Place, state: &StateDir) -> Result<Start, RunError> {
+    let Options { source, settings, .. } = options;
+    let described = describe_blocking(&source.server, &source.volume, DESCRIBE_TIMEOUT);
+    let start = decide(&StartFacts {
+        state: state.state(),
+        client_id: state.client_id(),
+        backing_identity: place.backing.identity().as_bytes(),
+        backing_empty: is_empty(&place.backing).map_err(system("listing the folder"))?,
+        root_marked: replication::root_marked(state),
+        described: described.as_ref().map_err(ToString::to_string),
+        init: settings.init,
+        volume: source.volume.as_str(),
+        server: &source.server.to_string(),
+    })?;
+    Ok(start)
+}
+
+/// Fills the folder from the replica, telling how far it is.
+fn fill_folder(options: &Options, place: &Place, state_dir: &Path) -> Result<(), RunError> {
+    let Options { source, .. } = options;
+    let directory = match place.present {
+        Present::Directory => place.backing.dir().to_owned(),
+        // Only our own descriptor reaches it.
+        Present::DeadMount => {
+            PathBuf::from(format!("/proc/self/fd/{}/.", std::os::fd::AsRawFd::as_raw_fd(&place.backing.root())))
+        }
+    };
+    let pulled = pull::pull_blocking(&source.server, &source.volume, &directory, state_dir, &mut |pulled| {
+        eprint!("\rpulled {} files and folders, {} MiB ", pulled.nodes, pulled.bytes >> 20);
+    })?;
+    eprintln!("\rpulled {} files and folders, {} MiB ", pulled.nodes, pulled.bytes >> 20);
+    Ok(())
+}
+
+fn mount_spec(options: &Options) -> MountSpec {
+    let settings = &options.settings;
+    MountSpec {
+        source: options.source.text.clone(),
+        allow_other: settings.allow_other.unwrap_or(rustix::process::geteuid().is_root()),
+        read_only: settings.read_only,
+        suid: settings.suid,
+        dev: settings.dev,
+        exec: settings.exec,
+    }
+}
+
+/// Whether the folder has no entries.
+fn is_empty(backing: &Backing) -> io::Result<bool> {
+    let mut found = false;
+    let listed = backing.list(&tandem_proto::InodeId::ROOT, &mut |_| {
+        found = true;
+        Err(io::ErrorKind::Interrupted.into())
+    });
+    match listed {
+        Err(_) if found => Ok(false),
+        other => other.map(|_| true),
+    }
+}
+
+/// user@host:/path, for people.
+fn client_name(dir: &Path) -> String {
+    let user = std::env::var("USER").unwrap_or_else(|_| rustix::process::geteuid().as_raw().to_string());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}:{}", host.trim(), dir.display())
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), RunError> {
+    thread::Builder::new().name(name.to_owned()).spawn(run).map_err(system("starting a thread"))?;
+    Ok(())
+}
+
+/// Every open file of the mount is one of ours.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+}
+
+impl Running {
+    /// Until the mount is gone.
+    fn wait(self, signals: Signals) -> ExitCode {
+        let Running { mounted, replication, ended, send_end, admin } = self;
+        let ending = mounted.clone();
+        let watching = spawn("signals", move || {
+            signals.wait();
+            tracing::info!("asked to end");
+            ending.end();
+            thread::sleep(END_GRACE);
+            let _ = send_end.send(End::GraceIsOver);
+        });
+        if let Err(error) = watching {
+            tracing::error!(%error, "signals are not answered");
+        }
+        let (clean, code) = match ended.recv() {
+            Ok(End::Unmounted(Ok(()))) => (true, ExitCode::SUCCESS),
+            Ok(End::Unmounted(Err(error))) => {
+                tracing::error!(%error, "the connection to the kernel broke");
+                (false, ExitCode::FAILURE)
+            }
+            Ok(End::GraceIsOver) | Err(_) => {
+                tracing::warn!("the mount is still in use by somebody, who is cut off now");
+                (false, ExitCode::SUCCESS)
+            }
+        };
+        mounted.vfs().settle_all();
+        mounted.vfs().stop_settler();
+        let empty = is_empty(mounted.vfs().backing()).unwrap_or(false);
+        drop(admin);
+        replication.shutdown(clean, empty);
+        tracing::info!("ended");
+        code
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP, kept for one thread.
+struct Signals {
+    set: libc::sigset_t,
+}
+
+impl Signals {
+    fn block() -> Signals {
+        // SAFETY: the set is initialised by sigemptyset before it is used; the calls touch nothing else.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            Signals { set }
+        }
+    }
+
+    /// Until one of them comes.
+    fn wait(&self) {
+        let mut signal = 0;
+        // SAFETY: both pointers are to live objects of the right types.
+        unsafe { libc::sigwait(&raw const self.set, &raw mut signal) };
+    }
+}
