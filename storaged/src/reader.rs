@@ -1,17 +1,25 @@
-//! Reading a replica while it is applied: what index, pull and verify use. Every answer is of one moment; a walk is not.
+//! Reading a replica while it is applied: what index, pull and verify use. Every answer is of one moment; a walk is not, unless
+//! apply is paused.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tandem_proto::{
     ids::{InodeId, Name},
     op::{Attr, NodeKind},
     position::Position,
+    stage::NodeType,
 };
 
 use crate::{
-    apply::ApplyError,
-    tree::{FsTree, ReplicaTree},
+    apply::{
+        ApplyError,
+        error::OnObject as _,
+        metadata::{true_attr, true_xattrs},
+    },
+    catalog::{Catalog, NodeRecord},
+    tree::{Area, FsTree, ReplicaTree},
 };
 
 /// What the replica has of one inode, with what its file system refused put right.
@@ -29,85 +37,148 @@ pub struct ReplicaNode {
 
 /// Reads a replica. Cheap to clone, may be sent to other threads.
 pub struct ReplicaReader<T: ReplicaTree = FsTree> {
-    _tree: Arc<T>,
+    tree: T,
+    catalog: Catalog,
+    applied: Arc<Mutex<Position>>,
 }
 
 impl<T: ReplicaTree> Clone for ReplicaReader<T> {
     fn clone(&self) -> Self {
-        ReplicaReader { _tree: self._tree.clone() }
+        ReplicaReader { tree: self.tree.clone(), catalog: self.catalog.clone(), applied: self.applied.clone() }
     }
 }
 
+/// An inode may be renamed between the look into the catalog and the look into the tree; so often is it looked for anew.
+const ATTEMPTS_MAX: usize = 8;
+
 impl<T: ReplicaTree> ReplicaReader<T> {
+    pub(crate) fn new(tree: T, catalog: Catalog, applied: Arc<Mutex<Position>>) -> Self {
+        ReplicaReader { tree, catalog, applied }
+    }
+
+    /// Position of tree and catalog.
+    pub fn applied(&self) -> Position {
+        *self.applied.lock()
+    }
+
     /// The inode, `None` if the replica has none with this id.
-    pub fn node(&self, _id: &InodeId) -> Result<Option<ReplicaNode>, ApplyError> {
-        unimplemented!()
+    pub fn node(&self, id: &InodeId) -> Result<Option<ReplicaNode>, ApplyError> {
+        let Some((record, node)) = self.open_node(id)? else { return Ok(None) };
+        let is = self.tree.stat(&node).on("read", id)?;
+        let mut attr = true_attr(is.attr, record.side.as_deref());
+        attr.mtime = record.dir_mtime.unwrap_or(attr.mtime);
+        let size = if record.kind.is_regular() { is.size } else { 0 };
+        Ok(Some(ReplicaNode { kind: record.kind, attr, size, born: record.born }))
     }
 
     /// Its extended attributes, sorted by name.
-    pub fn xattrs(&self, _id: &InodeId) -> Result<Option<Vec<(Bytes, Bytes)>>, ApplyError> {
-        unimplemented!()
+    pub fn xattrs(&self, id: &InodeId) -> Result<Option<Vec<(Bytes, Bytes)>>, ApplyError> {
+        let Some((record, node)) = self.open_node(id)? else { return Ok(None) };
+        let mut found = BTreeMap::new();
+        for name in self.tree.list_xattrs(&node).on("list the attributes of", id)? {
+            if let Some(value) = self.tree.xattr(&node, &name).on("read an attribute of", id)? {
+                found.insert(name, value);
+            }
+        }
+        Ok(Some(true_xattrs(found, record.side.as_deref())))
     }
 
     /// What a name means.
-    pub fn entry(&self, _dir: &InodeId, _name: &Name) -> Result<Option<InodeId>, ApplyError> {
-        unimplemented!()
+    pub fn entry(&self, dir: &InodeId, name: &Name) -> Result<Option<InodeId>, ApplyError> {
+        Ok(self.catalog.entry(dir, name)?)
     }
 
     /// Up to `limit` names of a directory after `after`, sorted by name.
     pub fn entries(
         &self,
-        _dir: &InodeId,
-        _after: Option<&Name>,
-        _limit: usize,
+        dir: &InodeId,
+        after: Option<&Name>,
+        limit: usize,
     ) -> Result<Vec<(Name, InodeId)>, ApplyError> {
-        unimplemented!()
+        Ok(self.catalog.entries(dir, after, limit)?)
     }
 
     /// All names of an inode.
-    pub fn names(&self, _id: &InodeId) -> Result<Vec<(InodeId, Name)>, ApplyError> {
-        unimplemented!()
+    pub fn names(&self, id: &InodeId) -> Result<Vec<(InodeId, Name)>, ApplyError> {
+        Ok(self.catalog.names(id, usize::MAX)?)
     }
 
     /// A path from the root, by the inode's first name; the root has none. `None` if there is no such inode.
-    pub fn path(&self, _id: &InodeId) -> Result<Option<Vec<Name>>, ApplyError> {
-        unimplemented!()
+    pub fn path(&self, id: &InodeId) -> Result<Option<Vec<Name>>, ApplyError> {
+        let (mut path, mut at) = (Vec::new(), *id);
+        while !at.is_root() {
+            let Some((dir, name)) = self.catalog.names(&at, 1)?.into_iter().next() else { return Ok(None) };
+            path.push(name);
+            at = dir;
+        }
+        path.reverse();
+        Ok(Some(path))
     }
 
-    /// Up to `limit` inode ids after `after`, sorted.
-    pub fn ids(&self, _after: Option<&InodeId>, _limit: usize) -> Result<Vec<InodeId>, ApplyError> {
-        unimplemented!()
+    /// Up to `limit` inode ids after `after`, in an order that does not change.
+    pub fn ids(&self, after: Option<&InodeId>, limit: usize) -> Result<Vec<InodeId>, ApplyError> {
+        Ok(self.catalog.ids(after, limit)?)
     }
 
     /// How many inodes the replica has, the root included.
     pub fn inodes(&self) -> u64 {
-        unimplemented!()
+        self.catalog.inodes()
     }
 
     /// Opens a regular file for reading. `None` if there is none with this id.
-    pub fn open(&self, _id: &InodeId) -> Result<Option<ReplicaFile<T>>, ApplyError> {
-        unimplemented!()
+    pub fn open(&self, id: &InodeId) -> Result<Option<ReplicaFile<T>>, ApplyError> {
+        match self.open_node(id)? {
+            Some((record, node)) if record.kind.is_regular() => Ok(Some(ReplicaFile { tree: self.tree.clone(), node })),
+            _ => Ok(None),
+        }
+    }
+
+    /// The object of an inode. It is what it should be by its identity, not by the names that led to it.
+    fn open_node(&self, id: &InodeId) -> Result<Option<(NodeRecord, T::Node)>, ApplyError> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(record) = self.catalog.node(id)? else { return Ok(None) };
+            let Some(path) = self.path(id)? else { continue };
+            match self.walk(&path, &record) {
+                Ok(Some(node)) => return Ok(Some((record, node))),
+                Ok(None) => {}
+                Err(error) => last = error,
+            }
+        }
+        Err(ApplyError::from_io("find", id, last))
+    }
+
+    fn walk(&self, path: &[Name], record: &NodeRecord) -> io::Result<Option<T::Node>> {
+        let placeholder = record.side.as_ref().is_some_and(|side| side.placeholder);
+        let node_type = if placeholder { NodeType::Regular } else { record.kind.node_type() };
+        let mut node = self.tree.area(Area::Tree);
+        for (at, name) in path.iter().enumerate() {
+            let node_type = if at + 1 == path.len() { node_type } else { NodeType::Directory };
+            node = self.tree.open(&node, name.as_bytes(), node_type)?;
+        }
+        Ok((self.tree.identity(&node)? == record.identity).then_some(node))
     }
 }
 
-/// A regular file of the replica, open for reading.
+/// A regular file of the replica, open for reading. It stays readable when it is renamed or removed.
 pub struct ReplicaFile<T: ReplicaTree = FsTree> {
-    _tree: Arc<T>,
+    tree: T,
+    node: T::Node,
 }
 
 impl<T: ReplicaTree> ReplicaFile<T> {
     /// Reads at an offset until `buffer` is full or the file ends; how many bytes.
-    pub fn read_at(&self, _offset: u64, _buffer: &mut [u8]) -> std::io::Result<usize> {
-        unimplemented!()
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tree.read_at(&self.node, offset, buffer)
     }
 
     /// The next range at or after `from` that is not a hole; `None`: only holes follow.
-    pub fn next_data(&self, _from: u64) -> std::io::Result<Option<(u64, u64)>> {
-        unimplemented!()
+    pub fn next_data(&self, from: u64) -> io::Result<Option<(u64, u64)>> {
+        self.tree.next_data(&self.node, from)
     }
 
     /// Its size now.
-    pub fn size(&self) -> std::io::Result<u64> {
-        unimplemented!()
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(self.tree.stat(&self.node)?.size)
     }
 }

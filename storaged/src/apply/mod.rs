@@ -1,12 +1,56 @@
 //! Apply: brings tree and catalog to the state that the log says.
+//!
+//! ```text
+//!   live op ──► live.rs: one system call where that is enough ─────────────────────────┐
+//!                  │ anything else                                                     ▼
+//!                  ▼                                                         objects.rs: one step = one change of the
+//!   changeset.rs: net assignments ──► plan.rs (pure): vacate, create, fill ──► execute.rs      tree, then of the catalog
+//!        ▲                                 ▲
+//!        │ the log after the checkpoint    │ probe.rs: what the tree really is, by identity
+//!   recover.rs, publish.rs ────────────────┘
+//!        ▲
+//!   staging.rs, content.rs: the staged model of a resync
+//! ```
+//! **One mechanism.** A live op that has no direct form, a published staging, and the redo of the log after a crash are the same:
+//! net assignments to cells, a plan from the tree as it is to the tree as it should be, then data in the order of the log, then
+//! attributes (owner, extended attributes, mode, mtime), and at the very end the mtimes of directories that steps touched.
+//!
+//! **Identity, not names.** The catalog knows each inode's object by its file handle. After a crash the tree may be anywhere
+//! between the checkpoint and the end of the log; what stands at a name is recognised, never assumed, so redo is idempotent and may
+//! itself be interrupted at any point.
+//!
+//! **What the file system refuses** (owners for an unprivileged daemon, device nodes, some extended attributes) is kept in the
+//! catalog beside the object; readers get it merged. Every other error stops apply loudly at a point from which the same call
+//! goes on.
+//!
+//! **Checkpoint.** The tree is synced, then the catalog is committed together with the position; the log before is not needed any
+//! more. A staging begins and ends with a checkpoint, so a publish is always redone from exactly the state that it was staged on.
 
+mod changeset;
+mod content;
 pub mod error;
+mod execute;
+mod handles;
+mod live;
+pub(crate) mod metadata;
+mod objects;
+mod plan;
+mod probe;
+mod publish;
 pub mod record;
+mod recover;
+mod staging;
+
+use std::sync::Arc;
 
 pub use error::ApplyError;
+use objects::Objects;
+use parking_lot::Mutex;
 pub use record::{
     ChunkSource, ExtentSource, LogError, NoChunks, ObjectIdentity, Place, Record, RecordSource, Records, Writer,
 };
+use recover::Progress;
+use staging::Staging;
 use tandem_proto::{
     chain::Chain,
     ids::InodeId,
@@ -50,89 +94,225 @@ pub struct StageReply {
 
 /// One volume's tree and catalog, brought forward by its log. One thread owns it.
 pub struct Replica<T: ReplicaTree> {
-    _tree: T,
-    _catalog: Catalog,
+    objects: Objects<T>,
+    /// What readers see of [`Self::applied`].
+    applied: Arc<Mutex<Position>>,
+    checkpoint: Position,
+    serial: u64,
+    /// A call failed in the middle: the next one must look before it plans.
+    unsettled: bool,
+    staging: Option<Box<Staging>>,
 }
 
 impl<T: ReplicaTree> Replica<T> {
     /// Takes a tree and its catalog. Nothing is changed before [`Self::recover`], which must come first.
-    pub fn open(_tree: T, _catalog: Catalog) -> Result<Self, ApplyError> {
-        unimplemented!()
+    pub fn open(tree: T, catalog: Catalog) -> Result<Self, ApplyError> {
+        let meta = catalog.meta()?;
+        Ok(Replica {
+            objects: Objects::new(tree, catalog),
+            applied: Arc::new(Mutex::new(meta.position)),
+            checkpoint: meta.position,
+            serial: meta.serial,
+            unsettled: false,
+            staging: None,
+        })
     }
 
     /// The position that the durable catalog has. Records up to here are not needed any more.
     pub fn checkpoint_position(&self) -> Position {
-        unimplemented!()
+        self.checkpoint
     }
 
     /// Whether nothing was ever published.
     pub fn is_empty(&self) -> bool {
-        unimplemented!()
+        self.serial == 0 && self.applied() == Position::default()
     }
 
     /// Redoes everything after the checkpoint and makes a new checkpoint. An unfinished staging is dropped.
-    pub fn recover(&mut self, _log: &dyn RecordSource) -> Result<Recovered, ApplyError> {
-        unimplemented!()
+    pub fn recover(&mut self, log: &dyn RecordSource) -> Result<Recovered, ApplyError> {
+        self.unsettled = true;
+        self.objects.adopt_root()?;
+        self.objects.empty_area(crate::tree::Area::Discard)?;
+        let mut progress = Progress {
+            applied: self.applied(),
+            serial: self.serial,
+            changed: Default::default(),
+            staging_dropped: false,
+        };
+        let (applied, reached) = (self.applied.clone(), &mut self.checkpoint);
+        self.objects.recover(log, &mut progress, &mut |objects, position, serial| {
+            objects.sync()?;
+            objects.catalog.checkpoint_durably(position, serial)?;
+            *reached = position;
+            *applied.lock() = position;
+            Ok(())
+        })?;
+        self.serial = progress.serial;
+        self.staging = None;
+        self.objects.clear_staging()?;
+        self.unsettled = false;
+        let changed = progress.changed.into_iter().filter(|id| self.objects.catalog.has_node(id).unwrap_or(true));
+        let changed = changed.collect();
+        self.checkpoint()?;
+        Ok(Recovered { applied: self.applied(), staging_dropped: progress.staging_dropped, changed })
     }
 
     /// Applies a live op whose record is durable. After a retryable error call it again with the same op.
-    pub fn apply(&mut self, _op: &Op, _chain_after: Chain) -> Result<(), ApplyError> {
-        unimplemented!()
+    pub fn apply(&mut self, op: &Op, chain_after: Chain) -> Result<(), ApplyError> {
+        let before = self.applied();
+        if op.seq != before.seq.next() {
+            let problem = format!("op {} after {}", op.seq, before.seq);
+            return Err(ApplyError::protocol("the op stream", problem));
+        }
+        let position = Position { epoch: before.epoch, seq: op.seq, chain: chain_after };
+        let was_unsettled = std::mem::replace(&mut self.unsettled, true);
+        let mut answer = self.objects.apply_op(op, position, was_unsettled);
+        if let Err(surprise) = &answer {
+            if !was_unsettled && live::is_surprise(surprise) {
+                tracing::warn!(seq = op.seq.0, %surprise, "the tree is not as expected, looking closer");
+                answer = self.objects.apply_op(op, position, true);
+            }
+        }
+        if let Err(error) = answer {
+            // A refused op had no effect.
+            self.unsettled = was_unsettled || !matches!(error, ApplyError::Protocol { .. });
+            return Err(damage(error));
+        }
+        self.unsettled = false;
+        *self.applied.lock() = position;
+        Ok(())
     }
 
-    /// Ends a batch. Readers see every op at once as it is applied, so this only bounds memory.
+    /// Ends a batch. Readers see every op as it is applied; this only bounds memory.
     pub fn commit_batch(&mut self) -> Result<(), ApplyError> {
-        unimplemented!()
+        Ok(self.objects.catalog.relieve()?)
     }
 
     /// Position of tree and catalog.
     pub fn applied(&self) -> Position {
-        unimplemented!()
+        *self.applied.lock()
     }
 
     /// Begins a round; round 1 makes a checkpoint and drops an older staging. Log the returned record before anything staged.
-    pub fn stage_begin(&mut self, _round: u64, _full: bool, _s0: Position) -> Result<Record, ApplyError> {
-        unimplemented!()
+    pub fn stage_begin(&mut self, round: u64, full: bool, s0: Position) -> Result<Record, ApplyError> {
+        match &mut self.staging {
+            Some(staging) if round > 1 => staging.next_round(round, full, s0)?,
+            _ if round != 1 => return Err(ApplyError::protocol("resync", format!("round {round} is the first one"))),
+            _ => {
+                self.stage_drop()?;
+                self.checkpoint()?;
+                self.staging = Some(Box::new(Staging::new(self.serial + 1, full, s0)));
+            }
+        }
+        Ok(Record::StageBegin { serial: self.serial + 1, round, full, s0 })
+    }
+
+    fn staging(&mut self) -> Result<(&mut Staging, &mut Objects<T>), ApplyError> {
+        let staging = self.staging.as_deref_mut();
+        let staging = staging.ok_or_else(|| ApplyError::protocol("resync", "no staging was begun"))?;
+        Ok((staging, &mut self.objects))
     }
 
     /// Stages state. Log what the reply says.
-    pub fn stage(&mut self, _stage: Stage, _chunks: &dyn ChunkSource) -> Result<StageReply, ApplyError> {
-        unimplemented!()
+    pub fn stage(&mut self, stage: Stage, chunks: &dyn ChunkSource) -> Result<StageReply, ApplyError> {
+        let (staging, objects) = self.staging()?;
+        let mut reply = StageReply::default();
+        match stage {
+            Stage::Dir(dir) => {
+                staging.stage_dir(objects, &dir, false, &mut reply)?;
+                reply.log.insert(0, Record::Stage(Stage::Dir(dir)));
+            }
+            Stage::Node(node) => {
+                staging.stage_node(objects, &node, false, &mut reply)?;
+                reply.log.insert(0, Record::Stage(Stage::Node(node)));
+            }
+            Stage::Recipe(recipe) => staging.stage_recipe(objects, &recipe, chunks, &mut reply)?,
+            Stage::Data(data) => staging.stage_data(objects, &data, &mut reply)?,
+        }
+        Ok(reply)
     }
 
     /// Stages ops; log them as [`Record::StagedOps`] first.
-    pub fn stage_ops(&mut self, _ops: &[Op], _end: Position) -> Result<(), ApplyError> {
-        unimplemented!()
+    pub fn stage_ops(&mut self, ops: &[Op], end: Position) -> Result<(), ApplyError> {
+        self.staging()?.0.assign_ops(ops, end);
+        Ok(())
     }
 
     /// Makes staged bytes durable and checks that the staging can be published. Call it before the publish record is logged.
     pub fn stage_sync(&mut self) -> Result<(), ApplyError> {
-        unimplemented!()
+        let (staging, objects) = self.staging()?;
+        staging.check_complete(objects)?;
+        objects.sync()
     }
 
     /// The record to log durably before [`Self::publish`].
-    pub fn publish_record(&self, _position: Position) -> Record {
-        unimplemented!()
+    pub fn publish_record(&self, position: Position) -> Record {
+        Record::Publish { serial: self.serial + 1, position }
     }
 
     /// Makes the staging the replica's state and makes a checkpoint. `log` has at least the records from its `StageBegin` on.
     /// After a retryable error call it again.
-    pub fn publish(&mut self, _position: Position, _log: &dyn RecordSource) -> Result<Published, ApplyError> {
-        unimplemented!()
+    pub fn publish(&mut self, position: Position, log: &dyn RecordSource) -> Result<Published, ApplyError> {
+        let probe = std::mem::replace(&mut self.unsettled, true);
+        let (staging, objects) = self.staging()?;
+        let published = objects.publish(staging, position, log, probe).map_err(damage)?;
+        objects.sync()?;
+        let serial = staging.serial;
+        objects.catalog.checkpoint_durably(position, serial)?;
+        self.serial = serial;
+        self.checkpoint = position;
+        *self.applied.lock() = position;
+        self.unsettled = false;
+        self.staging = None;
+        // What is left over is deleted by whatever staging or recovery comes next.
+        if let Err(error) = self.objects.clear_staging() {
+            tracing::warn!(%error, "the staging area could not be emptied");
+        }
+        Ok(published)
     }
 
     /// Gives the staging under way up; log [`Record::StageDropped`]. No effect without one.
     pub fn stage_drop(&mut self) -> Result<(), ApplyError> {
-        unimplemented!()
+        self.staging = None;
+        self.objects.clear_staging()
     }
 
     /// Makes tree and catalog durable at [`Self::applied`] and returns it. The log before it may be recycled then.
     pub fn checkpoint(&mut self) -> Result<Position, ApplyError> {
-        unimplemented!()
+        let position = self.applied();
+        if self.unsettled {
+            return Err(ApplyError::Io {
+                action: "make a checkpoint of",
+                object: format!("position {position}"),
+                source: std::io::Error::other("the op after it failed in the middle"),
+            });
+        }
+        if position != self.checkpoint || self.objects.catalog.uncommitted_rows() > 0 {
+            self.objects.sync()?;
+            self.objects.catalog.checkpoint_durably(position, self.serial)?;
+            self.checkpoint = position;
+        }
+        Ok(position)
     }
 
     /// A reader for other threads.
     pub fn reader(&self) -> ReplicaReader<T> {
-        unimplemented!()
+        ReplicaReader::new(self.objects.tree.clone(), self.objects.catalog.clone(), self.applied.clone())
     }
 }
+
+/// An unexpected answer after a closer look is damage: trying again would not help.
+fn damage(error: ApplyError) -> ApplyError {
+    if !live::is_surprise(&error) {
+        return error;
+    }
+    match error {
+        ApplyError::Io { action, object, source } => {
+            ApplyError::damaged(object, format!("the file system refuses to {action} it: {source}"))
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

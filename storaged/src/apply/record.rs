@@ -97,6 +97,8 @@ pub enum Record {
         id: InodeId,
         /// Its object, which will be the tree's.
         identity: ObjectIdentity,
+        /// The round whose state it holds.
+        round: u64,
     },
     /// Content of a staged file is known.
     StagedExtent {

@@ -146,6 +146,11 @@ impl Catalog {
         }
     }
 
+    /// Whether there is such an inode.
+    pub fn has_node(&self, id: &InodeId) -> Result<bool, CatalogError> {
+        Ok(self.inner.read().get(Table::Nodes, &codec::id_key(id))?.is_some())
+    }
+
     /// Sets an inode's record.
     pub fn put_node(&self, id: &InodeId, node: &NodeRecord) -> Result<(), CatalogError> {
         let key = codec::id_key(id);

@@ -1,0 +1,320 @@
+//! The plan from one tree to another: pure, so that swaps, cycles, moves out of what is removed and moves into what is new can be
+//! tested by the thousand.
+//!
+//! ```text
+//!  vacate   every name that will mean something else: what lives on is parked (a directory with all below it) or, if a file has
+//!           another name that stays, unlinked; then what has no name any more is unlinked or, a directory, discarded as a whole
+//!  create   new directories, parents first; then other new objects, straight at their first name
+//!  fill     parked objects go to their first name; files get their further names
+//! ```
+//! After *vacate* no name is in the way of another, and no parked directory lies below another moved one, so the order of *fill*
+//! does not matter and no cycle needs to be found.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use tandem_proto::{
+    ids::{InodeId, Name},
+    stage::NodeType,
+};
+
+use super::{changeset::Changeset, error::ApplyError};
+use crate::catalog::Cell;
+
+/// The tree as it is, by id.
+pub trait View {
+    /// What a name means.
+    fn entry(&self, dir: &InodeId, name: &Name) -> Result<Option<InodeId>, ApplyError>;
+    /// All names of an inode; those that a parked object had are not among them.
+    fn names(&self, id: &InodeId) -> Result<Vec<Cell>, ApplyError>;
+    /// All names of a directory.
+    fn entries(&self, dir: &InodeId) -> Result<Vec<(Name, InodeId)>, ApplyError>;
+    /// Type of an inode that has an object.
+    fn node_type(&self, id: &InodeId) -> Result<Option<NodeType>, ApplyError>;
+    /// Inodes that are parked by a run that was interrupted.
+    fn parked(&self) -> Vec<InodeId>;
+    /// Whether the content of a new file waits in staging.
+    fn is_staged(&self, id: &InodeId) -> bool;
+}
+
+/// One step. Cells are named by directory id: a step finds the directory wherever it is by then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Moves an object from a name to the parking place.
+    Park(InodeId, Cell),
+    /// Removes a name of what is no directory.
+    Unlink(InodeId, Cell),
+    /// Removes a directory and everything below it.
+    Discard(InodeId, Cell),
+    /// Removes a parked object, or a further name of one that is not.
+    DropParked(InodeId),
+    /// Creates an object.
+    Create(InodeId, Cell),
+    /// Moves a staged file to its first name.
+    PlaceStaged(InodeId, Cell),
+    /// Moves a parked object to its first name.
+    PlaceParked(InodeId, Cell),
+    /// Gives a file a further name.
+    Link(InodeId, Cell),
+}
+
+struct Planner<'a, V> {
+    view: &'a V,
+    net: &'a Changeset,
+    /// Names that an inode will have by assignment.
+    gains: HashMap<InodeId, Vec<Cell>>,
+    alive_dirs: HashMap<InodeId, bool>,
+    /// Names that will not mean what they mean now, in order.
+    lost: Vec<(Cell, InodeId)>,
+    lost_cells: HashSet<Cell>,
+    parked: HashSet<InodeId>,
+    steps: Vec<Step>,
+}
+
+/// Makes the plan from `view` to `view` with `net` over it.
+pub fn plan<V: View>(view: &V, net: &Changeset) -> Result<Vec<Step>, ApplyError> {
+    let mut planner = Planner {
+        view,
+        net,
+        gains: HashMap::new(),
+        alive_dirs: HashMap::new(),
+        lost: Vec::new(),
+        lost_cells: HashSet::new(),
+        parked: view.parked().into_iter().collect(),
+        steps: Vec::new(),
+    };
+    planner.collect()?;
+    planner.close_over_dead_directories()?;
+    let kept_out = planner.vacate()?;
+    planner.fill(kept_out)?;
+    Ok(planner.steps)
+}
+
+impl<V: View> Planner<'_, V> {
+    /// Changed cells, from the assignments.
+    fn collect(&mut self) -> Result<(), ApplyError> {
+        let mut dirs: Vec<_> = self.net.dirs.iter().collect();
+        dirs.sort_by(|left, right| left.0.cmp(right.0));
+        for (dir, net) in &dirs {
+            if self.view.node_type(dir)?.is_some_and(|node| node != NodeType::Directory) {
+                return Err(ApplyError::protocol(dir, "it is given names and is no directory"));
+            }
+            for (name, id) in &net.names {
+                if let Some(id) = id {
+                    if id.is_root() {
+                        return Err(ApplyError::protocol(dir, "the root is given a name"));
+                    }
+                    self.gains.entry(*id).or_default().push((**dir, name.clone()));
+                }
+                let now = self.view.entry(dir, name)?;
+                if let Some(now) = now.filter(|now| Some(*now) != *id) {
+                    self.lose((**dir, name.clone()), now);
+                }
+            }
+            if net.complete {
+                for (name, now) in self.view.entries(dir)? {
+                    if !net.names.contains_key(&name) {
+                        self.lose((**dir, name), now);
+                    }
+                }
+            }
+        }
+        self.lose_other_names_of_directories()
+    }
+
+    /// A directory has one name: one that gains another loses the one it has, assigned or not.
+    fn lose_other_names_of_directories(&mut self) -> Result<(), ApplyError> {
+        let mut moved = Vec::new();
+        for (id, cells) in &self.gains {
+            if self.view.node_type(id)? == Some(NodeType::Directory) {
+                let names = self.view.names(id)?;
+                moved.extend(names.into_iter().filter(|name| !cells.contains(name)).map(|name| (name, *id)));
+            }
+        }
+        moved.sort();
+        for (cell, id) in moved {
+            if self.net.assigned(&cell.0, &cell.1).is_none() {
+                self.lose(cell, id);
+            }
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, cell: Cell, id: InodeId) {
+        if self.lost_cells.insert(cell.clone()) {
+            self.lost.push((cell, id));
+        }
+    }
+
+    /// Names that an inode has now and keeps, wherever they are.
+    fn kept(&self, id: &InodeId) -> Result<Vec<Cell>, ApplyError> {
+        let names = self.view.names(id)?;
+        Ok(names.into_iter().filter(|cell| !self.lost_cells.contains(cell)).collect())
+    }
+
+    /// Whether a directory can be reached from the root at the end. Climbs; a loop reaches nothing.
+    fn is_alive_dir(&mut self, id: &InodeId) -> Result<bool, ApplyError> {
+        let (mut chain, mut seen, mut at) = (Vec::new(), HashSet::new(), *id);
+        let alive = loop {
+            if at.is_root() {
+                break true;
+            }
+            if let Some(known) = self.alive_dirs.get(&at) {
+                break *known;
+            }
+            if !seen.insert(at) {
+                break false;
+            }
+            chain.push(at);
+            let gained = self.gains.get(&at).and_then(|cells| cells.first()).map(|(dir, _)| *dir);
+            at = match gained {
+                Some(dir) => dir,
+                None => match self.kept(&at)?.first() {
+                    Some((dir, _)) => *dir,
+                    None => break false,
+                },
+            };
+        };
+        for id in chain {
+            self.alive_dirs.insert(id, alive);
+        }
+        Ok(alive)
+    }
+
+    /// The names of an inode at the end that can be reached: gained ones that it does not have yet, and kept ones.
+    fn final_cells(&mut self, id: &InodeId) -> Result<(Vec<Cell>, Vec<Cell>), ApplyError> {
+        let kept = self.kept(id)?;
+        let mut gained = self.gains.get(id).cloned().unwrap_or_default();
+        gained.retain(|cell| !kept.contains(cell));
+        let mut reachable = |cells: Vec<Cell>| -> Result<Vec<Cell>, ApplyError> {
+            let mut left = Vec::new();
+            for cell in cells {
+                if self.is_alive_dir(&cell.0)? {
+                    left.push(cell);
+                }
+            }
+            Ok(left)
+        };
+        Ok((reachable(gained)?, reachable(kept)?))
+    }
+
+    fn is_alive(&mut self, id: &InodeId) -> Result<bool, ApplyError> {
+        if self.view.node_type(id)? == Some(NodeType::Directory) {
+            return self.is_alive_dir(id);
+        }
+        let (gained, kept) = self.final_cells(id)?;
+        Ok(!gained.is_empty() || !kept.is_empty())
+    }
+
+    /// What a dead directory holds loses its name there, too; only what lives on needs a step for it.
+    fn close_over_dead_directories(&mut self) -> Result<(), ApplyError> {
+        let mut at = 0;
+        let mut seen = HashSet::new();
+        let mut dead: Vec<InodeId> = Vec::new();
+        loop {
+            while let Some((_, id)) = self.lost.get(at).cloned() {
+                at += 1;
+                if self.view.node_type(&id)? == Some(NodeType::Directory) && !self.is_alive_dir(&id)? {
+                    dead.push(id);
+                }
+            }
+            let Some(dir) = dead.pop() else { return Ok(()) };
+            if !seen.insert(dir) {
+                continue;
+            }
+            for (name, child) in self.view.entries(&dir)? {
+                let directory = self.view.node_type(&child)? == Some(NodeType::Directory);
+                if directory && !self.is_alive_dir(&child)? {
+                    dead.push(child);
+                }
+                self.lose((dir, name), child);
+            }
+        }
+    }
+
+    /// First half: makes room. Returns the files that live on without any name for now, by parking.
+    fn vacate(&mut self) -> Result<HashSet<InodeId>, ApplyError> {
+        let mut parked_now = self.parked.clone();
+        let mut discards = Vec::new();
+        for (cell, id) in std::mem::take(&mut self.lost) {
+            let in_dead_dir = !self.is_alive_dir(&cell.0)?;
+            let directory = self.view.node_type(&id)? == Some(NodeType::Directory);
+            if !self.is_alive(&id)? {
+                match (in_dead_dir, directory) {
+                    (true, _) => {}
+                    (false, true) => discards.push(Step::Discard(id, cell)),
+                    (false, false) => self.steps.push(Step::Unlink(id, cell)),
+                }
+                continue;
+            }
+            let has_another = !directory && (parked_now.contains(&id) || !self.final_cells(&id)?.1.is_empty());
+            if !has_another {
+                parked_now.insert(id);
+                self.steps.push(Step::Park(id, cell));
+            } else if !in_dead_dir {
+                self.steps.push(Step::Unlink(id, cell));
+            }
+        }
+        self.steps.append(&mut discards);
+        Ok(parked_now)
+    }
+
+    /// Second half: brings everything to its names.
+    fn fill(&mut self, parked: HashSet<InodeId>) -> Result<(), ApplyError> {
+        let mut ids: BTreeSet<InodeId> = self.gains.keys().copied().collect();
+        ids.extend(parked.iter().copied());
+        let (mut created, mut others, mut links) = (Vec::new(), Vec::new(), Vec::new());
+        for id in &ids {
+            let (gained, kept) = self.final_cells(id)?;
+            let node_type = self.view.node_type(id)?;
+            if node_type == Some(NodeType::Directory) && gained.len() + kept.len() > 1 {
+                return Err(ApplyError::protocol(id, "a directory would have two names"));
+            }
+            let is_parked = parked.contains(id);
+            let mut gained = gained.into_iter();
+            if is_parked && !kept.is_empty() {
+                others.push(Step::DropParked(*id));
+            } else if kept.is_empty() {
+                match gained.next() {
+                    None if is_parked => others.push(Step::DropParked(*id)),
+                    None => {}
+                    Some(cell) if is_parked => others.push(Step::PlaceParked(*id, cell)),
+                    Some(cell) if self.view.is_staged(id) => others.push(Step::PlaceStaged(*id, cell)),
+                    Some(cell) => {
+                        let kind = self.net.nodes.get(id).and_then(|node| node.kind.as_ref());
+                        match kind {
+                            _ if node_type.is_some() => {
+                                return Err(ApplyError::damaged(id, "it has a name in the log and no object"));
+                            }
+                            None => return Err(ApplyError::protocol(id, "it has a name and was never born")),
+                            Some(kind) if kind.is_directory() => created.push((*id, cell)),
+                            Some(_) => others.push(Step::Create(*id, cell)),
+                        }
+                    }
+                }
+            }
+            links.extend(gained.map(|cell| Step::Link(*id, cell)));
+        }
+        self.create_directories(created);
+        self.steps.append(&mut others);
+        self.steps.append(&mut links);
+        Ok(())
+    }
+
+    /// Parents before what they hold.
+    fn create_directories(&mut self, created: Vec<(InodeId, Cell)>) {
+        let mut waiting: HashMap<InodeId, Cell> = created.iter().cloned().collect();
+        for (id, _) in &created {
+            let (mut chain, mut at) = (Vec::new(), *id);
+            while let Some(cell) = waiting.remove(&at) {
+                let parent = cell.0;
+                chain.push(Step::Create(at, cell));
+                at = parent;
+            }
+            self.steps.extend(chain.into_iter().rev());
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
