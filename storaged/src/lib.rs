@@ -1,7 +1,19 @@
-//! The storage daemon of TandemFS.
-pub mod index;
-pub mod log;
+//! The storage daemon of TandemFS: logs the op stream, applies it to a plain tree, keeps a content index.
+//!
+//! The way of a batch: [`ingest`] (may it?) → [`log`] (durable) → [`volume`] (in which order) → [`apply`] ([`tree`] and
+//! [`catalog`]) → [`index`] and [`history`] behind it. One thread owns a volume; tokio does network only.
+
+pub mod admin;
 pub mod apply;
 pub mod catalog;
+pub mod config;
+pub mod history;
+pub mod index;
+pub mod ingest;
+pub mod log;
+pub mod pull;
 pub mod reader;
+pub mod server;
+pub mod storage;
 pub mod tree;
+pub mod volume;

@@ -1,2 +1,46 @@
-//! placeholder
-fn main() {}
+//! `tandem-storaged`: parses flags, starts the log, runs the server. Exit codes: 0 stopped, 1 failed, 64 wrong usage.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tandem_runtime::telemetry::{self, LogOptions};
+use tandem_storaged::{
+    config::{Config, Flags},
+    server,
+};
+
+/// Wrong usage, as in sysexits.h.
+const EXIT_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            // Help and version are errors to clap and none to people.
+            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let config = match Config::load(flags) {
+        Ok(config) => config,
+        Err(error) => return fail(&error.to_string(), EXIT_USAGE),
+    };
+    let log = LogOptions { level: config.log_level.clone(), json: config.log_json };
+    if let Err(error) = telemetry::start(&log) {
+        return fail(&error, EXIT_USAGE);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start threads: {error}"), 1),
+    };
+    match runtime.block_on(server::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), 1),
+    }
+}
+
+fn fail(message: &str, code: u8) -> ExitCode {
+    eprintln!("tandem-storaged: {message}");
+    ExitCode::from(code)
+}

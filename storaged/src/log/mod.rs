@@ -171,6 +171,11 @@ impl<D: Disk> Log<D> {
         LogPos { segment: self.current.index, offset: self.current.end }
     }
 
+    /// Everything before it is durable; records begin there or follow.
+    pub fn synced_end(&self) -> LogPos {
+        LogPos { segment: self.current.index, offset: self.current.synced }
+    }
+
     /// Where the oldest record stands that is still kept.
     pub fn start(&self) -> LogPos {
         let segment = self.ends.keys().next().copied().unwrap_or(self.current.index);

@@ -1,0 +1,177 @@
+//! What people and tools ask storaged: `Admin`.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tandem_proto::{
+    ids::Uuid,
+    pb::{self, admin_server::Admin},
+    volume::VolumeName,
+};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::volume::volumes::{Broken, Entry, Volume, Volumes};
+
+/// Watchers look at most this often.
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
+const INTERVAL_DEFAULT: Duration = Duration::from_millis(500);
+
+/// The service.
+pub struct AdminService {
+    source: Arc<Source>,
+}
+
+struct Source {
+    volumes: Arc<Volumes>,
+    started_ns: i64,
+}
+
+impl AdminService {
+    /// Reports on these volumes.
+    pub fn new(volumes: Arc<Volumes>) -> Self {
+        let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64);
+        AdminService { source: Arc::new(Source { volumes, started_ns }) }
+    }
+}
+
+fn id(id: &Uuid) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(&id.0)
+}
+
+fn worker(name: &str, state: impl Into<String>) -> pb::Worker {
+    pb::Worker { name: name.to_owned(), state: state.into() }
+}
+
+fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
+    let facts = volume.facts.lock().clone();
+    let index = volume.index.as_ref().map(|index| index.status());
+    let applied_here = facts.applied.epoch == facts.durable.epoch;
+    let index_worker = index.as_ref().map_or("not available".to_owned(), |index| index.worker.describe());
+    pb::VolumeStatus {
+        volume: name.to_string(),
+        directory: volume.directory.display().to_string(),
+        state: facts.state.as_str().to_owned(),
+        reason: facts.reason.map_or_else(String::new, |reason| reason.to_string()),
+        epoch: facts.durable.epoch.0,
+        received: facts.received,
+        durable: facts.durable.seq.0,
+        applied: if applied_here { facts.applied.seq.0 } else { 0 },
+        client: facts.holder.filter(|_| facts.connected).map_or_else(String::new, |(name, _)| name.to_string()),
+        attached_ns: if facts.connected { facts.attached_ns } else { 0 },
+        log_bytes: facts.log_bytes,
+        inodes: volume.reader.inodes(),
+        index_files: index.as_ref().map_or(0, |index| index.files),
+        index_chunks: index.as_ref().map_or(0, |index| index.chunks),
+        index_behind: index.as_ref().map_or(0, |index| index.files_behind),
+        workers: vec![worker("apply", facts.state.as_str()), worker("index", index_worker)],
+        progress: None,
+        volume_id: id(&volume.identity.volume_id),
+        replica_id: id(&volume.identity.replica_id),
+        position: Some((&facts.published).into()),
+        empty: facts.empty,
+        last_error: facts.last_error.to_string(),
+    }
+}
+
+fn broken_status(name: &VolumeName, broken: &Broken) -> pb::VolumeStatus {
+    pb::VolumeStatus {
+        volume: name.to_string(),
+        directory: broken.directory.display().to_string(),
+        state: "damaged".to_owned(),
+        reason: broken.refusal.message.clone(),
+        last_error: broken.refusal.message.clone(),
+        ..Default::default()
+    }
+}
+
+impl Source {
+    /// The status of one volume, or of all.
+    fn status(&self, only: Option<&VolumeName>) -> Result<pb::StatusReply, Status> {
+        let volumes: Vec<_> = self
+            .volumes
+            .all()
+            .into_iter()
+            .filter(|(name, _)| only.is_none_or(|only| only == name))
+            .map(|(name, entry)| match entry {
+                Entry::Open(volume) => volume_status(&name, &volume),
+                Entry::Broken(broken) => broken_status(&name, &broken),
+            })
+            .collect();
+        if let (Some(only), true) = (only, volumes.is_empty()) {
+            return Err(Status::not_found(format!("there is no volume {only} here")));
+        }
+        Ok(pb::StatusReply {
+            daemon: "storaged".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_ns: self.started_ns,
+            mounts: Vec::new(),
+            volumes,
+        })
+    }
+}
+
+fn wanted(volume: &str) -> Result<Option<VolumeName>, Status> {
+    if volume.is_empty() {
+        return Ok(None);
+    }
+    volume
+        .parse()
+        .map(Some)
+        .map_err(|error: tandem_proto::volume::InvalidVolumeName| Status::invalid_argument(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+        let only = wanted(&request.into_inner().volume)?;
+        Ok(Response::new(self.source.status(only.as_ref())?))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::StatusReply, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let only = wanted(&request.volume)?;
+        let interval = match request.interval_ms {
+            0 => INTERVAL_DEFAULT,
+            milliseconds => Duration::from_millis(milliseconds.into()).max(INTERVAL_MIN),
+        };
+        let first = self.source.status(only.as_ref())?;
+        let source = self.source.clone();
+        let (out, stream) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut shown = HashMap::new();
+            let mut next = Ok(first);
+            let mut ticks = tokio::time::interval(interval);
+            loop {
+                ticks.tick().await;
+                let changed = match &next {
+                    Ok(reply) => {
+                        let now: HashMap<_, _> =
+                            reply.volumes.iter().map(|volume| (volume.volume.clone(), volume.clone())).collect();
+                        let changed = shown != now || shown.is_empty();
+                        shown = now;
+                        changed
+                    }
+                    Err(_) => true,
+                };
+                let last = next.is_err();
+                if changed && (out.send(next).await.is_err() || last) {
+                    return;
+                }
+                if out.is_closed() {
+                    return;
+                }
+                next = source.status(only.as_ref());
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}

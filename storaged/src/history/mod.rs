@@ -1,0 +1,364 @@
+//! The record of ops: who changed what and when, for people. Apart from the debug log, and never part of a decision.
+//!
+//! One JSON object a line in `history/ops-NNNNNNNN.jsonl`, written by a thread of its own behind apply. Bounded: the oldest file
+//! goes when there are too many, and ops that come faster than they are written are counted instead of written.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::Serialize;
+use smallvec::SmallVec;
+use tandem_proto::{
+    ids::{InodeId, Name},
+    op::{Change, NodeKind, Op},
+    position::Position,
+};
+
+/// A file is followed by the next one at this size.
+const FILE_MAX_BYTES: u64 = 16 << 20;
+/// So many files are kept: 128 MiB, some half a million ops.
+const FILES_MAX: usize = 8;
+/// Ops that wait for the thread; about 200 bytes each.
+const WAITING_MAX: usize = 32 << 10;
+/// Written lines reach the file at the latest after this.
+const WRITE_AFTER: Duration = Duration::from_millis(500);
+const PREFIX: &str = "ops-";
+const SUFFIX: &str = ".jsonl";
+
+/// Turns an inode id into a path, as good as it is known now.
+pub type PathOf = Box<dyn Fn(&InodeId) -> Option<Vec<Name>> + Send>;
+
+/// One change, short.
+#[derive(Serialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+enum Did {
+    Create {
+        id: String,
+        kind: &'static str,
+    },
+    Name {
+        dir: Object,
+        name: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        was: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        is: Option<String>,
+    },
+    Attr {
+        of: Object,
+    },
+    Xattr {
+        of: Object,
+        name: String,
+        removed: bool,
+    },
+    Write {
+        of: Object,
+        offset: u64,
+        len: u64,
+    },
+    Hole {
+        of: Object,
+        offset: u64,
+        len: u64,
+    },
+    Size {
+        of: Object,
+        size: u64,
+    },
+}
+
+/// An inode: by path if it is known, always by id.
+#[derive(Serialize)]
+struct Object {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time_ns: i64,
+    epoch: u64,
+    seq: u64,
+    client: &'a str,
+    uid: u32,
+    pid: u32,
+    process: String,
+    changes: Vec<Did>,
+}
+
+enum Event {
+    Op { op: Op, lens: SmallVec<[u64; 2]>, position: Position, client: Arc<str> },
+    Published { changed: usize, removed: usize, position: Position, client: Arc<str> },
+    Stop,
+}
+
+/// The record of one volume's ops.
+pub struct History {
+    events: SyncSender<Event>,
+    dropped: Arc<AtomicU64>,
+    client: Mutex<Arc<str>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl History {
+    /// Opens the record in `directory` and starts its thread.
+    pub fn open(directory: &Path, path_of: PathOf) -> io::Result<History> {
+        fs::create_dir_all(directory)?;
+        let (events, received) = sync_channel(WAITING_MAX);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let writer =
+            Writer { directory: directory.to_owned(), file: None, written: 0, path_of, dropped: dropped.clone() };
+        let writer = std::thread::Builder::new().name("history".to_owned()).spawn(move || writer.run(&received))?;
+        Ok(History { events, dropped, client: Mutex::new(Arc::from("")), writer: Mutex::new(Some(writer)) })
+    }
+
+    /// A live op was applied. Never blocks.
+    pub fn op(&self, op: &Op, position: Position, client: &str) {
+        if op.changes.is_empty() {
+            return;
+        }
+        let mut op = op.clone();
+        // The bytes must not be kept alive for their length.
+        let lens = op.changes.iter().map(|change| change.data_len() as u64).collect();
+        for change in &mut op.changes {
+            match change {
+                Change::Data { data, .. } => *data = Bytes::new(),
+                Change::Xattr { value: Some(value), .. } => *value = Bytes::new(),
+                _ => {}
+            }
+        }
+        self.put(Event::Op { op, lens, position, client: self.name(client) });
+    }
+
+    /// A whole state was published. Never blocks.
+    pub fn published(&self, changed: usize, removed: usize, position: Position, client: &str) {
+        self.put(Event::Published { changed, removed, position, client: self.name(client) });
+    }
+
+    fn name(&self, client: &str) -> Arc<str> {
+        let mut known = self.client.lock();
+        if **known != *client {
+            *known = Arc::from(client);
+        }
+        known.clone()
+    }
+
+    fn put(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes what waits and ends the thread.
+    pub fn close(&self) {
+        if let Some(writer) = self.writer.lock().take() {
+            // A full channel is emptied by the writer, so this waits shortly.
+            let _ = self.events.send(Event::Stop);
+            let _ = writer.join();
+        }
+    }
+}
+
+struct Writer {
+    directory: PathBuf,
+    file: Option<BufWriter<File>>,
+    written: u64,
+    path_of: PathOf,
+    dropped: Arc<AtomicU64>,
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn kind_name(kind: &NodeKind) -> &'static str {
+    match kind {
+        NodeKind::Regular => "file",
+        NodeKind::Directory => "directory",
+        NodeKind::Symlink(_) => "symlink",
+        NodeKind::Fifo => "fifo",
+        NodeKind::Socket => "socket",
+        NodeKind::CharDevice { .. } | NodeKind::BlockDevice { .. } => "device",
+    }
+}
+
+impl Writer {
+    fn run(mut self, events: &Receiver<Event>) {
+        let mut unwritten = false;
+        loop {
+            let event = if unwritten {
+                match events.recv_timeout(WRITE_AFTER) {
+                    Ok(event) => Some(event),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => Some(Event::Stop),
+                }
+            } else {
+                Some(events.recv().unwrap_or(Event::Stop))
+            };
+            let stop = matches!(event, Some(Event::Stop));
+            let result = match event {
+                Some(Event::Op { op, lens, position, client }) => {
+                    unwritten = true;
+                    self.op(&op, &lens, position, &client)
+                }
+                Some(Event::Published { changed, removed, position, client }) => {
+                    unwritten = true;
+                    self.line(&serde_json::json!({
+                        "epoch": position.epoch.0, "seq": position.seq.0, "client": &*client,
+                        "do": "publish", "changed": changed, "removed": removed,
+                    }))
+                }
+                Some(Event::Stop) | None => {
+                    unwritten = false;
+                    self.file.as_mut().map_or(Ok(()), |file| file.flush())
+                }
+            };
+            if let Err(error) = result {
+                // People lose a line, the replica loses nothing.
+                tracing::warn!(%error, directory = %self.directory.display(), "the record of ops cannot be written");
+                self.file = None;
+            }
+            if stop {
+                return;
+            }
+        }
+    }
+
+    fn op(&mut self, op: &Op, lens: &[u64], position: Position, client: &str) -> io::Result<()> {
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            self.line(
+                &serde_json::json!({ "not_recorded": dropped, "reason": "ops came faster than they are written" }),
+            )?;
+        }
+        let line = Line {
+            time_ns: op.origin.time_ns,
+            epoch: position.epoch.0,
+            seq: op.seq.0,
+            client,
+            uid: op.origin.uid,
+            pid: op.origin.pid,
+            process: text(&op.origin.process),
+            changes: op.changes.iter().zip(lens).map(|(change, len)| self.did(change, *len)).collect(),
+        };
+        self.line(&line)
+    }
+
+    fn object(&self, id: &InodeId) -> Object {
+        let path = (self.path_of)(id).map(|names| {
+            let names: Vec<String> = names.iter().map(|name| text(name.as_bytes())).collect();
+            format!("/{}", names.join("/"))
+        });
+        Object { id: id.to_hex(), path }
+    }
+
+    fn did(&self, change: &Change, data_len: u64) -> Did {
+        match change {
+            Change::Birth { id, kind } => Did::Create { id: id.to_hex(), kind: kind_name(kind) },
+            Change::Entry { dir, name, old, new } => Did::Name {
+                dir: self.object(dir),
+                name: text(name.as_bytes()),
+                was: old.as_ref().map(InodeId::to_hex),
+                is: new.as_ref().map(InodeId::to_hex),
+            },
+            Change::Attr { id, .. } => Did::Attr { of: self.object(id) },
+            Change::Xattr { id, name, value } => {
+                Did::Xattr { of: self.object(id), name: text(name), removed: value.is_none() }
+            }
+            Change::Data { id, offset, .. } => Did::Write { of: self.object(id), offset: *offset, len: data_len },
+            Change::Hole { id, offset, len } => Did::Hole { of: self.object(id), offset: *offset, len: *len },
+            Change::Size { id, size } => Did::Size { of: self.object(id), size: *size },
+        }
+    }
+
+    fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(line)?;
+        bytes.push(b'\n');
+        if self.written >= FILE_MAX_BYTES {
+            if let Some(mut full) = self.file.take() {
+                full.flush()?;
+            }
+        }
+        if self.file.is_none() {
+            self.next_file()?;
+        }
+        self.written += bytes.len() as u64;
+        match &mut self.file {
+            Some(file) => file.write_all(&bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the newest file if it has room, else the next one, and deletes the oldest beyond the bound.
+    fn next_file(&mut self) -> io::Result<()> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            let number =
+                name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse::<u64>().ok());
+            numbers.extend(number);
+        }
+        numbers.sort_unstable();
+        let path = |number: u64| self.directory.join(format!("{PREFIX}{number:08}{SUFFIX}"));
+        let newest = numbers.last().copied().unwrap_or(0);
+        let size = fs::metadata(path(newest)).map_or(FILE_MAX_BYTES, |metadata| metadata.len());
+        let (number, written) = if size < FILE_MAX_BYTES { (newest, size) } else { (newest + 1, 0) };
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path(number))?;
+        for old in numbers.iter().rev().skip(FILES_MAX - 1).filter(|old| **old != number) {
+            fs::remove_file(path(*old))?;
+        }
+        (self.file, self.written) = (Some(BufWriter::new(file)), written);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smallvec::smallvec;
+    use tandem_proto::{
+        ids::{InodeId, Name},
+        op::{Change, Op, Origin},
+        position::{Position, Seq},
+    };
+
+    use super::History;
+
+    #[test]
+    fn ops_are_recorded_with_path_process_and_client() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let id = InodeId::new(b"f").expect("short");
+        let path = |_: &InodeId| Some(vec![Name::new("dir").expect("legal"), Name::new("file").expect("legal")]);
+        let history = History::open(dir.path(), Box::new(path)).expect("opened");
+        let origin = Origin { time_ns: 5, uid: 1, gid: 2, pid: 3, process: "vi".into() };
+        let change = Change::Data { id, offset: 10, data: "12345".into() };
+        let op = Op { seq: Seq(9), origin, changes: smallvec![change] };
+        history.op(&op, Position::default(), "me@here");
+        history.published(3, 1, Position::default(), "me@here");
+        history.close();
+        let lines = std::fs::read_to_string(dir.path().join("ops-00000001.jsonl")).expect("written");
+        let lines: Vec<serde_json::Value> =
+            lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines[0]["process"], "vi");
+        assert_eq!(lines[0]["seq"], 9);
+        assert_eq!(lines[0]["changes"][0]["do"], "write");
+        assert_eq!(lines[0]["changes"][0]["of"]["path"], "/dir/file");
+        assert_eq!(lines[0]["changes"][0]["offset"], 10);
+        assert_eq!(lines[1]["do"], "publish");
+        assert!(!lines[0].to_string().contains("12345"), "the bytes are not recorded");
+    }
+}

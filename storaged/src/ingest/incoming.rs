@@ -1,0 +1,184 @@
+//! Messages of a writer, checked once: what passes here is in bounds, and its ops hash to the chain that the sender claims.
+
+use tandem_proto::{
+    chain::Chain,
+    convert,
+    ids::Uuid,
+    limits::BATCH_MAX_OPS,
+    op::Op,
+    pb,
+    position::{Epoch, Position, Seq},
+    stage::{Stage, StageData, StageDir, StageNode, StageRecipe},
+    volume::VolumeName,
+};
+
+use super::refusal::{Reason, Refusal};
+
+/// Longest client name that is kept; it is for messages only.
+const CLIENT_NAME_MAX: usize = 512;
+
+/// A claim of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Of the client's state directory.
+    pub client_id: Uuid,
+    /// For messages.
+    pub client_name: String,
+    /// Of one run of mountd.
+    pub run_id: Uuid,
+    /// The epoch that this run has; `None`: open the next one.
+    pub epoch: Option<Epoch>,
+    /// Expected volume and replica.
+    pub volume_id: Option<Uuid>,
+    /// See `volume_id`.
+    pub replica_id: Option<Uuid>,
+    /// Fence another client that holds the volume.
+    pub takeover: bool,
+}
+
+impl AttachRequest {
+    /// Checks an attach message; also which volume it is about, and whether it may be made.
+    pub fn check(attach: pb::Attach) -> Result<(VolumeName, bool, AttachRequest), Refusal> {
+        if attach.protocol != tandem_proto::limits::PROTOCOL_VERSION {
+            let known = tandem_proto::limits::PROTOCOL_VERSION;
+            let side = if attach.protocol < known { "mount" } else { "storage daemon" };
+            let message = format!(
+                "this storage daemon speaks protocol {known} and the mount {}: upgrade the {side}",
+                attach.protocol
+            );
+            return Err(Refusal::new(Reason::Protocol, message).of(known, attach.protocol));
+        }
+        let volume: VolumeName =
+            attach.volume.parse().map_err(|error| Refusal::new(Reason::BadRequest, format!("{error}")))?;
+        let expected = |field, id: &[u8]| if id.is_empty() { Ok(None) } else { convert::uuid(field, id).map(Some) };
+        if attach.client_name.len() > CLIENT_NAME_MAX {
+            return Err(Refusal::new(Reason::BadRequest, "attach.client_name: longer than 512 bytes"));
+        }
+        let request = AttachRequest {
+            client_id: convert::uuid("attach.client_id", &attach.client_id)?,
+            client_name: attach.client_name,
+            run_id: convert::uuid("attach.run_id", &attach.run_id)?,
+            epoch: (attach.epoch != 0).then_some(Epoch(attach.epoch)),
+            volume_id: expected("attach.volume_id", &attach.volume_id)?,
+            replica_id: expected("attach.replica_id", &attach.replica_id)?,
+            takeover: attach.takeover,
+        };
+        Ok((volume, attach.create, request))
+    }
+}
+
+/// Ops whose chain was recomputed: nothing flipped on the way, and the sender's claim about their chain is true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedBatch {
+    /// Of all ops.
+    pub epoch: Epoch,
+    /// Chain before the first op, as the sender claims.
+    pub chain_before: Chain,
+    /// At least one, dense.
+    pub ops: Vec<Op>,
+    /// The chain after each op.
+    pub chains: Vec<Chain>,
+}
+
+impl CheckedBatch {
+    /// The first op's seq.
+    pub fn first(&self) -> Seq {
+        self.ops[0].seq
+    }
+
+    /// The last op's seq.
+    pub fn last(&self) -> Seq {
+        self.ops[self.ops.len() - 1].seq
+    }
+
+    /// Recomputes the chain and converts the ops.
+    pub fn check(batch: pb::Batch) -> Result<CheckedBatch, Refusal> {
+        let bad = |message: String| Refusal::new(Reason::BadRequest, message);
+        if batch.ops.is_empty() || batch.ops.len() > BATCH_MAX_OPS {
+            return Err(bad(format!("batch.ops: {} ops; 1 to {BATCH_MAX_OPS} are allowed", batch.ops.len())));
+        }
+        if batch.first_seq == 0 || batch.first_seq.checked_add(batch.ops.len() as u64).is_none() {
+            return Err(bad(format!("batch.first_seq: {} is not the seq of an op", batch.first_seq)));
+        }
+        let chain_before = convert::chain("batch.chain_before", &batch.chain_before)?;
+        let claimed = convert::chain("batch.chain_after", &batch.chain_after)?;
+        let mut chain = chain_before;
+        let mut scratch = Vec::new();
+        let mut chains = Vec::with_capacity(batch.ops.len());
+        let mut ops = Vec::with_capacity(batch.ops.len());
+        for (at, op) in batch.ops.into_iter().enumerate() {
+            let seq = Seq(batch.first_seq + at as u64);
+            chain = convert::chain_after(&chain, seq, &op, &mut scratch);
+            chains.push(chain);
+            ops.push(convert::op(seq, op)?);
+        }
+        if chain != claimed {
+            let message = format!("the ops up to seq {} are not those that were sent: their chain differs", ops.len());
+            return Err(Refusal::new(Reason::Diverged, message)
+                .of(format!("{claimed:?}"), format!("{chain:?}"))
+                .retry());
+        }
+        Ok(CheckedBatch { epoch: Epoch(batch.epoch), chain_before, ops, chains })
+    }
+}
+
+/// A message of an attached writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// Ops.
+    Batch(CheckedBatch),
+    /// A round begins.
+    Begin {
+        /// From 1.
+        round: u64,
+        /// Everything is compared.
+        full: bool,
+        /// Ops up to here are in the state.
+        s0: Position,
+    },
+    /// State.
+    Stage(Stage),
+    /// Asks for an answer when everything before is answered.
+    Barrier(u64),
+    /// Staging becomes the replica's state.
+    Publish {
+        /// The round that ends.
+        round: u64,
+        /// Of the last op.
+        position: Position,
+    },
+    /// The writer leaves.
+    Detach,
+}
+
+impl Incoming {
+    /// Checks a message; also the session that it names.
+    pub fn check(message: pb::ClientMessage) -> Result<(u64, Incoming), Refusal> {
+        use pb::client_message::Body;
+        let bad = |message: &str| Err(Refusal::new(Reason::BadRequest, message));
+        Ok(match message.body {
+            None => return bad("a message of an unknown kind; the mount may be newer: upgrade the storage daemon"),
+            Some(Body::Attach(_)) => return bad("a second attach on one stream"),
+            Some(Body::Batch(batch)) => (batch.session, Incoming::Batch(CheckedBatch::check(batch)?)),
+            Some(Body::Begin(begin)) => {
+                if begin.round == 0 {
+                    return bad("begin.round: rounds count from 1");
+                }
+                let s0 = convert::position("begin.s0", &begin.s0)?;
+                (begin.session, Incoming::Begin { round: begin.round, full: begin.full, s0 })
+            }
+            Some(Body::StageDir(dir)) => (dir.session, Incoming::Stage(Stage::Dir(StageDir::try_from(dir)?))),
+            Some(Body::StageNode(node)) => (node.session, Incoming::Stage(Stage::Node(StageNode::try_from(node)?))),
+            Some(Body::StageRecipe(recipe)) => {
+                (recipe.session, Incoming::Stage(Stage::Recipe(StageRecipe::try_from(recipe)?)))
+            }
+            Some(Body::StageData(data)) => (data.session, Incoming::Stage(Stage::Data(StageData::try_from(data)?))),
+            Some(Body::Barrier(barrier)) => (barrier.session, Incoming::Barrier(barrier.token)),
+            Some(Body::Publish(publish)) => {
+                let position = convert::position("publish.position", &publish.position)?;
+                (publish.session, Incoming::Publish { round: publish.round, position })
+            }
+            Some(Body::Detach(detach)) => (detach.session, Incoming::Detach),
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! The gRPC service `Replication`: turns streams into commands for the volumes' threads, and back.
+//!
+//! File I/O never happens here. A session's messages wait for the volume's thread in bounded memory: who sends faster than the
+//! disk takes is slowed by HTTP/2's flow control.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use tandem_proto::{
+    pb::{self, client_message::Body, replication_server::Replication},
+    volume::VolumeName,
+};
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    incoming::{AttachRequest, Incoming},
+    outbox::{Outbox, OutboxStream},
+    refusal::{Reason, Refusal},
+};
+use crate::{
+    pull,
+    volume::{
+        thread::Command,
+        volumes::{Entry, Volume, Volumes},
+    },
+};
+
+/// The service.
+pub struct ReplicationService {
+    volumes: Arc<Volumes>,
+}
+
+impl ReplicationService {
+    /// Serves these volumes.
+    pub fn new(volumes: Arc<Volumes>) -> Self {
+        ReplicationService { volumes }
+    }
+}
+
+fn volume_name(name: &str) -> Result<VolumeName, Status> {
+    name.parse().map_err(|error: tandem_proto::volume::InvalidVolumeName| Status::invalid_argument(error.to_string()))
+}
+
+/// A refusal as a gRPC status, where there is no stream to send it on.
+pub fn status(refusal: &Refusal) -> Status {
+    match refusal.reason {
+        Reason::NoVolume => Status::not_found(&refusal.message),
+        Reason::Unavailable => Status::unavailable(&refusal.message),
+        Reason::Damaged => Status::data_loss(&refusal.message),
+        _ => Status::failed_precondition(&refusal.message),
+    }
+}
+
+#[tonic::async_trait]
+impl Replication for ReplicationService {
+    async fn describe(&self, request: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeReply>, Status> {
+        let name = volume_name(&request.into_inner().volume)?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let volume = match self.volumes.get(&name) {
+            None => return Ok(Response::new(pb::DescribeReply { version, ..Default::default() })),
+            Some(Entry::Broken(broken)) => return Err(status(&broken.refusal)),
+            Some(Entry::Open(volume)) => volume,
+        };
+        let facts = volume.facts.lock().clone();
+        let id = |id: &tandem_proto::Uuid| bytes::Bytes::copy_from_slice(&id.0);
+        let (holder, holder_id) =
+            facts.holder.map_or_else(Default::default, |(name, client)| (name.to_string(), id(&client)));
+        Ok(Response::new(pb::DescribeReply {
+            exists: true,
+            volume_id: id(&volume.identity.volume_id),
+            replica_id: id(&volume.identity.replica_id),
+            position: Some((&facts.published).into()),
+            empty: facts.empty,
+            holder,
+            holder_id,
+            holder_connected: facts.connected,
+            holder_since_ns: facts.attached_ns as u64,
+            version,
+        }))
+    }
+
+    type ReplicateStream = OutboxStream;
+
+    async fn replicate(
+        &self,
+        request: Request<Streaming<pb::ClientMessage>>,
+    ) -> Result<Response<OutboxStream>, Status> {
+        let outbox = Arc::new(Outbox::default());
+        let session = serve(self.volumes.clone(), request.into_inner(), outbox.clone());
+        tokio::spawn(async move {
+            let _ = session.await;
+        });
+        Ok(Response::new(OutboxStream(outbox)))
+    }
+
+    type PullStream = ReceiverStream<Result<pb::PullMessage, Status>>;
+
+    async fn pull(&self, request: Request<pb::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        let name = volume_name(&request.into_inner().volume)?;
+        let volume = self.volumes.serving(&name).map_err(|refusal| status(&refusal))?;
+        Ok(Response::new(pull::start(volume).await?))
+    }
+}
+
+/// One session, from its attach to the end of its stream.
+async fn serve(volumes: Arc<Volumes>, mut stream: Streaming<pb::ClientMessage>, outbox: Arc<Outbox>) -> Option<()> {
+    let (volume, session) = match attach(&volumes, &mut stream, &outbox).await {
+        Ok(attached) => attached,
+        Err(refusal) => {
+            tracing::info!(reason = ?refusal.reason, %refusal, "attach refused");
+            outbox.close(Some(refusal.into()));
+            return None;
+        }
+    };
+    // The stream's end, in order or broken, ends the session.
+    while !outbox.is_closed() {
+        let Ok(Some(message)) = stream.message().await else { break };
+        if let Err(refusal) = forward(&volume, session, message).await {
+            tracing::warn!(session, reason = ?refusal.reason, %refusal, "refused");
+            outbox.close(Some(refusal.into()));
+            break;
+        }
+    }
+    volume.tell(Command::Closed { session }).ok()
+}
+
+async fn attach(
+    volumes: &Arc<Volumes>,
+    stream: &mut Streaming<pb::ClientMessage>,
+    outbox: &Arc<Outbox>,
+) -> Result<(Arc<Volume>, u64), Refusal> {
+    let bad = |message: &str| Refusal::new(Reason::BadRequest, message);
+    let first = stream.message().await.map_err(|error| bad(&format!("no attach came: {}", error.message())))?;
+    let Some(pb::ClientMessage { body: Some(Body::Attach(attach)) }) = first else {
+        return Err(bad("the first message of a stream is an attach"));
+    };
+    let (name, create, request) = AttachRequest::check(attach)?;
+    let volume = match volumes.serving(&name) {
+        Err(refusal) if refusal.reason == Reason::NoVolume && create => {
+            let volumes = volumes.clone();
+            let made = tokio::task::spawn_blocking(move || volumes.serving_or_made(&name)).await;
+            made.map_err(|_| Refusal::unavailable("making the volume failed: see storaged's log"))??
+        }
+        other => other?,
+    };
+    let (reply, answer) = oneshot::channel();
+    volume.tell(Command::Attach { request: Box::new(request), outbox: outbox.clone(), reply })?;
+    let session = answer.await.map_err(|_| Refusal::unavailable("the volume has stopped"))??;
+    Ok((volume, session))
+}
+
+/// Hands a message to the volume's thread, when there is memory for it.
+async fn forward(volume: &Volume, session: u64, message: pb::ClientMessage) -> Result<(), Refusal> {
+    let kib = 1 + (message.encoded_len() >> 10) as u32;
+    let (named, message) = Incoming::check(message)?;
+    if named != session {
+        let message = format!("a message of session {named} on the stream of session {session}");
+        return Err(Refusal::new(Reason::StaleSession, message).of(session, named));
+    }
+    let permit = volume.memory.clone().acquire_many_owned(kib).await;
+    let permit = permit.map_err(|_| Refusal::unavailable("the volume has stopped"))?;
+    volume.tell(Command::Message { session, message: Box::new(message), permit })
+}

@@ -1,0 +1,101 @@
+//! What follows behind apply and never delays it: the content index and the record of ops.
+
+use std::sync::Arc;
+
+use tandem_proto::{
+    ids::InodeId,
+    op::{Change, Op},
+    position::Position,
+};
+
+use crate::{
+    apply::{ChunkSource, NoChunks, Published, Recovered},
+    history::History,
+    index::Index,
+};
+
+/// Followers of one volume. Each is bounded and drops, with a note, what it cannot take.
+#[derive(Default)]
+pub struct Behind {
+    /// Content index; none in a simulation, or if it could not be opened.
+    pub index: Option<Arc<Index>>,
+    /// Record of ops.
+    pub history: Option<History>,
+}
+
+impl Behind {
+    /// Where chunks may be found.
+    pub fn chunks(&self) -> &dyn ChunkSource {
+        match &self.index {
+            Some(index) => &**index,
+            None => &NoChunks,
+        }
+    }
+
+    /// A live op was applied.
+    pub fn applied(&self, op: &Op, position: Position, client: &str) {
+        if let Some(index) = &self.index {
+            let mut last: Option<&InodeId> = None;
+            for change in &op.changes {
+                let id = match change {
+                    Change::Data { id, .. } | Change::Hole { id, .. } | Change::Size { id, .. } => id,
+                    // A file that lost its last name is noticed when its turn comes to be read; renames keep what is known.
+                    Change::Birth { .. } | Change::Entry { .. } | Change::Attr { .. } | Change::Xattr { .. } => {
+                        continue;
+                    }
+                };
+                if last != Some(id) {
+                    index.touched(*id);
+                }
+                last = Some(id);
+            }
+            for change in &op.changes {
+                if let Change::Entry { old: Some(old), new, .. } = change
+                    && new.as_ref() != Some(old)
+                {
+                    index.touched(*old);
+                }
+            }
+        }
+        if let Some(history) = &self.history {
+            history.op(op, position, client);
+        }
+    }
+
+    /// Everything up to here was announced.
+    pub fn reached(&self, position: Position) {
+        if let Some(index) = &self.index {
+            index.applied(position);
+        }
+    }
+
+    /// A staging became the replica's state.
+    pub fn published(&self, published: &Published, position: Position, client: &str) {
+        if let Some(index) = &self.index {
+            published.changed.iter().for_each(|id| index.touched(*id));
+            published.removed.iter().for_each(|id| index.removed(*id));
+        }
+        if let Some(history) = &self.history {
+            history.published(published.changed.len(), published.removed.len(), position, client);
+        }
+        self.reached(position);
+    }
+
+    /// The replica recovered after a restart.
+    pub fn recovered(&self, recovered: &Recovered) {
+        if let Some(index) = &self.index {
+            recovered.changed.iter().for_each(|id| index.touched(*id));
+        }
+        self.reached(recovered.applied);
+    }
+
+    /// Writes what they have and ends their threads.
+    pub fn close(&self) {
+        if let Some(index) = &self.index {
+            index.close();
+        }
+        if let Some(history) = &self.history {
+            history.close();
+        }
+    }
+}

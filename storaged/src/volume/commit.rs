@@ -1,0 +1,184 @@
+//! From accepted to durable to applied: group commit, apply, publish, checkpoint.
+
+use std::time::Instant;
+
+use super::core::{Backlogged, Core, Stuck};
+use crate::{
+    ingest::refusal::{Reason, Refusal},
+    log::{Append, LogPos, codec, disk::Disk},
+    tree::ReplicaTree,
+};
+
+impl<D: Disk, T: ReplicaTree> Core<D, T> {
+    /// Makes everything that is pending durable, as few syncs as the log allows, and acknowledges it.
+    pub fn flush(&mut self, now: Instant) {
+        if self.pending.is_empty() || self.is_stuck(Stuck::Log) || self.damaged.is_some() {
+            return;
+        }
+        while !self.pending.is_empty() {
+            let records: Vec<_> = self
+                .pending
+                .iter()
+                .map(|record| Append { kind: record.kind, version: codec::VERSION, payload: &record.payload })
+                .collect();
+            match self.log.append_group(&records) {
+                Ok(appended) => self.became_durable(appended.at, appended.count),
+                Err(error) => return self.set_fault(Stuck::Log, &error, now),
+            }
+        }
+        self.urgent = false;
+        self.changed_at = Some(now);
+        self.send_ack(false);
+        // After the acknowledgement: it costs a write, and protects against damage only.
+        self.log.mark_durable();
+    }
+
+    fn became_durable(&mut self, at: LogPos, count: usize) {
+        let mut staged = Vec::new();
+        for record in self.pending.drain(..count) {
+            self.pending_bytes -= record.payload.len();
+            self.checkpoint_bytes += record.payload.len() as u64;
+            let Some(run) = record.run else { continue };
+            if run.staged {
+                staged.push(run);
+                continue;
+            }
+            self.durable = run.end;
+            self.backlog_bytes += run.bytes;
+            self.backlog_ops += run.ops.len();
+            self.backlog.push_back(Backlogged { run, done: 0, at });
+        }
+        for run in staged {
+            // It is in the log, which is what counts; the model in memory can only fail by what the sender did.
+            match self.replica.stage_ops(&run.ops, run.end) {
+                Ok(()) => self.staged = run.end.seq.0,
+                Err(error) if error.is_retryable() => {
+                    // The writer comes back and begins its staging anew.
+                    self.end_session(Some(Refusal::unavailable(error.to_string())));
+                }
+                Err(error) => {
+                    self.end_session(Some(Refusal::new(Reason::BadRequest, error.to_string())));
+                }
+            }
+        }
+    }
+
+    /// Applies up to `limit` ops of the backlog; returns how many.
+    pub fn apply_some(&mut self, now: Instant, limit: usize) -> usize {
+        let mut done = 0;
+        while done < limit && self.can_apply() && self.damaged.is_none() {
+            let Some(entry) = self.backlog.front_mut() else { break };
+            let (op, chain) = (&entry.run.ops[entry.done], entry.run.chains[entry.done]);
+            match self.replica.apply(op, chain) {
+                Ok(()) => {}
+                Err(error) if error.is_retryable() => {
+                    self.set_fault(Stuck::Apply, &error, now);
+                    break;
+                }
+                Err(error) => {
+                    self.set_damaged(&error);
+                    break;
+                }
+            }
+            let client = self.receiver.writer().map_or("", |writer| &writer.name);
+            self.behind.applied(op, self.replica.applied(), client);
+            done += 1;
+            entry.done += 1;
+            if entry.done == entry.run.ops.len() {
+                self.backlog_bytes -= entry.run.bytes;
+                self.backlog_ops -= entry.run.ops.len();
+                self.backlog.pop_front();
+            }
+        }
+        if done > 0 {
+            if let Err(error) = self.replica.commit_batch() {
+                self.set_fault(Stuck::Apply, &error, now);
+            }
+            self.behind.reached(self.replica.applied());
+            self.send_ack(false);
+        }
+        done
+    }
+
+    /// Flushes and applies everything; whether that was possible.
+    pub(super) fn settle(&mut self, now: Instant) -> bool {
+        self.flush(now);
+        while self.pending.is_empty() && !self.backlog.is_empty() && self.apply_some(now, usize::MAX) > 0 {}
+        self.pending.is_empty() && self.backlog.is_empty() && self.damaged.is_none() && self.pulls == 0
+    }
+
+    /// Brings the tree to the published state. It is durable already, so this is tried until it works.
+    pub(super) fn finish_publish(&mut self, now: Instant) {
+        let Some(position) = self.publishing else { return };
+        let from = self.staging_start.unwrap_or_else(|| self.log.start());
+        match self.replica.publish(position, &self.log.source(from)) {
+            Ok(published) => {
+                self.publishing = None;
+                self.staging_start = None;
+                let client = self.receiver.writer().map_or("", |writer| &writer.name);
+                self.behind.published(&published, position, client);
+                tracing::info!(%position, changed = published.changed.len(), removed = published.removed.len(), "published");
+                self.send_ack(true);
+                self.checkpoint(now);
+            }
+            Err(error) if error.is_retryable() => self.set_fault(Stuck::Publish, &error, now),
+            Err(error) => self.set_damaged(&error),
+        }
+    }
+
+    /// Makes tree and catalog durable where they are, then lets the log before that go.
+    pub(super) fn checkpoint(&mut self, now: Instant) {
+        if let Err(error) = self.replica.checkpoint() {
+            if error.is_retryable() {
+                self.set_fault(Stuck::Checkpoint, &error, now);
+            } else {
+                self.set_damaged(&error);
+            }
+            return;
+        }
+        if let Err(error) = self.write_state() {
+            return self.set_fault(Stuck::Checkpoint, &error, now);
+        }
+        self.checkpoint_bytes = 0;
+        self.checkpoint_at = now;
+        self.changed_at = if self.backlog.is_empty() { None } else { Some(now) };
+    }
+
+    /// Whether so much was logged that a checkpoint should not wait for a pause.
+    pub fn checkpoint_is_due(&self) -> bool {
+        self.checkpoint_bytes >= self.rule.bytes
+            && self.pulls == 0
+            && self.publishing.is_none()
+            && self.faults.is_empty()
+    }
+
+    /// Makes a checkpoint that [`Self::checkpoint_is_due`] asked for.
+    pub fn checkpoint_now(&mut self, now: Instant) {
+        self.checkpoint(now);
+    }
+
+    /// Stops: everything accepted is made durable and applied, the log is left short.
+    pub fn stop(&mut self, now: Instant) {
+        self.end_session(Some(Refusal::unavailable("the storage daemon is stopping")));
+        if self.damaged.is_none() && self.settle(now) && self.publishing.is_none() {
+            self.checkpoint(now);
+        }
+        self.behind.close();
+    }
+
+    /// Someone reads the tree at one position: apply stands still from here on, logging goes on.
+    pub fn pause_apply(&mut self, now: Instant) -> Result<(), Refusal> {
+        if self.pulls == 0 && !(self.settle(now) && self.publishing.is_none()) {
+            let why = self.faults.first().map_or("it is busy", |fault| &fault.message);
+            let message = format!("the replica is not at one position now: {why}");
+            return Err(Refusal::unavailable(message));
+        }
+        self.pulls += 1;
+        Ok(())
+    }
+
+    /// The reader has ended.
+    pub fn resume_apply(&mut self) {
+        self.pulls -= 1;
+    }
+}

@@ -1,0 +1,497 @@
+//! One volume's log, tree and catalog, and the order in which they change: everything but threads, sockets and clocks.
+//!
+//! ```text
+//!  handle(message) ─► Receiver: may it? ─► pending ─► flush: append, fsync ─► ack durable ─► backlog ─► apply_some ─► ack applied
+//!                                                        (one group)                                        │
+//!                                     staged state ─► Replica::stage ─► answers          checkpoint: tree, catalog, `state`,
+//!                                                                                                    then the log is recycled
+//! ```
+//!
+//! Promise: nothing is acknowledged as durable before its record is, and nothing is visible in the tree before that either. An
+//! error of the disk stops the volume at such a point; [`Core::tick`] tries again. The driver is `super::thread`; the simulation
+//! drives the same code on a disk and a tree in memory, which is why time is an argument.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tandem_proto::{
+    chain::Chain,
+    op::Op,
+    pb::{self, server_message::Body},
+    position::Position,
+};
+
+use super::{
+    behind::Behind,
+    state::{Identity, STATE_FILE, State, StateError},
+};
+use crate::{
+    apply::{ApplyError, Record, Replica, record},
+    ingest::{incoming::Incoming, outbox::Outbox, receiver::Receiver, refusal::Refusal},
+    log::{Append, Log, LogError, LogOptions, LogPos, codec, disk::Disk},
+    tree::ReplicaTree,
+};
+
+/// Durable ops whose data wait for apply. Beyond it, logging waits: 32 MiB are a fraction of a second of apply.
+pub const BACKLOG_MAX_BYTES: usize = 32 << 20;
+/// The same for small ops, which cost apply time and not memory.
+pub const BACKLOG_MAX_OPS: usize = 16 << 10;
+/// Records of one group commit.
+pub const GROUP_MAX_BYTES: usize = 8 << 20;
+/// How long a disk that refused is left alone.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// When the log is cut short by a checkpoint, which costs a syncfs of the tree.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckpointRule {
+    /// After so many bytes of log.
+    pub bytes: u64,
+    /// After so long, if anything changed.
+    pub age: Duration,
+    /// After so long without a change.
+    pub idle: Duration,
+}
+
+impl Default for CheckpointRule {
+    fn default() -> Self {
+        CheckpointRule { bytes: 256 << 20, age: Duration::from_secs(120), idle: Duration::from_secs(5) }
+    }
+}
+
+/// The volume cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Its file `state`.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its tree or catalog.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A file of it.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, on which object.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something else, in words.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl OpenError {
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> OpenError {
+        let what = what.into();
+        move |source| OpenError::Io { what, source }
+    }
+}
+
+impl From<record::LogError> for OpenError {
+    fn from(error: record::LogError) -> Self {
+        OpenError::Other(error.to_string())
+    }
+}
+
+/// Ops that were accepted and not yet applied.
+pub(super) struct OpRun {
+    pub(super) ops: Vec<Op>,
+    pub(super) chains: Vec<Chain>,
+    pub(super) end: Position,
+    pub(super) staged: bool,
+    pub(super) bytes: usize,
+}
+
+/// A record that was accepted and is not yet durable.
+pub(super) struct Pending {
+    pub(super) kind: u8,
+    pub(super) payload: Vec<u8>,
+    pub(super) run: Option<OpRun>,
+}
+
+/// A run of ops on its way to the tree.
+pub(super) struct Backlogged {
+    pub(super) run: OpRun,
+    pub(super) done: usize,
+    pub(super) at: LogPos,
+}
+
+/// What cannot go on for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stuck {
+    /// Appending to the log.
+    Log,
+    /// Applying a live op.
+    Apply,
+    /// Staging a message, which waits in [`Core::held`].
+    Stage,
+    /// Bringing the tree to a published state.
+    Publish,
+    /// A checkpoint.
+    Checkpoint,
+}
+
+pub(super) struct Fault {
+    pub(super) stuck: Stuck,
+    pub(super) message: Arc<str>,
+    pub(super) retry_at: Instant,
+}
+
+/// The writer's end of a session.
+pub(super) struct Session {
+    pub(super) number: u64,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) acked: pb::Ack,
+}
+
+/// One volume. See the module.
+pub struct Core<D: Disk, T: ReplicaTree> {
+    pub(super) identity: Identity,
+    /// Holds `state`.
+    pub(super) home: D,
+    pub(super) log: Log<D>,
+    pub(super) replica: Replica<T>,
+    pub(super) receiver: Receiver,
+    pub(super) behind: Behind,
+    pub(super) rule: CheckpointRule,
+    pub(super) session: Option<Session>,
+    pub(super) attached_ns: i64,
+    pub(super) pending: Vec<Pending>,
+    pub(super) pending_bytes: usize,
+    /// Something in `pending` waits for its acknowledgement.
+    pub(super) urgent: bool,
+    pub(super) backlog: VecDeque<Backlogged>,
+    pub(super) backlog_bytes: usize,
+    pub(super) backlog_ops: usize,
+    /// Where the record of the staging's first round stands.
+    pub(super) staging_start: Option<LogPos>,
+    /// Highest seq that is held durably for the staging.
+    pub(super) staged: u64,
+    /// A publish is durable, and the tree is not there yet.
+    pub(super) publishing: Option<Position>,
+    /// The message that staging could not take.
+    pub(super) held: Option<Incoming>,
+    /// At most one of each kind.
+    pub(super) faults: Vec<Fault>,
+    pub(super) damaged: Option<Arc<str>>,
+    pub(super) last_error: Arc<str>,
+    /// The fault that the writer was told of.
+    pub(super) told_fault: Option<Arc<str>>,
+    /// Someone reads the tree at one position.
+    pub(super) pulls: usize,
+    pub(super) durable: Position,
+    pub(super) checkpoint_bytes: u64,
+    pub(super) checkpoint_at: Instant,
+    pub(super) changed_at: Option<Instant>,
+}
+
+/// What a volume is made of.
+pub struct Parts<D: Disk, T: ReplicaTree> {
+    /// Holds `state`.
+    pub home: D,
+    /// Holds the log.
+    pub log_disk: D,
+    /// Sizes of the log.
+    pub log_options: LogOptions,
+    /// Tree and catalog.
+    pub replica: Replica<T>,
+    /// When to make a checkpoint.
+    pub rule: CheckpointRule,
+}
+
+impl<D: Disk, T: ReplicaTree> Core<D, T> {
+    /// Makes what a new volume needs beside tree and catalog. `state` is written last: without it the volume does not exist.
+    pub fn create(parts: &Parts<D, T>, identity: Identity, nonce: [u8; 16]) -> Result<(), OpenError>
+    where
+        D: Clone,
+    {
+        let log = Log::create(parts.log_disk.clone(), parts.log_options, nonce)?;
+        let state = State {
+            identity,
+            durable: crate::ingest::receiver::Durable { empty: true, ..Default::default() },
+            attached_ns: 0,
+            log_start: log.start(),
+            log_end: log.synced_end(),
+        };
+        parts.home.replace_durably(STATE_FILE, &state.encode()).map_err(OpenError::io("writing the file `state`"))
+    }
+
+    /// Opens a volume and recovers it: afterwards the tree is at the end of its log. Call [`Self::follow`] before anything else.
+    pub fn open(parts: Parts<D, T>, now: Instant) -> Result<(Self, crate::apply::Recovered), OpenError> {
+        let Parts { home, log_disk, log_options, mut replica, rule } = parts;
+        let bytes = home
+            .read_small(STATE_FILE)
+            .and_then(|bytes| bytes.ok_or(std::io::ErrorKind::NotFound.into()))
+            .map_err(OpenError::io("reading the file `state`"))?;
+        let state = State::decode(&bytes)?;
+        let log = Log::open(log_disk, log_options, state.log_start, state.log_end)?;
+        let recovered = replica.recover(&log.source(state.log_start))?;
+        let mut durable = state.durable;
+        for record in record::RecordSource::records(&log.source(state.log_start))? {
+            note(&mut durable, record?);
+        }
+        durable.empty &= replica.is_empty();
+        let at_end = !durable.live || replica.applied() == durable.tip;
+        if !at_end {
+            return Err(OpenError::Other(format!(
+                "the tree is at {} and the log ends at {}: they are not of one volume, or one of them was restored from an \
+                 older copy. Move the volume's directory away and let its mount sync again",
+                replica.applied(),
+                durable.tip
+            )));
+        }
+        let mut core = Core {
+            identity: state.identity,
+            home,
+            log,
+            replica,
+            durable: durable.tip,
+            receiver: Receiver::new(durable),
+            behind: Behind::default(),
+            rule,
+            session: None,
+            attached_ns: state.attached_ns,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            urgent: false,
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            backlog_ops: 0,
+            staging_start: None,
+            staged: 0,
+            publishing: None,
+            held: None,
+            faults: Vec::new(),
+            damaged: None,
+            last_error: Arc::from(""),
+            told_fault: None,
+            pulls: 0,
+            checkpoint_bytes: 0,
+            checkpoint_at: now,
+            changed_at: None,
+        };
+        // Recovery ended with a checkpoint of its own, so the log before it has done its work.
+        core.write_state().map_err(|error| OpenError::Other(error.to_string()))?;
+        Ok((core, recovered))
+    }
+
+    /// Sets what follows behind apply.
+    pub fn follow(&mut self, behind: Behind) {
+        self.behind = behind;
+    }
+
+    /// Who this is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Decides what is accepted; for looking.
+    pub fn receiver(&self) -> &Receiver {
+        &self.receiver
+    }
+
+    /// Tree and catalog; for looking.
+    pub fn replica(&self) -> &Replica<T> {
+        &self.replica
+    }
+
+    /// Everything up to here survives a crash.
+    pub fn durable(&self) -> Position {
+        self.durable
+    }
+
+    /// Whether messages can be taken now. If not, they wait where they are.
+    pub fn accepts(&self) -> bool {
+        let full = self.backlog_bytes >= BACKLOG_MAX_BYTES || self.backlog_ops >= BACKLOG_MAX_OPS;
+        let stuck = self.is_stuck(Stuck::Log) || self.publishing.is_some() || self.held.is_some();
+        !stuck && !full && self.pending_bytes < GROUP_MAX_BYTES
+    }
+
+    pub(super) fn is_stuck(&self, kind: Stuck) -> bool {
+        self.faults.iter().any(|fault| fault.stuck == kind)
+    }
+
+    /// Whether there is something to flush, apply or take up again right now.
+    pub fn has_work(&self) -> bool {
+        self.damaged.is_none()
+            && ((self.urgent && !self.is_stuck(Stuck::Log))
+                || (self.can_apply() && !self.backlog.is_empty())
+                || self.can_take_held())
+    }
+
+    /// When [`Self::tick`] has something to do next.
+    pub fn next_tick(&self) -> Option<Instant> {
+        if self.damaged.is_some() {
+            return None;
+        }
+        let retries = self.faults.iter().map(|fault| fault.retry_at);
+        retries.chain(self.checkpoint_due_at()).min()
+    }
+
+    fn checkpoint_due_at(&self) -> Option<Instant> {
+        if self.pulls > 0 || self.publishing.is_some() || !self.faults.is_empty() {
+            return None;
+        }
+        let changed = self.changed_at?;
+        Some((self.checkpoint_at + self.rule.age).max(changed).min(changed + self.rule.idle))
+    }
+
+    /// Does what time asks for: another try, a checkpoint, a spare segment.
+    pub fn tick(&mut self, now: Instant) {
+        if self.damaged.is_some() {
+            return;
+        }
+        self.retry(now);
+        if self.checkpoint_due_at().is_some_and(|due| due <= now) {
+            self.checkpoint(now);
+            // After the checkpoint, because that may have recycled a file that serves.
+            if let Err(error) = self.log.prepare_spare() {
+                tracing::debug!(%error, "no spare log segment");
+            }
+        }
+    }
+
+    pub(super) fn can_apply(&self) -> bool {
+        self.pulls == 0 && !self.is_stuck(Stuck::Apply) && self.publishing.is_none()
+    }
+
+    fn can_take_held(&self) -> bool {
+        self.held.is_some() && self.faults.is_empty() && self.pulls == 0
+    }
+
+    /// Takes the message up that had to wait.
+    pub fn take_held(&mut self, now: Instant) {
+        if self.can_take_held()
+            && let (Some(session), Some(message)) = (self.session.as_ref().map(|s| s.number), self.held.take())
+        {
+            self.handle(session, message, now);
+        }
+    }
+
+    fn retry(&mut self, now: Instant) {
+        let (due, later): (Vec<_>, _) = std::mem::take(&mut self.faults).into_iter().partition(|f| f.retry_at <= now);
+        self.faults = later;
+        if due.is_empty() {
+            return;
+        }
+        for fault in due {
+            match fault.stuck {
+                Stuck::Log => self.flush(now),
+                Stuck::Apply => {
+                    self.apply_some(now, 1);
+                }
+                Stuck::Stage => self.take_held(now),
+                Stuck::Publish => self.finish_publish(now),
+                Stuck::Checkpoint => self.checkpoint(now),
+            }
+        }
+        if self.faults.is_empty() && self.damaged.is_none() {
+            tracing::info!("the fault is over");
+            self.told_fault = None;
+            self.send(Body::Fault(pb::Fault::default()));
+        }
+    }
+
+    /// Notes what cannot go on, tells the writer once, and tries again later.
+    pub(super) fn set_fault(&mut self, stuck: Stuck, error: &dyn std::error::Error, now: Instant) {
+        let message: Arc<str> = Arc::from(error.to_string());
+        if self.told_fault.as_ref() != Some(&message) {
+            tracing::warn!(error = %message, "stopped at a consistent point, trying again");
+            self.send(Body::Fault(pb::Fault { message: message.to_string() }));
+            self.told_fault = Some(message.clone());
+        }
+        self.last_error = message.clone();
+        self.faults.retain(|fault| fault.stuck != stuck);
+        self.faults.push(Fault { stuck, message, retry_at: now + RETRY_AFTER });
+    }
+
+    /// Apply failed in a way that no retry helps.
+    pub(super) fn set_damaged(&mut self, error: &dyn std::error::Error) {
+        tracing::error!(%error, "the volume stops");
+        let message: Arc<str> = Arc::from(error.to_string());
+        self.last_error = message.clone();
+        self.damaged = Some(message);
+        self.end_session(Some(self.damaged_refusal()));
+    }
+
+    pub(super) fn damaged_refusal(&self) -> Refusal {
+        let why = self.damaged.as_deref().unwrap_or("");
+        Refusal::new(crate::ingest::refusal::Reason::Damaged, format!("the volume cannot be used: {why}"))
+    }
+
+    pub(super) fn send(&self, body: Body) {
+        if let Some(session) = &self.session {
+            session.outbox.send(body);
+        }
+    }
+
+    /// Ends the session, with a refusal or without.
+    pub(super) fn end_session(&mut self, refusal: Option<Refusal>) {
+        if let Some(session) = self.session.take() {
+            session.outbox.close(refusal.map(Into::into));
+        }
+        self.receiver.end_session();
+        self.held = None;
+        self.faults.retain(|fault| fault.stuck != Stuck::Stage);
+    }
+
+    /// Appends records that nothing waits for but the caller.
+    pub(super) fn append_now(&mut self, record: &Record) -> Result<LogPos, LogError> {
+        let Some((kind, payload)) = codec::encode(record) else { return Ok(self.log.end()) };
+        let appended = self.log.append_group(&[Append { kind, version: codec::VERSION, payload: &payload }])?;
+        Ok(appended.at)
+    }
+
+    pub(super) fn write_state(&mut self) -> Result<(), LogError> {
+        let oldest = self.backlog.front().map(|entry| entry.at);
+        let end = self.log.synced_end();
+        let log_start = oldest.into_iter().chain(self.staging_start).min().unwrap_or(end);
+        let state = State {
+            identity: self.identity,
+            durable: self.receiver_durable(),
+            attached_ns: self.attached_ns,
+            log_start,
+            log_end: end,
+        };
+        self.home.replace_durably(STATE_FILE, &state.encode()).map_err(|source| LogError::Io {
+            what: "replacing",
+            name: STATE_FILE.to_owned(),
+            source,
+        })?;
+        self.log.recycle_before(log_start)
+    }
+
+    /// What the receiver accepted, as far as it is durable: ops that are pending are not part of it.
+    fn receiver_durable(&self) -> crate::ingest::receiver::Durable {
+        crate::ingest::receiver::Durable { tip: self.durable, ..self.receiver.durable() }
+    }
+}
+
+/// Moves what survived forward by one record.
+fn note(durable: &mut crate::ingest::receiver::Durable, record: Record) {
+    match record {
+        Record::Epoch { position, writer } => {
+            durable.tip = position;
+            durable.live = false;
+            durable.writer = Some(writer);
+        }
+        Record::Ops { end, .. } => durable.tip = end,
+        Record::Publish { position, .. } => {
+            durable.tip = position;
+            durable.live = true;
+            durable.empty = false;
+        }
+        Record::StageBegin { .. }
+        | Record::Stage(_)
+        | Record::StagedFile { .. }
+        | Record::StagedExtent { .. }
+        | Record::StagedOps { .. }
+        | Record::StageDropped => {}
+    }
+}

@@ -1,0 +1,315 @@
+//! What a volume does with its writer: attach, messages, answers.
+
+use std::{sync::Arc, time::Instant};
+
+use tandem_proto::{
+    pb::{self, server_message::Body},
+    position::Position,
+    stage::Stage,
+};
+
+use super::core::{Core, OpRun, Pending, Session, Stuck};
+use crate::{
+    apply::{ApplyError, Record},
+    ingest::{
+        incoming::{AttachRequest, CheckedBatch, Incoming},
+        outbox::Outbox,
+        receiver::{AttachDecision, BatchDecision, Phase},
+        refusal::{Reason, Refusal},
+    },
+    log::{codec, disk::Disk},
+    tree::ReplicaTree,
+};
+
+impl<D: Disk, T: ReplicaTree> Core<D, T> {
+    /// Claims the volume. On success the answer is in the outbox, and the number of the new session is returned; older sessions
+    /// have ended before the position was read.
+    pub fn attach(
+        &mut self,
+        request: &AttachRequest,
+        outbox: Arc<Outbox>,
+        now: Instant,
+        unix_ns: i64,
+    ) -> Result<u64, Refusal> {
+        if self.damaged.is_some() {
+            return Err(self.damaged_refusal());
+        }
+        self.check_identity(request)?;
+        // Decided before anybody is disturbed, and again below: ending a session may change what is decided.
+        self.receiver.handle_attach(request)?;
+        self.flush(now);
+        if let Some(fault) = self.faults.iter().find(|fault| matches!(fault.stuck, Stuck::Log | Stuck::Publish)) {
+            return Err(Refusal::unavailable(format!("the replica cannot go on for now: {}", fault.message)));
+        }
+        if self.publishing.is_some() {
+            return Err(Refusal::unavailable("the replica is being brought to the state that was published"));
+        }
+        let replaced = match request.epoch {
+            Some(_) => Refusal::new(Reason::StaleSession, "a newer session of the same mount took its place"),
+            None => Refusal::new(Reason::Fenced, format!("{} opened a newer epoch of the volume", request.client_name)),
+        };
+        match self.receiver.handle_attach(request)? {
+            AttachDecision::Resume => {
+                self.end_session(Some(replaced));
+                self.drop_staging(now)?;
+            }
+            AttachDecision::Open { position, writer } => {
+                self.end_session(Some(replaced));
+                self.drop_staging(now)?;
+                let record = Record::Epoch { position, writer: writer.clone() };
+                self.append_now(&record).map_err(|error| Refusal::unavailable(error.to_string()))?;
+                self.receiver.epoch_opened(position, writer);
+                self.durable = position;
+                self.attached_ns = unix_ns;
+                self.changed_at = Some(now);
+                tracing::info!(epoch = %position.epoch, client = request.client_name, "epoch opened");
+            }
+        }
+        let number = self.receiver.begin_session();
+        self.staged = 0;
+        let answer = self.attached(number);
+        outbox.send(Body::Attached(answer));
+        self.session = Some(Session { number, outbox, acked: pb::Ack::default() });
+        if let Some(fault) = self.faults.first() {
+            self.send(Body::Fault(pb::Fault { message: fault.message.to_string() }));
+        }
+        tracing::info!(session = number, client = request.client_name, position = %self.durable, "attached");
+        Ok(number)
+    }
+
+    fn attached(&self, session: u64) -> pb::Attached {
+        let tip = self.receiver.tip();
+        let published = self.published();
+        pb::Attached {
+            session,
+            epoch: tip.epoch.0,
+            volume_id: bytes::Bytes::copy_from_slice(&self.identity.volume_id.0),
+            replica_id: bytes::Bytes::copy_from_slice(&self.identity.replica_id.0),
+            position: Some((&tip).into()),
+            applied: if published.epoch == tip.epoch { self.replica.applied().seq.0 } else { 0 },
+            empty: self.receiver.is_empty(),
+            published: Some((&published).into()),
+        }
+    }
+
+    /// The state that the replica durably holds; with ops that wait for apply.
+    pub fn published(&self) -> Position {
+        match self.receiver.phase() {
+            Phase::Live | Phase::Staging { live: true, .. } => self.receiver.tip(),
+            Phase::Opened | Phase::Staging { live: false, .. } => {
+                self.backlog.back().map_or_else(|| self.replica.applied(), |entry| entry.run.end)
+            }
+        }
+    }
+
+    fn check_identity(&self, request: &AttachRequest) -> Result<(), Refusal> {
+        let checks = [
+            ("volume", request.volume_id, self.identity.volume_id),
+            ("replica", request.replica_id, self.identity.replica_id),
+        ];
+        for (what, expected, found) in checks {
+            if let Some(expected) = expected
+                && expected != found
+            {
+                let message = format!(
+                    "this is another {what} than the one this folder was synced to: it was made anew, or the storage daemon was \
+                     replaced. Nothing was changed. If it is the right one, mount with -o init=push or -o init=pull"
+                );
+                return Err(Refusal::new(Reason::OtherVolume, message).of(expected, found));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one message of a session. Call it only while [`Core::accepts`].
+    pub fn handle(&mut self, session: u64, message: Incoming, now: Instant) {
+        if self.session.as_ref().is_none_or(|current| current.number != session) {
+            // Late bytes of a session that has ended; its stream was told why.
+            return;
+        }
+        if let Err(refusal) = self.take(session, message, now) {
+            tracing::warn!(session, reason = ?refusal.reason, %refusal, "refused");
+            self.end_session(Some(refusal));
+        }
+    }
+
+    fn take(&mut self, session: u64, message: Incoming, now: Instant) -> Result<(), Refusal> {
+        match message {
+            Incoming::Batch(batch) => self.take_batch(session, batch),
+            Incoming::Begin { round, full, s0 } => self.take_begin(session, round, full, s0, now),
+            Incoming::Stage(stage) => self.take_stage(session, stage, now),
+            Incoming::Barrier(token) => {
+                self.receiver.check_session(session)?;
+                self.send(Body::Barrier(pb::BarrierReached { token }));
+                Ok(())
+            }
+            Incoming::Publish { round, position } => self.take_publish(session, round, position, now),
+            Incoming::Detach => {
+                self.flush(now);
+                self.end_session(None);
+                tracing::info!(session, position = %self.durable, "the client left");
+                Ok(())
+            }
+        }
+    }
+
+    fn take_batch(&mut self, session: u64, batch: CheckedBatch) -> Result<(), Refusal> {
+        let BatchDecision::Accept { skip, staged } = self.receiver.handle_batch(session, &batch)?;
+        let end = self.receiver.accepted_tip();
+        let CheckedBatch { mut ops, mut chains, .. } = batch;
+        ops.drain(..skip);
+        chains.drain(..skip);
+        if ops.is_empty() {
+            // Known ones: the acknowledgement says so.
+            self.send_ack(true);
+            return Ok(());
+        }
+        let record = if staged { Record::StagedOps { ops, end } } else { Record::Ops { ops, end } };
+        let encoded = codec::encode(&record);
+        let (Record::StagedOps { ops, end } | Record::Ops { ops, end }) = record else { return Ok(()) };
+        let Some((kind, payload)) = encoded else { return Ok(()) };
+        let bytes = payload.len();
+        self.push(Pending { kind, payload, run: Some(OpRun { ops, chains, end, staged, bytes }) });
+        self.urgent = true;
+        Ok(())
+    }
+
+    fn push(&mut self, pending: Pending) {
+        self.pending_bytes += pending.payload.len();
+        self.pending.push(pending);
+    }
+
+    fn take_begin(&mut self, session: u64, round: u64, full: bool, s0: Position, now: Instant) -> Result<(), Refusal> {
+        // What came before belongs before it: flushed, and applied or staged.
+        if !self.settle(now) {
+            self.held = Some(Incoming::Begin { round, full, s0 });
+            return Ok(());
+        }
+        self.receiver.handle_begin(session, round, &s0)?;
+        let begun = self.replica.stage_begin(round, full, s0);
+        let record = match begun {
+            Ok(record) => record,
+            Err(error) => {
+                // The receiver is told again by the retry; a staging that failed to begin is none.
+                return self.stage_failed(error, Incoming::Begin { round, full, s0 }, now);
+            }
+        };
+        let at = self.append_now(&record).map_err(|error| Refusal::unavailable(error.to_string()))?;
+        if round == 1 {
+            self.staging_start = Some(at);
+        }
+        self.staged = s0.seq.0;
+        self.changed_at = Some(now);
+        Ok(())
+    }
+
+    fn take_stage(&mut self, session: u64, stage: Stage, now: Instant) -> Result<(), Refusal> {
+        self.receiver.handle_stage(session)?;
+        let id = match &stage {
+            Stage::Recipe(recipe) => Some(recipe.id),
+            Stage::Dir(_) | Stage::Node(_) | Stage::Data(_) => None,
+        };
+        let reply = match self.replica.stage(stage.clone(), self.behind.chunks()) {
+            Ok(reply) => reply,
+            Err(error) => return self.stage_failed(error, Incoming::Stage(stage), now),
+        };
+        for record in &reply.log {
+            if let Some((kind, payload)) = codec::encode(record) {
+                self.push(Pending { kind, payload, run: None });
+            }
+        }
+        let wire = |id: &tandem_proto::InodeId| bytes::Bytes::copy_from_slice(id.as_bytes());
+        if !reply.need_nodes.is_empty() {
+            self.send(Body::NeedNodes(pb::NeedNodes { ids: reply.need_nodes.iter().map(wire).collect() }));
+        }
+        if let Some(id) = id.filter(|_| !reply.need_pieces.is_empty()) {
+            let mut pieces = tandem_proto::convert::piece_messages(&reply.need_pieces);
+            pieces.iter_mut().for_each(|piece| piece.digest.clear());
+            self.send(Body::NeedPieces(pb::NeedPieces { id: wire(&id), pieces }));
+        }
+        Ok(())
+    }
+
+    /// Staging could not take a message: a full disk is waited for, nonsense is refused.
+    fn stage_failed(&mut self, error: ApplyError, message: Incoming, now: Instant) -> Result<(), Refusal> {
+        match error {
+            ApplyError::Damaged { .. } => self.set_damaged(&error),
+            ApplyError::Protocol { .. } => return Err(Refusal::new(Reason::BadRequest, error.to_string())),
+            _ => {
+                if let Incoming::Begin { round, .. } = &message {
+                    self.receiver.begin_failed(*round);
+                }
+                self.held = Some(message);
+                self.set_fault(Stuck::Stage, &error, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_publish(&mut self, session: u64, round: u64, position: Position, now: Instant) -> Result<(), Refusal> {
+        self.receiver.handle_publish(session, round, &position)?;
+        if !self.settle(now) {
+            self.held = Some(Incoming::Publish { round, position });
+            return Ok(());
+        }
+        if let Err(error) = self.replica.stage_sync() {
+            return self.stage_failed(error, Incoming::Publish { round, position }, now);
+        }
+        let record = self.replica.publish_record(position);
+        if let Err(error) = self.append_now(&record) {
+            self.held = Some(Incoming::Publish { round, position });
+            self.set_fault(Stuck::Stage, &error, now);
+            return Ok(());
+        }
+        self.receiver.published(position);
+        self.durable = position;
+        self.staged = 0;
+        self.publishing = Some(position);
+        self.send(Body::Published(pb::Published { position: Some((&position).into()) }));
+        self.send_ack(true);
+        self.finish_publish(now);
+        Ok(())
+    }
+
+    /// The session's stream broke.
+    pub fn closed(&mut self, session: u64) {
+        if self.session.as_ref().is_some_and(|current| current.number == session) {
+            tracing::info!(session, position = %self.durable, "the connection to the client ended");
+            self.end_session(None);
+        }
+    }
+
+    /// Gives an unfinished staging up.
+    fn drop_staging(&mut self, now: Instant) -> Result<(), Refusal> {
+        if self.staging_start.take().is_none() {
+            return Ok(());
+        }
+        self.flush(now);
+        self.replica.stage_drop().map_err(|error| Refusal::unavailable(error.to_string()))?;
+        self.append_now(&Record::StageDropped).map_err(|error| Refusal::unavailable(error.to_string()))?;
+        Ok(())
+    }
+
+    /// Tells the writer its watermarks, if they changed or if it asks again.
+    pub(super) fn send_ack(&mut self, again: bool) {
+        let ack = self.watermarks();
+        if let Some(session) = &mut self.session
+            && (again || session.acked != ack)
+        {
+            session.acked = ack;
+            session.outbox.send(Body::Ack(ack));
+        }
+    }
+
+    fn watermarks(&self) -> pb::Ack {
+        let epoch = self.durable.epoch;
+        let applied = self.replica.applied();
+        let staging = matches!(self.receiver.phase(), Phase::Staging { .. });
+        pb::Ack {
+            received: self.receiver.accepted_tip().seq.0,
+            durable: self.durable.seq.0,
+            applied: if applied.epoch == epoch { applied.seq.0 } else { 0 },
+            staged: if staging { self.staged } else { 0 },
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The thread that owns a volume: collects what came in, makes it durable, applies it, and looks at the clock.
+//!
+//! ```text
+//!  loop { collect ─► flush (append, fsync, ack durable) ─► apply, until something came in or the backlog is empty ─► tick }
+//! ```
+//! Newly arrived ops are logged before more of the backlog is applied, so that an fsync on the mount does not wait for apply,
+//! until the backlog is full: then apply comes first. It sleeps on its channel only; nothing here polls.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{core::Core, facts::Facts};
+use crate::{
+    ingest::{
+        incoming::{AttachRequest, Incoming},
+        outbox::Outbox,
+        refusal::Refusal,
+    },
+    log::disk::Disk,
+    tree::ReplicaTree,
+};
+
+/// Ops that are applied before the thread looks at its channel again: some 100 us.
+const APPLY_SLICE: usize = 16;
+
+/// What a volume's thread is told.
+pub enum Command {
+    /// Somebody claims the volume.
+    Attach {
+        /// Who.
+        request: Box<AttachRequest>,
+        /// Where answers go.
+        outbox: Arc<Outbox>,
+        /// The session's number.
+        reply: oneshot::Sender<Result<u64, Refusal>>,
+    },
+    /// A message of a session.
+    Message {
+        /// Which.
+        session: u64,
+        /// What.
+        message: Box<Incoming>,
+        /// Its share of the memory for waiting messages.
+        permit: OwnedSemaphorePermit,
+    },
+    /// A session's stream ended.
+    Closed {
+        /// Which.
+        session: u64,
+    },
+    /// Apply shall stand still, for a reader.
+    Pause(oneshot::Sender<Result<Facts, Refusal>>),
+    /// The reader has ended.
+    Resume,
+    /// Stop; the thread ends.
+    Stop,
+}
+
+/// What a session sent and the volume has not taken yet, in order.
+enum Waiting {
+    Message { session: u64, message: Box<Incoming>, permit: OwnedSemaphorePermit },
+    Closed { session: u64 },
+}
+
+/// The thread's view of the world.
+pub struct Driver<D: Disk, T: ReplicaTree> {
+    core: Core<D, T>,
+    commands: Receiver<Command>,
+    waiting: VecDeque<Waiting>,
+    facts: Arc<Mutex<Facts>>,
+    stopping: bool,
+}
+
+fn unix_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
+
+impl<D: Disk, T: ReplicaTree> Driver<D, T> {
+    /// Takes an opened volume.
+    pub fn new(core: Core<D, T>, commands: Receiver<Command>, facts: Arc<Mutex<Facts>>) -> Self {
+        let mut driver = Driver { core, commands, waiting: VecDeque::new(), facts, stopping: false };
+        driver.show();
+        driver
+    }
+
+    /// Runs until [`Command::Stop`], or until nobody can send any more.
+    pub fn run(mut self) {
+        while !self.stopping {
+            self.collect();
+            let now = Instant::now();
+            while self.core.accepts()
+                && let Some(waiting) = self.waiting.pop_front()
+            {
+                match waiting {
+                    Waiting::Message { session, message, permit } => {
+                        self.core.handle(session, *message, now);
+                        drop(permit);
+                    }
+                    Waiting::Closed { session } => self.core.closed(session),
+                }
+            }
+            self.core.flush(now);
+            self.apply();
+            let now = Instant::now();
+            self.core.take_held(now);
+            if self.core.next_tick().is_some_and(|due| due <= now) {
+                self.core.tick(now);
+            }
+            if self.core.checkpoint_is_due() {
+                self.core.checkpoint_now(now);
+            }
+            self.show();
+        }
+        self.core.stop(Instant::now());
+        self.show();
+    }
+
+    /// Takes what came in; sleeps if there is nothing at all to do.
+    fn collect(&mut self) {
+        let busy = self.core.has_work() || (!self.waiting.is_empty() && self.core.accepts());
+        if !busy {
+            let wait = self.core.next_tick().map(|due| due.saturating_duration_since(Instant::now()));
+            // Without a next tick nothing is due, ever; an hour stands for that.
+            match self.commands.recv_timeout(wait.unwrap_or(Duration::from_secs(3600))) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.stopping = true,
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.stopping = true;
+                    break;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Message { session, message, permit } => {
+                self.waiting.push_back(Waiting::Message { session, message, permit });
+            }
+            Command::Attach { request, outbox, reply } => {
+                // What an older session still has waiting was never accepted, and is not any more.
+                self.waiting.clear();
+                let attached = self.core.attach(&request, outbox, now, unix_ns());
+                if let Err(Ok(session)) = reply.send(attached) {
+                    // The stream was gone before it heard.
+                    self.core.closed(session);
+                }
+            }
+            // In its turn: what it sent before it left still counts.
+            Command::Closed { session } => self.waiting.push_back(Waiting::Closed { session }),
+            Command::Pause(reply) => {
+                let paused = self.core.pause_apply(now);
+                self.show();
+                let facts = self.facts.lock().clone();
+                if reply.send(paused.clone().map(|()| facts)).is_err() && paused.is_ok() {
+                    self.core.resume_apply();
+                }
+            }
+            Command::Resume => self.core.resume_apply(),
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    /// Applies until something came in, or all is applied.
+    fn apply(&mut self) {
+        while self.core.apply_some(Instant::now(), APPLY_SLICE) == APPLY_SLICE {
+            match self.commands.try_recv() {
+                Ok(command) => {
+                    self.obey(command);
+                    if self.core.accepts() {
+                        return;
+                    }
+                }
+                Err(_) => continue,
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let mut facts = self.facts.lock();
+        let new = self.core.facts(&facts);
+        *facts = new;
+    }
+}
+
+/// The way to a volume's thread.
+pub type Commands = Sender<Command>;

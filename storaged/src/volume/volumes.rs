@@ -1,0 +1,317 @@
+//! The volumes of a storage directory: found at the start, made at their first mount, stopped at the end.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use parking_lot::Mutex;
+use tandem_proto::{ids::Uuid, volume::VolumeName};
+use tandem_runtime::durable;
+use tokio::sync::Semaphore;
+
+use super::{
+    behind::Behind,
+    core::{CheckpointRule, Core, OpenError, Parts},
+    facts::{Facts, VolumeState},
+    state::{Identity, STATE_FILE, StateError},
+    thread::{Command, Commands, Driver},
+};
+use crate::{
+    apply::Replica,
+    catalog::Catalog,
+    history::History,
+    index::{CatalogFiles, Index, IndexOptions},
+    ingest::refusal::{Reason, Refusal},
+    log::{LogError, LogOptions, disk::DirDisk},
+    reader::ReplicaReader,
+    tree::FsTree,
+};
+
+/// Memory for messages of one volume that wait for its thread, in KiB. One message takes at most 8 MiB.
+pub const WAITING_MAX_KIB: usize = 64 << 10;
+
+/// A volume that serves.
+pub struct Volume {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// What its thread shows.
+    pub facts: Arc<Mutex<Facts>>,
+    /// Reads its replica.
+    pub reader: ReplicaReader<FsTree>,
+    /// Its content index, if it could be opened.
+    pub index: Option<Arc<Index>>,
+    /// Memory for waiting messages.
+    pub memory: Arc<Semaphore>,
+    commands: Commands,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Volume {
+    /// Tells its thread something. An error means that the thread is gone.
+    pub fn tell(&self, command: Command) -> Result<(), Refusal> {
+        self.commands.send(command).map_err(|_| Refusal::unavailable("the volume has stopped"))
+    }
+}
+
+/// A volume, or why it does not serve.
+#[derive(Clone)]
+pub enum Entry {
+    /// It serves.
+    Open(Arc<Volume>),
+    /// It does not.
+    Broken(Arc<Broken>),
+}
+
+/// A volume that could not be opened.
+pub struct Broken {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// For a writer.
+    pub refusal: Refusal,
+}
+
+/// All volumes.
+pub struct Volumes {
+    data: PathBuf,
+    entries: Mutex<BTreeMap<VolumeName, Entry>>,
+    /// Making a volume takes long; only one at a time is made.
+    making: Mutex<()>,
+}
+
+impl Volumes {
+    /// Opens all volumes of a storage directory, which is locked by the caller.
+    pub fn open(data: &Path) -> io::Result<Volumes> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(data)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str().and_then(|name| name.parse::<VolumeName>().ok()) else { continue };
+            if entry.path().join(STATE_FILE).exists() {
+                names.push(name);
+            } else if entry.file_type()?.is_dir() {
+                tracing::warn!(directory = %entry.path().display(), "this directory has no file `state`: not a volume");
+            }
+        }
+        // Recovery of one volume must not wait for that of another.
+        let opening: Vec<_> = names
+            .into_iter()
+            .map(|name| {
+                let directory = data.join(name.as_str());
+                let opened = std::thread::spawn(move || open_entry(directory));
+                (name, opened)
+            })
+            .collect();
+        let mut entries = BTreeMap::new();
+        for (name, opened) in opening {
+            let entry = opened.join().unwrap_or_else(|_| {
+                let refusal = Refusal::new(Reason::Damaged, format!("opening volume {name} failed: see the log"));
+                Entry::Broken(Arc::new(Broken { directory: data.join(name.as_str()), refusal }))
+            });
+            entries.insert(name, entry);
+        }
+        Ok(Volumes { data: data.to_owned(), entries: Mutex::new(entries), making: Mutex::new(()) })
+    }
+
+    /// All volumes by name.
+    pub fn all(&self) -> Vec<(VolumeName, Entry)> {
+        self.entries.lock().iter().map(|(name, entry)| (name.clone(), entry.clone())).collect()
+    }
+
+    /// One volume; `None` if there is none of that name.
+    pub fn get(&self, name: &VolumeName) -> Option<Entry> {
+        self.entries.lock().get(name).cloned()
+    }
+
+    /// A volume that serves, or why not.
+    pub fn serving(&self, name: &VolumeName) -> Result<Arc<Volume>, Refusal> {
+        match self.get(name) {
+            Some(Entry::Open(volume)) => Ok(volume),
+            Some(Entry::Broken(broken)) => Err(broken.refusal.clone()),
+            None => {
+                let message = format!("there is no volume {name} in {}", self.data.display());
+                Err(Refusal::new(Reason::NoVolume, message))
+            }
+        }
+    }
+
+    /// A volume that serves; made if it does not exist. Blocks on the disk.
+    pub fn serving_or_made(&self, name: &VolumeName) -> Result<Arc<Volume>, Refusal> {
+        let _one = self.making.lock();
+        match self.get(name) {
+            Some(_) => self.serving(name),
+            None => {
+                let directory = self.data.join(name.as_str());
+                let volume = make(&directory).map_err(|error| {
+                    tracing::error!(volume = %name, %error, "the volume cannot be made");
+                    Refusal::unavailable(format!("volume {name} cannot be made in {}: {error}", self.data.display()))
+                })?;
+                tracing::info!(volume = %name, directory = %directory.display(), "volume made");
+                self.entries.lock().insert(name.clone(), Entry::Open(volume.clone()));
+                Ok(volume)
+            }
+        }
+    }
+
+    /// Stops all volumes: what was accepted is applied and a checkpoint is made. Blocks.
+    pub fn stop(&self) {
+        let entries = std::mem::take(&mut *self.entries.lock());
+        let volumes: Vec<_> = entries
+            .into_values()
+            .filter_map(|entry| match entry {
+                Entry::Open(volume) => Some(volume),
+                Entry::Broken(_) => None,
+            })
+            .collect();
+        for volume in &volumes {
+            // A thread that is gone has stopped already.
+            let _ = volume.tell(Command::Stop);
+        }
+        for volume in &volumes {
+            if let Some(thread) = volume.thread.lock().take()
+                && thread.join().is_err()
+            {
+                tracing::error!(directory = %volume.directory.display(), "the volume's thread panicked");
+            }
+        }
+    }
+}
+
+fn open_entry(directory: PathBuf) -> Entry {
+    match serve(&directory) {
+        Ok(volume) => Entry::Open(volume),
+        Err(error) => {
+            tracing::error!(directory = %directory.display(), %error, "the volume cannot be opened");
+            let reason = match &error {
+                OpenError::State(StateError::Version { .. }) | OpenError::Log(LogError::Version { .. }) => {
+                    Reason::Version
+                }
+                OpenError::Io { .. } | OpenError::Log(LogError::Io { .. }) => Reason::Unavailable,
+                OpenError::Apply(error) if error.is_retryable() => Reason::Unavailable,
+                _ => Reason::Damaged,
+            };
+            let refusal =
+                Refusal::new(reason, format!("the volume in {} cannot be opened: {error}", directory.display()));
+            Entry::Broken(Arc::new(Broken { directory, refusal }))
+        }
+    }
+}
+
+fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenError> {
+    let disk = |path: &Path| {
+        DirDisk::open_or_create(path).map_err(OpenError::io(format!("opening the directory {}", path.display())))
+    };
+    let tree = FsTree::open(directory).map_err(OpenError::io("opening the tree"))?;
+    let catalog = Catalog::open(&directory.join("catalog")).map_err(|error| OpenError::Other(error.to_string()))?;
+    Ok(Parts {
+        home: disk(directory)?,
+        log_disk: disk(&directory.join("log"))?,
+        log_options: LogOptions::default(),
+        replica: Replica::open(tree, catalog)?,
+        rule: CheckpointRule::default(),
+    })
+}
+
+fn random_id() -> Result<[u8; 16], OpenError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|error| OpenError::Other(format!("no random numbers: {error}")))?;
+    Ok(id)
+}
+
+fn make(directory: &Path) -> Result<Arc<Volume>, OpenError> {
+    let tree = directory.join("tree");
+    let used = fs::read_dir(&tree).is_ok_and(|mut entries| entries.next().is_some());
+    if used {
+        let message = format!(
+            "{} holds files, but {STATE_FILE} beside it is missing: move {} away first",
+            tree.display(),
+            directory.display()
+        );
+        return Err(OpenError::Other(message));
+    }
+    let made = durable::create_private_dir(directory).and_then(|()| {
+        // What is left of an earlier attempt was never acknowledged to anybody.
+        for part in ["log", "catalog", "staging", "index"] {
+            match fs::remove_dir_all(directory.join(part)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    });
+    made.map_err(OpenError::io(format!("making the directory {}", directory.display())))?;
+    let identity = Identity { volume_id: Uuid(random_id()?), replica_id: Uuid(random_id()?) };
+    Core::create(&parts(directory)?, identity, random_id()?)?;
+    if let Some(parent) = directory.parent() {
+        durable::sync_directory(parent).map_err(OpenError::io("syncing the storage directory"))?;
+    }
+    serve(directory)
+}
+
+/// Opens a volume, recovers it and starts its thread.
+fn serve(directory: &Path) -> Result<Arc<Volume>, OpenError> {
+    let started = Instant::now();
+    let (mut core, recovered) = Core::open(parts(directory)?, started)?;
+    let reader = core.replica().reader();
+    let behind = behind(directory, &reader, &recovered);
+    let index = behind.index.clone();
+    core.follow(behind);
+    let facts = Arc::new(Mutex::new(Facts::default()));
+    let (commands, received) = mpsc::channel();
+    let identity = core.identity();
+    tracing::info!(
+        directory = %directory.display(), position = %core.durable(), changed = recovered.changed.len(),
+        milliseconds = started.elapsed().as_millis() as u64, "volume opened"
+    );
+    let driver = Driver::new(core, received, facts.clone());
+    let name = directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let thread = {
+        let facts = facts.clone();
+        std::thread::Builder::new()
+            .name(format!("volume {name}"))
+            .spawn(move || {
+                let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| driver.run()));
+                if run.is_err() {
+                    tracing::error!(volume = name, "the volume's thread panicked; the others go on");
+                    let mut facts = facts.lock();
+                    facts.state = VolumeState::Damaged;
+                    facts.connected = false;
+                    facts.reason = Some(Arc::from("the volume's thread panicked: see the log, then restart storaged"));
+                }
+            })
+            .map_err(OpenError::io("starting the volume's thread"))?
+    };
+    Ok(Arc::new(Volume {
+        identity,
+        directory: directory.to_owned(),
+        facts,
+        reader,
+        index,
+        memory: Arc::new(Semaphore::new(WAITING_MAX_KIB)),
+        commands,
+        thread: Mutex::new(Some(thread)),
+    }))
+}
+
+/// Starts what follows behind apply. The replica is as good without it.
+fn behind(directory: &Path, reader: &ReplicaReader<FsTree>, recovered: &crate::apply::Recovered) -> Behind {
+    let files = Box::new(CatalogFiles::new(reader.clone()));
+    let index = Index::open(&directory.join("index"), files, recovered.applied, &IndexOptions::default());
+    let index = index.inspect_err(|error| tracing::warn!(%error, "the volume has no content index")).ok();
+    let paths = reader.clone();
+    let history = History::open(
+        &directory.join("history").join("ops"),
+        // What cannot be read is shown by its id.
+        Box::new(move |id| paths.path(id).unwrap_or_default()),
+    );
+    let history = history.inspect_err(|error| tracing::warn!(%error, "the volume has no record of ops")).ok();
+    let behind = Behind { index: index.map(Arc::new), history };
+    behind.recovered(recovered);
+    behind
+}
