@@ -1,6 +1,7 @@
 //! Tests of TandemFS that need more than one part of it: real daemons, real mounts, faults, simulation.
 //!
-//! [`compare`] says whether two trees are equal, [`storm`] changes a tree at random, [`harness`] runs real daemons.
+//! [`compare`] says whether two trees are equal, [`storm`] changes a tree at random, [`harness`] runs real daemons,
+//! [`sim`] runs the production core of both sides on simulated disks and a simulated network.
 //! The tests themselves are in `tests/tests`.
 
 pub mod compare;
@@ -8,4 +9,5 @@ pub mod figures;
 pub mod generic;
 pub mod harness;
 pub mod rng;
+pub mod sim;
 pub mod storm;
