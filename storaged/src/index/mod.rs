@@ -243,6 +243,11 @@ impl Index {
         self.announce(Event::Touched(id));
     }
 
+    /// A file lost a name, by a rename or an unlink; it may have another.
+    pub fn lost_name(&self, id: InodeId) {
+        self.announce(Event::LostName(id));
+    }
+
     /// A file is no longer in the replica.
     pub fn removed(&self, id: InodeId) {
         self.announce(Event::Removed(id));

@@ -16,6 +16,8 @@ use tandem_proto::{InodeId, Position};
 pub enum Task {
     /// Read it and store its recipe.
     Index,
+    /// Forget it if it is gone.
+    Check,
     /// Forget it.
     Forget,
 }
@@ -77,7 +79,10 @@ impl Queue {
     /// A file was changed or removed by an op after `applied`.
     pub fn touch(&mut self, id: InodeId, task: Task, now: Instant, applied: Position) -> Result<(), Full> {
         if let Some(pending) = self.pending.get_mut(&id) {
-            pending.task = task;
+            // A look whether it is gone is part of reading it.
+            if task != Task::Check {
+                pending.task = task;
+            }
             pending.last = now;
             return Ok(());
         }
@@ -101,7 +106,7 @@ impl Queue {
             self.order.pop_first();
             let pending = self.pending.get_mut(&id).expect("what is in order is pending");
             let due = pending.last + pending.idle;
-            if pending.task == Task::Index && due > now {
+            if pending.task != Task::Forget && due > now {
                 pending.filed = due;
                 self.order.insert((due, id));
                 continue;
@@ -215,6 +220,17 @@ mod tests {
         assert_eq!(queue.pop_due(now + 9 * IDLE), None);
         assert!(queue.pop_due(now + 10 * IDLE).is_some());
         assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn a_file_that_may_be_gone_is_still_read_if_it_was_touched() {
+        let now = Instant::now();
+        let mut queue = Queue::new(IDLE, 10);
+        queue.touch(id("renamed"), Task::Check, now, at(1)).expect("room");
+        queue.touch(id("renamed"), Task::Index, now, at(2)).expect("room");
+        queue.touch(id("renamed"), Task::Check, now, at(3)).expect("room");
+        let due = queue.pop_due(now + IDLE).expect("due");
+        assert_eq!((due.task, due.since), (Task::Index, at(1)));
     }
 
     #[test]

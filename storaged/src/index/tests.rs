@@ -262,6 +262,22 @@ fn a_large_file_must_be_left_alone_longer() {
 }
 
 #[test]
+fn a_file_that_lost_a_name_is_forgotten_only_if_it_is_gone() {
+    let world = World::new();
+    world.write("kept", &noise("kept", 10_000));
+    world.write("gone", &noise("gone", 10_000));
+    let index = world.open(at(1));
+    assert!(index.wait_for(at(1), PATIENCE));
+    fs::remove_file(world.tree().join("gone")).expect("remove");
+    index.lost_name(id("kept"));
+    index.lost_name(id("gone"));
+    index.applied(at(2));
+    assert!(index.wait_for(at(2), PATIENCE));
+    world.assert_finds(&index, "kept");
+    assert_eq!(index.recipe(&id("gone")), None);
+}
+
+#[test]
 fn the_same_bytes_in_two_files_have_two_places() {
     let world = World::new();
     let bytes = noise("both", 40_000);

@@ -37,6 +37,8 @@ const WALK_RETRY: Duration = Duration::from_secs(30);
 pub enum Event {
     /// A file's data changed.
     Touched(InodeId),
+    /// A file lost a name.
+    LostName(InodeId),
     /// A file is gone.
     Removed(InodeId),
     /// Everything up to here was announced.
@@ -170,6 +172,7 @@ impl Worker {
     fn take(&mut self, event: Event, now: Instant) {
         let touched = match event {
             Event::Touched(id) => self.queue.touch(id, Task::Index, now, self.applied),
+            Event::LostName(id) => self.queue.touch(id, Task::Check, now, self.applied),
             Event::Removed(id) => self.queue.touch(id, Task::Forget, now, self.applied),
             Event::Applied(position) => {
                 self.applied = position;
@@ -183,10 +186,12 @@ impl Worker {
     }
 
     fn work_on(&mut self, due: Due, now: Instant) -> Result<(), IndexError> {
-        if due.task == Task::Forget {
-            return self.forget(&due.id);
-        }
-        match self.read_file(&due.id, Some((due, now))) {
+        let done = match due.task {
+            Task::Forget => return self.forget(&due.id),
+            Task::Check => self.forget_if_gone(&due.id),
+            Task::Index => self.read_file(&due.id, Some((due, now))),
+        };
+        match done {
             Ok(()) => Ok(()),
             Err(CutError::Step(error)) => Err(error),
             Err(CutError::Read(error)) => {

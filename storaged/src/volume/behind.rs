@@ -53,7 +53,7 @@ impl Behind {
                 if let Change::Entry { old: Some(old), new, .. } = change
                     && new.as_ref() != Some(old)
                 {
-                    index.touched(*old);
+                    index.lost_name(*old);
                 }
             }
         }
