@@ -116,6 +116,15 @@ impl Commit {
         }
     }
 
+    /// What the replica has is not what we thought: everything differs, by name and content.
+    pub fn distrust(&self) {
+        let mut inner = self.inner.lock();
+        for op in inner.window.give_up() {
+            inner.dirty.insert_op(&op);
+        }
+        inner.dirty.merge(&DirtySet::everything(true));
+    }
+
     /// Names given to existing objects since the last call, with the highest seq that was reserved by now: when that is filled, a further call
     /// has seen every move that happened before this one.
     pub fn take_moved(&self) -> (Vec<Moved>, Seq) {

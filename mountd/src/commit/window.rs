@@ -123,12 +123,14 @@ impl Window {
     #[must_use]
     pub fn give_up(&mut self) -> Vec<Arc<Op>> {
         self.keeping = false;
-        let chain = self.last_chain();
+        let (chain, known) = (self.last_chain(), self.chain_at(self.filled));
         let dropped = self.remove_to(self.filled);
-        if !dropped.is_empty() {
+        match known {
+            // All of it was sent: the replica may have it, and then compares this chain.
+            Some(chain) => self.base_chain = chain,
             // Nobody computed the chain over the dropped ops. Their number, after a known chain, names this history as well:
             // one run of one epoch has one op for each seq.
-            self.base_chain = Chain::begin(&[b"dropped", &chain.0, &self.base.0.to_le_bytes()]);
+            None => self.base_chain = Chain::begin(&[b"dropped", &chain.0, &self.base.0.to_le_bytes()]),
         }
         dropped
     }

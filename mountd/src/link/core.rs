@@ -31,6 +31,8 @@ pub const IN_FLIGHT_HIGH_BYTES: usize = 16 << 20;
 pub const IN_FLIGHT_LOW_BYTES: usize = 8 << 20;
 /// Longest pause between two attempts to connect.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// After so many refused streams in a row only a person can go on.
+const MISTAKES_MAX: u32 = 3;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
 /// Who attaches to what.
@@ -134,6 +136,8 @@ pub struct LinkCore {
     last_error: String,
     fault: String,
     ever_published: bool,
+    /// Refusals that mean that one side is wrong, since the last publish.
+    mistakes: u32,
     now: Duration,
 }
 
@@ -182,6 +186,7 @@ impl LinkCore {
             last_error: String::new(),
             fault: String::new(),
             ever_published: false,
+            mistakes: 0,
             now: Duration::ZERO,
         }
     }
@@ -502,6 +507,7 @@ impl LinkCore {
         }
         self.last_error = message.clone();
         self.effects.push_back(Effect::Disconnect);
+        let attaching = matches!(self.phase, Phase::Attaching { .. });
         match refused.reason() {
             Reason::Fenced => {
                 self.leave_stream();
@@ -509,13 +515,20 @@ impl LinkCore {
                 self.commit.fence(&message);
                 self.become_state(LinkState::Fenced, &message);
             }
-            // What to send is decided anew from the replica's position.
-            Reason::Gap | Reason::Diverged | Reason::StaleSession | Reason::Unavailable => {
+            // The same claim would be refused again.
+            Reason::Diverged if attaching => self.halt(&message),
+            Reason::Gap | Reason::Diverged | Reason::BadRequest if !attaching && self.mistakes < MISTAKES_MAX => {
+                // The two sides do not agree on what the replica has. What it has is never assumed then: everything is compared.
+                self.mistakes += 1;
+                tracing::error!(message, "the replica refused the stream; everything is compared");
                 self.leave_stream();
+                self.commit.distrust();
                 self.become_state(LinkState::Offline, &message);
                 self.back_off(now);
             }
-            _ if refused.retry => {
+            _ if refused.retry
+                || matches!(refused.reason(), Reason::StaleSession | Reason::Unavailable | Reason::Gap) =>
+            {
                 self.leave_stream();
                 self.become_state(LinkState::Offline, &message);
                 self.back_off(now);
@@ -565,6 +578,7 @@ impl LinkCore {
         self.listed += round.plan.progress().listed;
         self.nodes += round.plan.progress().nodes_done;
         self.commit.published(position);
+        self.mistakes = 0;
         if !self.ever_published {
             self.ever_published = true;
             self.config.replace = false;

@@ -1,9 +1,27 @@
 //! `-o init=pull`: fills an empty folder from the replica.
+//!
+//! Runs in the foreground before the mount. It can be interrupted at any point and run again: files that are complete (their mtime is
+//! set last) are not written again. A note in the state directory tells a half-filled folder from one that belongs to somebody.
+//! Every path is resolved beneath the folder, one name at a time, without following links.
 
-use std::path::Path;
+mod write;
 
-use tandem_proto::VolumeName;
-use tandem_runtime::connect::ServerAddress;
+use std::{fs, io, path::Path, time::Duration};
+
+use tandem_proto::{
+    VolumeName,
+    pb::{self, pull_message::Body},
+};
+use tandem_runtime::{connect::ServerAddress, durable};
+
+use self::write::Writer;
+use crate::link::client;
+
+/// Name of the note in the state directory.
+const NOTE: &str = "pulling";
+/// No message for so long: the storage daemon is gone.
+const STALLED: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What was pulled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,18 +54,155 @@ pub enum PullError {
         /// What was written.
         path: String,
         /// Why not.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+fn io_error(path: &Path, source: io::Error) -> PullError {
+    PullError::Io { path: path.display().to_string(), source }
 }
 
 /// Fills `directory` from the replica, from a thread without a tokio context. `state_dir` keeps the note that a pull is under way, which
 /// makes a second run go on instead of refusing the half-filled folder. `progress` is called now and then.
 pub fn pull_blocking(
-    _server: &ServerAddress,
-    _volume: &VolumeName,
-    _directory: &Path,
-    _state_dir: &Path,
-    _progress: &mut dyn FnMut(Pulled),
+    server: &ServerAddress,
+    volume: &VolumeName,
+    directory: &Path,
+    state_dir: &Path,
+    progress: &mut dyn FnMut(Pulled),
 ) -> Result<Pulled, PullError> {
-    Ok(Pulled::default())
+    let mut writer = begin(directory, state_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| PullError::Server { server: server.to_string(), why: source.to_string() })?;
+    runtime.block_on(receive(server, volume, &mut writer, progress))?;
+    finish(writer, directory, state_dir)
+}
+
+/// Checks that the folder may be filled, and notes that it is being.
+fn begin(directory: &Path, state_dir: &Path) -> Result<Writer, PullError> {
+    let note = state_dir.join(NOTE);
+    let half_filled = note.exists();
+    let mut entries = fs::read_dir(directory).map_err(|source| io_error(directory, source))?;
+    // A fresh file system has a lost+found; it is never replicated over.
+    let occupied = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found"));
+    if occupied && !half_filled {
+        return Err(PullError::NotEmpty(directory.display().to_string()));
+    }
+    durable::create_private_dir(state_dir).map_err(|source| io_error(state_dir, source))?;
+    durable::replace_file_durably(&note, b"a pull is under way\n").map_err(|source| io_error(&note, source))?;
+    Writer::open(directory)
+}
+
+fn finish(mut writer: Writer, directory: &Path, state_dir: &Path) -> Result<Pulled, PullError> {
+    let pulled = writer.finish()?;
+    let note = state_dir.join(NOTE);
+    fs::remove_file(&note).map_err(|source| io_error(&note, source))?;
+    tracing::info!(directory = %directory.display(), nodes = pulled.nodes, bytes = pulled.bytes, "pulled");
+    Ok(pulled)
+}
+
+async fn receive(
+    server: &ServerAddress,
+    volume: &VolumeName,
+    writer: &mut Writer,
+    progress: &mut dyn FnMut(Pulled),
+) -> Result<(), PullError> {
+    let failed = |why: String| PullError::Server { server: server.to_string(), why };
+    let mut client = client::connect(server, CONNECT_TIMEOUT).await.map_err(|error| failed(error.to_string()))?;
+    let stalled = || failed(format!("no answer for {} s", STALLED.as_secs()));
+    let call = client.pull(pb::PullRequest { volume: volume.to_string() });
+    let call = tokio::time::timeout(STALLED, call).await.map_err(|_| stalled())?;
+    let mut messages = call.map_err(|status| failed(client::status_message(server, &status)))?.into_inner();
+    loop {
+        let message = tokio::time::timeout(STALLED, messages.message()).await.map_err(|_| stalled())?;
+        let message = message.map_err(|status| failed(client::status_message(server, &status)))?;
+        let Some(message) = message else { return Err(failed("the stream ended before its end".into())) };
+        // The local disk may block here: this runtime has nothing else to do.
+        match message.body {
+            Some(Body::Header(_)) => {}
+            Some(Body::Node(node)) => {
+                writer.node(node)?;
+                progress(writer.pulled());
+            }
+            Some(Body::Data(data)) => writer.data(&data)?,
+            Some(Body::Link(link)) => writer.link(&link)?,
+            Some(Body::End(end)) => {
+                let received = writer.received();
+                if end.nodes != received {
+                    return Err(failed(format!("{} inodes were announced and {received} came", end.nodes)));
+                }
+                return Ok(());
+            }
+            None => return Err(failed("a message that this version does not know; upgrade tandem-mountd".into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt as _};
+
+    use bytes::Bytes;
+    use tandem_proto::{Attr, AttrPatch, InodeId, NodeKind, Timestamp, convert, pb};
+
+    use super::{PullError, begin, finish};
+
+    fn path(names: &[&str]) -> Vec<Bytes> {
+        names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect()
+    }
+
+    fn node(names: &[&str], kind: &NodeKind, mode: u32, size: u64) -> pb::PullNode {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let attr = Attr { mode, uid, gid, mtime: Timestamp { seconds: 1_000_000, nanos: 7 } };
+        pb::PullNode {
+            path: path(names),
+            kind: Some(kind.into()),
+            attr: Some(convert::attr_message(&InodeId::ROOT, &AttrPatch::from(attr))),
+            xattrs: Vec::new(),
+            size,
+        }
+    }
+
+    fn data(offset: u64, bytes: &'static [u8]) -> pb::PullData {
+        pb::PullData { offset, data: Bytes::from_static(bytes), crc32c: crc32c::crc32c(bytes) }
+    }
+
+    #[test]
+    fn a_pull_that_was_cut_goes_on_and_the_folder_is_equal() {
+        let (folder, state) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("state"));
+        let (at, state_dir) = (folder.path(), state.path().join("mounts/k"));
+        let mut writer = begin(at, &state_dir).expect("empty");
+        writer.node(node(&[], &NodeKind::Directory, 0o755, 0)).expect("root");
+        writer.node(node(&["d"], &NodeKind::Directory, 0o555, 0)).expect("directory");
+        writer.node(node(&["d", "f"], &NodeKind::Regular, 0o640, 10)).expect("file");
+        writer.data(&data(2, b"half")).expect("data");
+        drop(writer);
+        let mut writer = begin(at, &state_dir).expect("half filled");
+        writer.node(node(&[], &NodeKind::Directory, 0o755, 0)).expect("root");
+        writer.node(node(&["d"], &NodeKind::Directory, 0o555, 0)).expect("directory");
+        writer.node(node(&["d", "f"], &NodeKind::Regular, 0o640, 10)).expect("file");
+        writer.data(&data(2, b"whole")).expect("data");
+        writer.link(&pb::PullLink { path: path(&["g"]), target: path(&["d", "f"]) }).expect("link");
+        writer.node(node(&["l"], &NodeKind::Symlink("to/nowhere".into()), 0o777, 0)).expect("symlink");
+        finish(writer, at, &state_dir).expect("finished");
+        assert_eq!(fs::read(at.join("g")).expect("file"), b"\0\0whole\0\0\0");
+        let (dir, file) = (fs::metadata(at.join("d")).expect("dir"), fs::metadata(at.join("d/f")).expect("file"));
+        assert_eq!((file.mode() & 0o7777, file.nlink(), file.mtime(), file.mtime_nsec()), (0o640, 2, 1_000_000, 7));
+        assert_eq!((dir.mode() & 0o7777, dir.mtime()), (0o555, 1_000_000));
+        assert_eq!(fs::read_link(at.join("l")).expect("symlink").as_os_str(), "to/nowhere");
+        assert!(matches!(begin(at, &state_dir), Err(PullError::NotEmpty(_))), "a finished pull is no half one");
+    }
+
+    #[test]
+    fn names_that_lead_out_of_the_folder_are_refused() {
+        let (folder, state) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("state"));
+        let mut writer = begin(folder.path(), &state.path().join("k")).expect("empty");
+        writer.node(node(&[], &NodeKind::Directory, 0o755, 0)).expect("root");
+        assert!(writer.node(node(&["..", "x"], &NodeKind::Regular, 0o644, 0)).is_err());
+        writer.node(node(&["out"], &NodeKind::Symlink("/tmp".into()), 0o777, 0)).expect("symlink");
+        assert!(writer.node(node(&["out", "x"], &NodeKind::Regular, 0o644, 0)).is_err());
+        assert!(!std::path::Path::new("/tmp/x").exists());
+    }
 }
