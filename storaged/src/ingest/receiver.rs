@@ -446,3 +446,7 @@ impl Receiver {
         assert!(tip.seq >= self.tip.seq, "a staging never goes behind the live ops");
     }
 }
+
+#[cfg(test)]
+#[path = "receiver_tests.rs"]
+mod tests;
