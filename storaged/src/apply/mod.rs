@@ -315,4 +315,6 @@ fn damage(error: ApplyError) -> ApplyError {
 }
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;

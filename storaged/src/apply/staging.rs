@@ -255,6 +255,10 @@ impl Staging {
         if self.state.nodes.get(id).is_some_and(|node| node.kind.is_some()) {
             return Ok(false);
         }
+        if self.base.nodes.contains_key(id) {
+            // What the tree has of it is older than what an earlier round staged.
+            return Ok(theirs.is_some());
+        }
         let Some(record) = objects.catalog.node(id)? else {
             // Born in an op of this staging: the ops have all of it.
             return Ok(!self.is_born(id));
