@@ -208,7 +208,9 @@ fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenError> {
         DirDisk::open_or_create(path).map_err(OpenError::io(format!("opening the directory {}", path.display())))
     };
     let tree = FsTree::open(directory).map_err(OpenError::io("opening the tree"))?;
-    let catalog = Catalog::open(&directory.join("catalog")).map_err(|error| OpenError::Other(error.to_string()))?;
+    let catalog = directory.join("catalog");
+    durable::create_private_dir(&catalog).map_err(OpenError::io("making the directory of the catalog"))?;
+    let catalog = Catalog::open(&catalog).map_err(|error| OpenError::Other(error.to_string()))?;
     Ok(Parts {
         home: disk(directory)?,
         log_disk: disk(&directory.join("log"))?,
