@@ -29,10 +29,8 @@ mod setattr;
 mod settle;
 mod xattr;
 
-#[cfg(test)]
-mod tests;
-
 use std::{
+    cell::Cell,
     ffi::OsStr,
     io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
@@ -102,7 +100,8 @@ pub struct Vfs<J> {
 /// An object that a name means, held for the time of a call.
 struct Child<'a> {
     inode: Borrowed<'a>,
-    stat: Stat,
+    /// Looked at again under its lock.
+    stat: Cell<Stat>,
     fd: Arc<OwnedFd>,
 }
 
@@ -188,7 +187,7 @@ impl<J: Journal> Vfs<J> {
             None => self.backing.id_of(&fd, &stat)?,
         };
         self.backing.remember(&id, &dir.id, name);
-        Ok(Child { inode: self.inodes.borrow(id, &stat), stat, fd: Arc::new(fd) })
+        Ok(Child { inode: self.inodes.borrow(id, &stat), stat: Cell::new(stat), fd: Arc::new(fd) })
     }
 
     fn optional_child(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<Option<Child<'_>>> {
@@ -199,10 +198,14 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// Whether a name still means what it meant before the locks were taken.
+    /// Whether a name still means what it meant before the locks were taken. Looks at it again: under the lock its links count.
     fn still_means(&self, dir_fd: &OwnedFd, name: &OsStr, expected: Option<&Child<'_>>) -> VfsResult<bool> {
         match (sys::stat_at(dir_fd, name), expected) {
-            (Ok(found), Some(child)) => Ok(found.ino == child.stat.ino && found.btime == child.stat.btime),
+            (Ok(found), Some(child)) => {
+                let before = child.stat.replace(found);
+                let same = found.ino == before.ino && found.btime == before.btime;
+                Ok(same)
+            }
             (Ok(_), None) => Ok(false),
             (Err(error), expected) if error.kind() == io::ErrorKind::NotFound => Ok(expected.is_none()),
             (Err(error), _) => Err(error.into()),

@@ -53,6 +53,7 @@ impl<J: Journal> Vfs<J> {
     /// keeps it reachable for those who have it open.
     pub(super) fn lost_name(&self, locks: &mut Locks<'_>, child: &Child<'_>, dir: &Inode, name: &OsStr) {
         let Child { inode, stat, fd } = child;
+        let stat = stat.get();
         if stat.is_dir() || stat.nlink <= 1 {
             let state = locks.of(inode);
             state.unnamed = true;

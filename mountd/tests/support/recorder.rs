@@ -1,0 +1,87 @@
+//! A journal that keeps every op, and objects when a rule of the commit is broken.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use tandem_mountd::{
+    commit::{CommitError, MarkCell},
+    vfs::{Journal, Reserved, journal::Promise},
+};
+use tandem_proto::{Changes, Origin, Seq};
+
+/// Keeps ops in the order of their seqs.
+#[derive(Default)]
+pub struct Recorder {
+    slots: Mutex<Vec<Option<Changes>>>,
+    /// Whether the mount is fenced.
+    pub fenced: AtomicBool,
+}
+
+impl Recorder {
+    /// All ops, in order. None may be open.
+    pub fn ops(&self) -> Vec<Changes> {
+        let slots = self.slots.lock();
+        slots.iter().map(|slot| slot.clone().expect("every reserved slot was filled or voided")).collect()
+    }
+
+    /// How many ops there are.
+    pub fn len(&self) -> usize {
+        self.slots.lock().len()
+    }
+}
+
+/// A reserved slot.
+pub struct RecordedSlot<'a> {
+    recorder: &'a Recorder,
+    index: usize,
+}
+
+impl RecordedSlot<'_> {
+    fn set(&self, changes: Changes) {
+        self.recorder.slots.lock()[self.index].get_or_insert(changes);
+    }
+}
+
+impl Reserved for RecordedSlot<'_> {
+    fn fill(self, _origin: Origin, changes: Changes) {
+        let bytes: usize = changes.iter().map(|change| change.data_len()).sum();
+        assert!(changes.len() <= tandem_proto::limits::CHANGES_MAX && bytes <= 2 * tandem_proto::limits::DATA_MAX);
+        self.set(changes);
+    }
+
+    fn void(self) {}
+}
+
+impl Drop for RecordedSlot<'_> {
+    fn drop(&mut self) {
+        self.set(Changes::new());
+    }
+}
+
+impl Journal for Recorder {
+    type Guard<'a> = ();
+    type Slot<'a> = RecordedSlot<'a>;
+
+    fn mark(&self, cells: &[MarkCell]) -> Result<(), CommitError> {
+        assert!(!cells.is_empty());
+        Ok(())
+    }
+
+    fn reserve(&self) -> RecordedSlot<'_> {
+        let mut slots = self.slots.lock();
+        slots.push(None);
+        RecordedSlot { recorder: self, index: slots.len() - 1 }
+    }
+
+    fn last_reserved(&self) -> Seq {
+        Seq(self.len() as u64)
+    }
+
+    fn when_durable(&self, _seq: Seq, done: Promise) {
+        done(Ok(()));
+    }
+
+    fn read_only(&self) -> bool {
+        self.fenced.load(Ordering::Relaxed)
+    }
+}

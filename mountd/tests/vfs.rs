@@ -1,0 +1,384 @@
+//! The vfs over a temporary directory, called as the kernel calls it: its ops, applied to a model, must give what is in the
+//! directory, whatever was done, in whatever order, by however many threads.
+
+mod support;
+
+use std::{
+    ffi::OsStr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use support::{
+    model::Model,
+    recorder::Recorder,
+    rng::{Rng, seed},
+};
+use tandem_mountd::{
+    backing::Backing,
+    vfs::{Caller, CopyRange, FsyncMode, Making, Place, SetAttr, SetTime, Vfs, VfsResult, inodes::ROOT_NODE},
+};
+use tandem_proto::Timestamp;
+
+struct World {
+    dir: tempfile::TempDir,
+    backing: Arc<Backing>,
+    recorder: Arc<Recorder>,
+    vfs: Arc<Vfs<Recorder>>,
+    before: Model,
+}
+
+fn world() -> World {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    std::fs::create_dir(dir.path().join("a")).expect("mkdir");
+    std::fs::write(dir.path().join("a/b"), b"was here before").expect("write");
+    let backing = Arc::new(Backing::open(dir.path(), false, true).expect("backing"));
+    let recorder = Arc::new(Recorder::default());
+    let vfs = Arc::new(Vfs::new(backing.clone(), recorder.clone(), FsyncMode::Local).expect("vfs"));
+    let before = Model::read(&*backing);
+    World { dir, backing, recorder, vfs, before }
+}
+
+impl World {
+    /// The ops since the beginning give what is in the directory.
+    fn check(&self, context: &str) {
+        self.vfs.settle_all();
+        let mut model = self.before.clone();
+        for op in self.recorder.ops() {
+            model.apply(&op);
+        }
+        model.assert_equals(&Model::read(&*self.backing), context);
+    }
+}
+
+fn caller() -> Caller {
+    Caller::daemon()
+}
+
+fn making(parent: u64, name: &str) -> Making<'_> {
+    Making { caller: caller(), umask: 0o022, parent, name: OsStr::new(name) }
+}
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// One user of the file system, who looks names up, keeps files open, and does things at random.
+struct User {
+    vfs: Arc<Vfs<Recorder>>,
+    rng: Rng,
+    open: Vec<u64>,
+    dirs: Vec<u64>,
+}
+
+impl User {
+    fn new(world: &World, seed: u64) -> User {
+        User { vfs: world.vfs.clone(), rng: Rng::new(seed), open: Vec::new(), dirs: vec![ROOT_NODE] }
+    }
+
+    fn dir(&mut self) -> u64 {
+        *self.rng.pick(&self.dirs)
+    }
+
+    fn name(&mut self) -> &'static str {
+        NAMES[self.rng.below(NAMES.len() as u64) as usize]
+    }
+
+    /// Does one thing. Errors are what the backing file system says, and part of the game.
+    fn step(&mut self) {
+        let result = match self.rng.below(24) {
+            0..=3 => self.create(),
+            4 | 5 => self.mkdir(),
+            6 => self.make_special(),
+            7..=9 => self.rename(),
+            10 => self.link(),
+            11 | 12 => self.remove(),
+            13..=16 => self.write(),
+            17 => self.set_attributes(),
+            18 => self.set_xattr(),
+            19 => self.allocate(),
+            20 => self.copy(),
+            21 => self.close(),
+            22 => self.open(),
+            _ => self.enter(),
+        };
+        drop(result);
+    }
+
+    fn create(&mut self) -> VfsResult<()> {
+        let (dir, name) = (self.dir(), self.name());
+        let flags = libc::O_RDWR | libc::O_CREAT | if self.rng.below(2) == 0 { libc::O_EXCL } else { libc::O_TRUNC };
+        let mode = *self.rng.pick(&[0o644, 0o600, 0o4755, 0o2711]);
+        let (_, opened) = self.vfs.create(making(dir, name), mode, flags)?;
+        self.open.push(opened.handle);
+        Ok(())
+    }
+
+    fn mkdir(&mut self) -> VfsResult<()> {
+        let (dir, name) = (self.dir(), self.name());
+        let entry = self.vfs.mkdir(making(dir, name), 0o2775)?;
+        self.dirs.push(entry.node);
+        Ok(())
+    }
+
+    fn make_special(&mut self) -> VfsResult<()> {
+        let (dir, name) = (self.dir(), self.name());
+        match self.rng.below(3) {
+            0 => self.vfs.symlink(making(dir, name), OsStr::new("some/where"))?,
+            1 => self.vfs.mknod(making(dir, name), libc::S_IFIFO | 0o640, 0)?,
+            _ => self.vfs.mknod(making(dir, name), libc::S_IFREG | 0o604, 0)?,
+        };
+        Ok(())
+    }
+
+    fn rename(&mut self) -> VfsResult<()> {
+        let (from, to) = ((self.dir(), self.name()), (self.dir(), self.name()));
+        let flags = *self.rng.pick(&[0, 0, 0, libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE]);
+        let from = Place { parent: from.0, name: OsStr::new(from.1) };
+        let to = Place { parent: to.0, name: OsStr::new(to.1) };
+        self.vfs.rename(caller(), from, to, flags)
+    }
+
+    fn link(&mut self) -> VfsResult<()> {
+        let (dir, name) = (self.dir(), self.name());
+        let entry = self.vfs.lookup(dir, OsStr::new(name))?;
+        let (dir, name) = (self.dir(), self.name());
+        let result = self.vfs.link(caller(), entry.node, dir, OsStr::new(name));
+        self.vfs.forget(entry.node, 1);
+        result.map(drop)
+    }
+
+    fn remove(&mut self) -> VfsResult<()> {
+        let (dir, name) = (self.dir(), self.name());
+        match self.rng.below(3) {
+            0 => self.vfs.rmdir(caller(), dir, OsStr::new(name)),
+            _ => self.vfs.unlink(caller(), dir, OsStr::new(name)),
+        }
+    }
+
+    fn open_handle(&mut self) -> u64 {
+        if self.open.is_empty() { 0 } else { *self.rng.pick(&self.open) }
+    }
+
+    fn write(&mut self) -> VfsResult<()> {
+        let handle = self.open_handle();
+        let (offset, len) = (self.rng.below(50_000), self.rng.below(9_000) as usize);
+        let data = self.rng.bytes(len);
+        let kill = self.rng.below(2) == 0;
+        assert_eq!(self.vfs.write(caller(), handle, offset, &data, kill)?, len);
+        let mut back = vec![0; len];
+        self.vfs.read(handle, offset, &mut back)?;
+        Ok(())
+    }
+
+    fn some_node(&mut self) -> VfsResult<u64> {
+        let (dir, name) = (self.dir(), self.name());
+        Ok(self.vfs.lookup(dir, OsStr::new(name))?.node)
+    }
+
+    fn set_attributes(&mut self) -> VfsResult<()> {
+        let node = self.some_node()?;
+        let mut set = SetAttr::default();
+        match self.rng.below(5) {
+            0 => set.mode = Some(*self.rng.pick(&[0o644, 0o755, 0o4755, 0o2775])),
+            1 => set.size = Some(self.rng.below(60_000)),
+            2 => {
+                let time = Timestamp { seconds: self.rng.below(4_000_000_000) as i64 - 1_000_000_000, nanos: 7 };
+                set.mtime = Some(SetTime::At(time));
+            }
+            3 => (set.atime, set.mtime) = (Some(SetTime::Now), Some(SetTime::Now)),
+            _ => (set.uid, set.gid) = (Some(self.rng.below(3) as u32), Some(self.rng.below(3) as u32)),
+        }
+        self.vfs.setattr(caller(), node, None, set).map(drop)
+    }
+
+    fn set_xattr(&mut self) -> VfsResult<()> {
+        let node = self.some_node()?;
+        let name = OsStr::new(*self.rng.pick(&["user.one", "user.two"]));
+        if self.rng.below(3) == 0 {
+            return self.vfs.removexattr(caller(), node, name);
+        }
+        let len = self.rng.below(40) as usize;
+        let value = self.rng.bytes(len);
+        self.vfs.setxattr(caller(), node, name, &value, 0)
+    }
+
+    fn allocate(&mut self) -> VfsResult<()> {
+        let handle = self.open_handle();
+        let mode = *self.rng.pick(&[
+            0,
+            libc::FALLOC_FL_KEEP_SIZE,
+            libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
+            libc::FALLOC_FL_ZERO_RANGE,
+            libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        ]);
+        let (offset, len) = (self.rng.below(50_000), self.rng.below(20_000) + 1);
+        self.vfs.fallocate(caller(), handle, mode, offset, len)
+    }
+
+    fn copy(&mut self) -> VfsResult<()> {
+        let copy = CopyRange {
+            from: self.open_handle(),
+            from_offset: self.rng.below(20_000),
+            to: self.open_handle(),
+            to_offset: self.rng.below(60_000),
+            len: self.rng.below(30_000),
+        };
+        self.vfs.copy_file_range(caller(), copy).map(drop)
+    }
+
+    fn open(&mut self) -> VfsResult<()> {
+        let node = self.some_node()?;
+        if self.vfs.getattr(node, None)?.is_regular() {
+            self.open.push(self.vfs.open(node, libc::O_WRONLY)?.handle);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) -> VfsResult<()> {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        let at = self.rng.below(self.open.len() as u64) as usize;
+        self.vfs.release(caller(), self.open.swap_remove(at))
+    }
+
+    fn enter(&mut self) -> VfsResult<()> {
+        let node = self.some_node()?;
+        if self.vfs.getattr(node, None)?.is_dir() && self.dirs.len() < 12 {
+            self.dirs.push(node);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn whatever_one_user_does_the_ops_say_all_of_it() {
+    for round in 0..12 {
+        let seed = seed().wrapping_mul(1000).wrapping_add(round);
+        let world = world();
+        let mut user = User::new(&world, seed);
+        for step in 0..400 {
+            user.step();
+            if step % 80 == 79 {
+                world.check(&format!("TANDEM_SEED={seed} step {step}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn ops_of_several_threads_have_the_order_in_which_they_happened() {
+    for round in 0..6 {
+        let seed = seed().wrapping_mul(1000).wrapping_add(round);
+        let world = world();
+        std::thread::scope(|scope| {
+            for user in 0..4 {
+                let mut user = User::new(&world, seed * 10 + user);
+                scope.spawn(move || (0..400).for_each(|_| user.step()));
+            }
+        });
+        world.check(&format!("TANDEM_SEED={seed}"));
+    }
+}
+
+#[test]
+fn a_file_that_is_open_when_its_last_name_goes_lives_on_without_ops() {
+    let world = world();
+    let vfs = &world.vfs;
+    let (entry, opened) = vfs.create(making(ROOT_NODE, "gone"), 0o644, libc::O_RDWR).expect("create");
+    vfs.write(caller(), opened.handle, 0, b"one", false).expect("write");
+    vfs.unlink(caller(), ROOT_NODE, OsStr::new("gone")).expect("unlink");
+    let ops = world.recorder.len();
+    vfs.write(caller(), opened.handle, 3, b"two", false).expect("write without a name");
+    let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    vfs.setattr(caller(), entry.node, None, set).expect("chmod without a name");
+    let again = vfs.open(entry.node, libc::O_RDONLY).expect("opened again through /proc");
+    let mut data = [0; 6];
+    assert_eq!(vfs.read(again.handle, 0, &mut data).expect("read"), 6);
+    assert_eq!((&data, vfs.getattr(entry.node, None).expect("stat").nlink), (b"onetwo", 0));
+    assert_eq!(world.recorder.len(), ops, "no op for what has no name");
+    vfs.forget(entry.node, 1);
+    world.check("after");
+}
+
+#[test]
+fn what_is_born_belongs_to_its_caller_and_a_setgid_directory_gives_its_group() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: giving files away needs root");
+        return;
+    }
+    let world = world();
+    let user = Caller { uid: 1234, gid: 2345, pid: 0 };
+    let making = |parent, name| Making { caller: user, umask: 0o027, parent, name: OsStr::new(name) };
+    let file = world.vfs.create(making(ROOT_NODE, "f"), 0o6777, libc::O_RDWR).expect("create").0.stat;
+    assert_eq!((file.uid, file.gid, file.mode & 0o7777), (1234, 2345, 0o6750));
+    let team = world.vfs.mkdir(making(ROOT_NODE, "team"), 0o777).expect("mkdir");
+    let set = SetAttr { mode: Some(0o2775), gid: Some(77), ..SetAttr::default() };
+    world.vfs.setattr(caller(), team.node, None, set).expect("setgid");
+    let inner = world.vfs.mkdir(making(team.node, "inner"), 0o777).expect("mkdir").stat;
+    assert_eq!((inner.uid, inner.gid, inner.mode & 0o7777), (1234, 77, 0o2750));
+    world.check("owners");
+}
+
+#[test]
+fn an_unprivileged_write_takes_set_ids_away_and_says_so() {
+    let world = world();
+    let (entry, opened) = world.vfs.create(making(ROOT_NODE, "s"), 0o6755, libc::O_RDWR).expect("create");
+    world.vfs.write(caller(), opened.handle, 0, b"x", false).expect("write");
+    assert_eq!(world.vfs.getattr(entry.node, None).expect("stat").mode & 0o7777, 0o6755);
+    world.vfs.write(caller(), opened.handle, 0, b"x", true).expect("write");
+    assert_eq!(world.vfs.getattr(entry.node, None).expect("stat").mode & 0o7777, 0o755);
+    world.check("set ids");
+}
+
+#[test]
+fn default_acls_replace_the_umask_and_are_inherited_in_the_op() {
+    let world = world();
+    let vfs = &world.vfs;
+    let dir = vfs.mkdir(making(ROOT_NODE, "acl"), 0o755).expect("mkdir");
+    // user::rwx group::rwx mask::rwx other::r-x user:1000:rwx
+    let entries: [(u16, u16, u32); 5] = [(0x01, 7, !0), (0x02, 7, 1000), (0x04, 7, !0), (0x10, 7, !0), (0x20, 5, !0)];
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        acl.extend_from_slice(&tag.to_le_bytes());
+        acl.extend_from_slice(&perm.to_le_bytes());
+        acl.extend_from_slice(&id.to_le_bytes());
+    }
+    let name = OsStr::new("system.posix_acl_default");
+    if let Err(error) = vfs.setxattr(caller(), dir.node, name, &acl, 0) {
+        eprintln!("SKIPPED: no ACLs here: {error}");
+        return;
+    }
+    let file = vfs.create(making(dir.node, "f"), 0o666, libc::O_RDWR).expect("create").0;
+    assert_eq!(file.stat.mode & 0o777, 0o664, "the umask does not count where a default ACL is");
+    assert!(vfs.getxattr(file.node, OsStr::new("system.posix_acl_access")).is_ok());
+    let set = SetAttr { mode: Some(0o640), ..SetAttr::default() };
+    vfs.setattr(caller(), file.node, None, set).expect("chmod");
+    world.check("ACLs");
+}
+
+#[test]
+fn a_fenced_mount_reads_but_does_not_write() {
+    let world = world();
+    world.recorder.fenced.store(true, Ordering::Relaxed);
+    let refused = world.vfs.create(making(ROOT_NODE, "x"), 0o644, libc::O_RDWR).map(drop);
+    assert_eq!(refused.expect_err("fenced").errno(), libc::EROFS);
+    let entry = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("lookup");
+    assert!(entry.stat.is_dir());
+    assert_eq!(world.vfs.open(entry.node, libc::O_WRONLY).expect_err("fenced").errno(), libc::EROFS);
+    assert!(world.dir.path().join("a/b").exists());
+}
+
+#[test]
+fn inodes_are_forgotten_when_the_kernel_forgets_them() {
+    let world = world();
+    let known = world.vfs.inodes_known();
+    let entry = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("lookup");
+    world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("lookup");
+    world.vfs.forget(entry.node, 1);
+    assert_eq!(world.vfs.inodes_known(), known + 1);
+    world.vfs.forget(entry.node, 1);
+    assert_eq!(world.vfs.inodes_known(), known);
+    assert_eq!(world.vfs.getattr(entry.node, None).expect_err("forgotten").errno(), libc::ESTALE);
+    let long = "x".repeat(256);
+    let too_long = world.vfs.lookup(ROOT_NODE, OsStr::new(&long)).expect_err("too long");
+    assert_eq!(too_long.errno(), libc::ENAMETOOLONG);
+}
