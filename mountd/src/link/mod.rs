@@ -4,6 +4,8 @@
 pub mod client;
 pub mod core;
 pub mod driver;
+#[cfg(test)]
+mod sim;
 pub mod start;
 pub mod state;
 

@@ -6,6 +6,9 @@
 mod dirtiness;
 mod keeper;
 
+#[cfg(test)]
+pub(crate) use self::dirtiness::after_restart;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,

@@ -42,7 +42,7 @@ pub enum Wanted {
 pub enum Step {
     /// A directory's attributes and all its names.
     List(InodeId),
-    /// A directory's attributes and these names.
+    /// These names of a directory.
     Names(InodeId, Vec<Name>),
     /// An inode.
     Node(InodeId, Wanted),
@@ -181,12 +181,7 @@ impl Plan {
         for (dir, names) in taken.dirs() {
             match names {
                 DirtyNames::All => self.queue_directory(*dir),
-                DirtyNames::Some(names) => {
-                    let names: Vec<Name> = names.iter().cloned().collect();
-                    for group in names.chunks(STAGE_ENTRIES_MAX) {
-                        self.names.push_back((*dir, group.to_vec()));
-                    }
-                }
+                DirtyNames::Some(names) => self.queue_names(*dir, names.iter().cloned().collect()),
             }
         }
         for (id, node) in taken.nodes() {
@@ -343,10 +338,7 @@ impl Plan {
         for (dir, mut names) in by_dir {
             names.sort();
             names.dedup();
-            for group in names.chunks(STAGE_ENTRIES_MAX) {
-                self.names.push_back((dir, group.to_vec()));
-            }
-            self.unconfirmed = true;
+            self.queue_names(dir, names);
         }
     }
 
@@ -355,6 +347,16 @@ impl Plan {
         if self.phase == Phase::Listing {
             self.phase = Phase::Files;
         }
+    }
+
+    /// Names of a directory, and at the end its attributes: its mtime changed with them.
+    fn queue_names(&mut self, dir: InodeId, names: Vec<Name>) {
+        for group in names.chunks(STAGE_ENTRIES_MAX) {
+            self.names.push_back((dir, group.to_vec()));
+        }
+        self.files.push_back((dir, Wanted::Attributes));
+        self.progress.nodes_total += 1;
+        self.unconfirmed = true;
     }
 
     fn queue_directory(&mut self, dir: InodeId) {

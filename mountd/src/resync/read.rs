@@ -114,16 +114,9 @@ fn send_names(
     reader: &dyn StateReader,
     sink: Sink<'_>,
 ) -> io::Result<StepDone> {
-    let mut done = StepDone { nodes: 1, ..Default::default() };
-    match reader.node(&dir)? {
-        Some(view) if view.kind.is_directory() => sink(stage_node(dir, &view, Content::Unchanged))?,
-        _ => {
-            if !dir.is_root() {
-                sink(gone(dir))?;
-            }
-            return Ok(done);
-        }
-    }
+    let mut done = StepDone::default();
+    // The directory itself comes later, with the files: were it sent now, the replica would not ask for the other names of one that it
+    // does not know.
     let mut entries = Vec::with_capacity(names.len());
     for name in names {
         match reader.entry(&dir, name)? {
