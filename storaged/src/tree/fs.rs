@@ -389,3 +389,7 @@ impl FsTree {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "fs_tests.rs"]
+mod tests;
