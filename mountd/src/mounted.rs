@@ -1,7 +1,9 @@
 //! A mount that serves, as the admin service and signals handle it.
 
 use std::{
+    ffi::OsStr,
     io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,8 +12,9 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::{
     admin::{MountFacts, MountOps},
+    backing::{handle::Handle, sys},
     mount,
-    vfs::{FsyncMode, Journal, Vfs},
+    vfs::{FsyncMode, Journal, Vfs, inodes::Inode},
 };
 
 /// The mount.
@@ -44,15 +47,50 @@ impl<J: Journal> Mounted<J> {
     }
 }
 
-/// Pushes dirty pages of shared mappings into the daemon.
-fn sync_mount(dir: &Path) -> io::Result<()> {
-    let fd = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(rustix::fs::syncfs(fd)?)
+/// Type of a FUSE file handle: node id and generation (`FILEID_INO64_GEN`).
+const FUSE_HANDLE: u8 = 0x81;
+
+/// Pushes dirty pages of shared mappings into the daemon, and waits for them: `syncfs` alone starts it and does not wait, fsync of
+/// a file does. Ours is answered at once.
+fn sync_mount<J: Journal>(dir: &Path, vfs: &Vfs<J>) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(dir, flags, Mode::empty())?;
+    rustix::fs::syncfs(&root)?;
+    vfs.flush_mapped(|inodes| {
+        for inode in inodes {
+            // Who cannot be opened any more has no name, and no mapping that counts.
+            if let Ok(file) = open_through_mount(&root, vfs, &inode) {
+                rustix::fs::fdatasync(file)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Opens an inode that the kernel has in use, by its handle on our mount; where that is not allowed, by its names.
+fn open_through_mount<J: Journal>(root: &OwnedFd, vfs: &Vfs<J>, inode: &Inode) -> io::Result<OwnedFd> {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&((inode.node >> 32) as u32).to_ne_bytes());
+    bytes[4..8].copy_from_slice(&(inode.node as u32).to_ne_bytes());
+    bytes[8..].copy_from_slice(&(inode.generation() as u32).to_ne_bytes());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let by_handle = Handle::from_parts(FUSE_HANDLE, &bytes).map(|handle| handle.open(root, flags));
+    if let Some(Ok(file)) = by_handle {
+        return Ok(file);
+    }
+    let names = vfs.backing().names_of(&inode.id).ok_or(io::ErrorKind::NotFound)?;
+    let (last, dirs) = names.split_last().ok_or(io::ErrorKind::NotFound)?;
+    let mut at = root.try_clone()?;
+    for name in dirs {
+        at = sys::open_path_at(&at, OsStr::from_bytes(name.as_bytes()))?;
+    }
+    let last = OsStr::from_bytes(last.as_bytes());
+    Ok(rustix::fs::openat(&at, last, flags | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 impl<J: Journal> MountOps for Mounted<J> {
     fn flush(&self) -> io::Result<()> {
-        sync_mount(&self.dir)?;
+        sync_mount(&self.dir, &self.vfs)?;
         self.vfs.settle_all();
         Ok(())
     }

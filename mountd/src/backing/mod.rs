@@ -210,6 +210,20 @@ impl Backing {
         }
     }
 
+    /// The names that lead from the root to an object, as far as hints are kept.
+    pub fn names_of(&self, id: &InodeId) -> Option<Vec<Name>> {
+        let hints = self.hints.lock();
+        let mut names = Vec::new();
+        let mut at = *id;
+        while !at.is_root() {
+            let (dir, name) = hints.get(&at).filter(|_| names.len() < HINT_DEPTH_MAX)?;
+            names.push(name.clone());
+            at = *dir;
+        }
+        names.reverse();
+        Some(names)
+    }
+
     /// Lets go of what is kept for an object whose last name is gone.
     pub fn forget(&self, id: &InodeId) {
         self.cache.remove(id);

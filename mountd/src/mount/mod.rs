@@ -85,7 +85,7 @@ pub fn survey(dir: &Path) -> Result<(PathBuf, Present), MountError> {
         _ => failed(error),
     })?;
     let top = table::read().map_err(failed)?.into_iter().rev().find(|mount| mount.mountpoint == absolute);
-    match (fs::metadata(&absolute), top) {
+    match (look(&absolute), top) {
         (Ok(_), Some(mount)) if mount.fs_type == FS_TYPE => {
             Err(MountError::Busy { dir: absolute, source_name: mount.source })
         }
@@ -97,6 +97,15 @@ pub fn survey(dir: &Path) -> Result<(PathBuf, Present), MountError> {
         },
         (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Err(MountError::Missing(absolute)),
         (Err(error), _) => Err(failed(error)),
+    }
+}
+
+/// Attributes, and whether somebody answers: a dead mount's attributes may be cached for long, its figures never are.
+fn look(dir: &Path) -> io::Result<fs::Metadata> {
+    let metadata = fs::metadata(dir)?;
+    match rustix::fs::statfs(dir) {
+        Err(error) if is_dead(&error.into()) => Err(error.into()),
+        _ => Ok(metadata),
     }
 }
 

@@ -187,6 +187,9 @@ impl<J: Journal> Vfs<J> {
 
     /// Makes the file durable as the mount promises, then calls `done`, perhaps later and from another thread.
     pub fn fsync(&self, caller: Caller, handle: u64, data_only: bool, done: FsyncDone) {
+        if self.flushers.lock().contains(&caller.pid) {
+            return done(Ok(()));
+        }
         let synced = self.file(handle).and_then(|file| {
             if file.writable {
                 self.settle(caller, &file.inode, Some(&file.fd))?;
@@ -195,6 +198,16 @@ impl<J: Journal> Vfs<J> {
             Ok(result?)
         });
         self.promise(synced, done);
+    }
+
+    /// Runs `flush` with the inodes that may have dirty pages in shared mappings. What it fsyncs from this thread through the
+    /// mount is only meant to make those pages arrive, and is answered at once.
+    pub fn flush_mapped<T>(&self, flush: impl FnOnce(Vec<Arc<Inode>>) -> T) -> T {
+        let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        self.flushers.lock().push(thread);
+        let result = flush(self.handles.mappable());
+        self.flushers.lock().retain(|other| *other != thread);
+        result
     }
 
     /// Makes the names of a directory durable as the mount promises.

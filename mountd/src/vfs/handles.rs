@@ -61,4 +61,15 @@ impl HandleTable {
         }
         file
     }
+
+    /// The inodes that are open for reading and writing, which a shared mapping needs; each once.
+    pub fn mappable(&self) -> Vec<Arc<Inode>> {
+        let slots = self.slots.read();
+        let open = slots.files.iter().flatten().filter(|file| file.writable && file.readable);
+        let mut inodes: Vec<_> = open.map(|file| file.inode.clone()).collect();
+        drop(slots);
+        inodes.sort_by_key(|inode| inode.node);
+        inodes.dedup_by_key(|inode| inode.node);
+        inodes
+    }
 }

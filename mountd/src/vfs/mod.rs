@@ -37,6 +37,7 @@ use std::{
     sync::Arc,
 };
 
+use parking_lot::Mutex;
 use tandem_proto::{AttrPatch, Change, InodeId, Name, limits};
 
 use crate::{
@@ -95,6 +96,8 @@ pub struct Vfs<J> {
     settler: Settler,
     fsync: FsyncMode,
     daemon: Caller,
+    /// Threads of this process that push mapped pages through the mount, see [`Vfs::flush_mapped`].
+    flushers: Mutex<Vec<u32>>,
 }
 
 /// An object that a name means, held for the time of a call.
@@ -114,6 +117,7 @@ impl<J: Journal> Vfs<J> {
             handles: HandleTable::default(),
             settler: Settler::default(),
             daemon: Caller::daemon(),
+            flushers: Mutex::default(),
             backing,
             journal,
             fsync,
