@@ -2,7 +2,7 @@
 //!
 //! Each mountd listens on `mount-KEY.sock` in the runtime directory. A socket that refuses is what a killed daemon left; it
 //! matters only if its mount is still there, and that the kernel knows. A socket that takes the call and does not answer is a
-//! daemon that hangs.
+//! daemon that hangs. A dead mount is counted as ours if such a left-over socket is there, or if it was asked for by name.
 
 use std::{
     fs, io,
@@ -80,6 +80,8 @@ pub struct Silent {
     pub reason: String,
     /// The daemon is gone and its mount is still there.
     pub dead_mount: bool,
+    /// Whether it may be of this user and runtime directory.
+    ours: bool,
 }
 
 /// Everything on this host.
@@ -92,17 +94,18 @@ pub struct Found {
 }
 
 /// Asks every daemon of this user for its status.
-pub async fn discover() -> Result<Found, Failure> {
+async fn discover() -> Result<Found, Failure> {
     let runtime = dirs::runtime_dir();
     let mut asked = JoinSet::new();
     for socket in sockets(&runtime)? {
         asked.spawn(ask(socket));
     }
     let mut found = Found::default();
+    let mut left_over = false;
     while let Some(answer) = asked.join_next().await {
         match answer {
             Ok(Answer::Mounts(mounts)) => found.mounts.extend(mounts),
-            Ok(Answer::Nobody) => {}
+            Ok(Answer::Nobody) => left_over = true,
             Ok(Answer::Silent(silent)) => found.silent.push(silent),
             Err(error) => return Err(Failure::new(Exit::NoAnswer, format!("asking a daemon failed: {error}"))),
         }
@@ -114,7 +117,7 @@ pub async fn discover() -> Result<Found, Failure> {
                 "its daemon is gone; mount it again, or take it away with: tandem umount {}",
                 quoted(&mountpoint.to_string_lossy())
             );
-            found.silent.push(Silent { place: mountpoint, reason, dead_mount: true });
+            found.silent.push(Silent { place: mountpoint, reason, dead_mount: true, ours: left_over });
         }
     }
     found.mounts.sort_by(|left, right| left.status.mountpoint.cmp(&right.status.mountpoint));
@@ -124,8 +127,9 @@ pub async fn discover() -> Result<Found, Failure> {
 
 /// The mounts that hold these paths, or all if none is given. Fails if a path is on none, or if there is none at all.
 pub async fn select(paths: &[PathBuf]) -> Result<Found, Failure> {
-    let all = discover().await?;
+    let mut all = discover().await?;
     if paths.is_empty() {
+        all.silent.retain(|silent| silent.ours);
         if all.mounts.is_empty() && all.silent.is_empty() {
             let looked = dirs::runtime_dir();
             let message = format!("no mount of this user is running (looked in {})", looked.display());
@@ -217,7 +221,8 @@ async fn ask(socket: PathBuf) -> Answer {
         }
         _ => {}
     }
-    let silent = |reason: String| Answer::Silent(Silent { place: socket.clone(), reason, dead_mount: false });
+    let silent =
+        |reason: String| Answer::Silent(Silent { place: socket.clone(), reason, dead_mount: false, ours: true });
     let channel = match connect::unix(socket.clone(), ANSWER_TIMEOUT).await {
         Ok(channel) => channel,
         Err(error) => return silent(format!("cannot connect: {}", with_causes(&error))),
