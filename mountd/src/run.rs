@@ -81,6 +81,16 @@ pub enum RunError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The daemon's own files would lie in what it mounts.
+    #[error("option {key}={path}: it lies inside {dir}, which is to be mounted; choose a place outside")]
+    Inside {
+        /// The option.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// The mountpoint.
+        dir: PathBuf,
+    },
     /// The debug log.
     #[error("{0}")]
     Log(String),
@@ -243,6 +253,12 @@ fn serve(
 fn open_place(options: &Options) -> Result<Place, RunError> {
     let settings = &options.settings;
     let (dir, mut present) = mount::survey(&options.dir)?;
+    // A change would wait for a mark in a file that waits for the change.
+    for (key, path) in [("state", &settings.state), ("runtime", &settings.runtime)] {
+        if path.starts_with(&dir) {
+            return Err(RunError::Inside { key, path: path.clone(), dir });
+        }
+    }
     let in_place = settings.backing.is_none();
     let backing_dir = match &settings.backing {
         Some(backing) => {

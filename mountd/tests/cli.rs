@@ -57,6 +57,18 @@ fn a_host_that_does_not_answer_is_named_and_the_folder_stays_as_it_is() {
 }
 
 #[test]
+fn state_inside_the_mount_is_refused() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let dir = dir.path().canonicalize().expect("path");
+    let state = dir.join("state");
+    let arguments = ["localhost:1:/v", dir.to_str().expect("text"), "--state", state.to_str().expect("text")];
+    let output = mountd(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("choose a place outside"), "{}", said(&output));
+    assert!(!state.exists());
+}
+
+#[test]
 fn help_and_version_are_no_errors() {
     for flag in ["--help", "--version"] {
         let output = mountd(&[flag]);
