@@ -708,7 +708,12 @@ impl LinkCore {
                     round.plan.no_moves();
                 }
                 Next::Done => {
-                    round.stage = RoundStage::Sending { s1: commit.last_reserved() };
+                    // A slot of its own: the position that is published was nobody's before, so whoever waits for it waits for
+                    // this state, also when the application did nothing since the epoch began.
+                    let slot = commit.reserve();
+                    let s1 = slot.seq();
+                    slot.void();
+                    round.stage = RoundStage::Sending { s1 };
                     return None;
                 }
             }

@@ -71,6 +71,7 @@ impl Client {
 
     /// The state just after op `seq`.
     pub fn truth_at(&self, seq: Seq) -> Option<Model> {
+        self.advance_truth();
         self.truths.borrow().get(&seq).cloned()
     }
 
@@ -126,8 +127,12 @@ impl Client {
         let mut filled = self.filled.borrow_mut();
         loop {
             let next = truths.last_key_value().expect("seq 0").0.next();
-            let Some(changes) = filled.remove(&next) else { return };
-            truth.apply(&changes);
+            match filled.remove(&next) {
+                Some(changes) => truth.apply(&changes),
+                // A slot that is nobody's here was voided by the link, for a position of its own.
+                None if next <= self.commit.filled() => {}
+                None => return,
+            }
             truth.prune();
             truths.insert(next, truth.clone());
         }
