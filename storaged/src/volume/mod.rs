@@ -10,5 +10,7 @@ pub mod core;
 pub mod facts;
 mod session;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod thread;
 pub mod volumes;
