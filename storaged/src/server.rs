@@ -11,7 +11,7 @@ use tandem_runtime::{
     secret,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
 };
 use tonic::{
@@ -28,6 +28,8 @@ use crate::{
     volume::volumes::Volumes,
 };
 
+/// Connections that may wait to be accepted.
+const LISTEN_BACKLOG: u32 = 1024;
 /// How long streams may take to end when the server stops.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -100,18 +102,29 @@ impl Interceptor for CheckSecret {
     }
 }
 
+/// Takes the port without listening yet.
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A port whose last connections are still winding down may be taken again; one that is listened on may not.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 /// Runs storaged until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<(), ServeError> {
     let mut term = signal(SignalKind::terminate()).map_err(io_error("waiting for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("waiting for signals"))?;
     // The port first: two storaged of one address would otherwise both open volumes.
     let listen_error = |source| ServeError::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
-    let address = listener.local_addr().map_err(listen_error)?;
+    let socket = bind(config.listen).map_err(listen_error)?;
+    let address = socket.local_addr().map_err(listen_error)?;
     let (storage, volumes) = open(&config).await?;
     let directory = config.runtime.display().to_string();
     let secret = secret::create(&config.runtime, address.port())
         .map_err(|source| ServeError::Secret { directory: directory.clone(), source })?;
+    // Only now: who connected before would send the secret that a killed storaged left behind, and be refused.
+    let listener = socket.listen(LISTEN_BACKLOG).map_err(listen_error)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = serve(listener, secret, volumes.clone(), stopped)?;
     let mut serving = tokio::spawn(serving);
