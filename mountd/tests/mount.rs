@@ -8,6 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
@@ -300,6 +301,28 @@ fn unusual_files_names_and_depths_work() {
     }
     drop((sparse, at));
     mount.check("unusual");
+}
+
+#[test]
+fn a_write_that_takes_suid_away_is_seen_at_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let Some(mount) = mount_over(dir.path()) else { return };
+    let path = mount.dir.join("program");
+    fs::write(&path, b"x").expect("write");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o6777)).expect("chmod");
+    fs::set_permissions(&mount.dir, PermissionsExt::from_mode(0o755)).expect("chmod");
+    let wrote = std::process::Command::new("sh")
+        .args(["-c", "echo y >> \"$0\""])
+        .arg(&path)
+        .uid(65534)
+        .gid(65534)
+        .status()
+        .expect("a shell of another user");
+    assert!(wrote.success());
+    // Only the mode is asked for, which the kernel would otherwise answer from its cache.
+    let asked = rustix::fs::statx(CWD, &path, AtFlags::empty(), rustix::fs::StatxFlags::MODE).expect("statx");
+    assert_eq!(asked.stx_mode & 0o7777, 0o777);
+    mount.check("suid");
 }
 
 #[test]

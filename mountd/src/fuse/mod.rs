@@ -1,14 +1,16 @@
 //! The FUSE adapter: the only importer of fuser. Each request becomes one call of the vfs, each result one reply; what needs a
 //! decision is decided there, not here.
 
+mod connection;
 mod convert;
 mod listing;
+
+pub use self::connection::{Audience, Connection};
 
 use std::{
     cell::RefCell,
     ffi::OsStr,
     io,
-    os::fd::OwnedFd,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -16,15 +18,12 @@ use std::{
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 
-use crate::{
-    mount::{MountSpec, SUBTYPE},
-    vfs::{CopyRange, Entry, Journal, Making, Place, SetAttr, Vfs, VfsError, VfsResult},
-};
+use crate::vfs::{CopyRange, Entry, Journal, Making, Place, SetAttr, Vfs, VfsError, VfsResult};
 
 use self::{
     convert::{caller, errno, file_attr, set_time},
@@ -36,64 +35,6 @@ const TTL: Duration = Duration::from_secs(3600);
 
 /// Largest write request: what one op carries.
 const WRITE_MAX: u32 = tandem_proto::limits::DATA_MAX as u32;
-
-/// Threads that read requests. Calls may block on the local disk (a cold mark, an fsync), so more than there are cores.
-const THREADS: usize = 4;
-
-/// Who may use the mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// Everybody, as file permissions say.
-    Everybody,
-    /// The daemon's user only.
-    Owner,
-}
-
-/// A connection to the kernel whose handshake is done.
-pub struct Connection<J: Journal> {
-    session: Session<Adapter<J>>,
-}
-
-impl<J: Journal> Connection<J> {
-    /// Takes over a FUSE descriptor whose superblock exists, and shakes hands.
-    pub fn open(fuse: OwnedFd, vfs: Arc<Vfs<J>>, audience: Audience) -> io::Result<Connection<J>> {
-        let acl = match audience {
-            Audience::Everybody => SessionACL::All,
-            Audience::Owner => SessionACL::Owner,
-        };
-        Ok(Connection { session: Session::from_fd(Adapter { vfs }, fuse, acl, config(acl))? })
-    }
-
-    /// Mounts by fusermount3, for whom the kernel does not allow it, and shakes hands. The mount shows before it serves.
-    pub fn mount_by_helper(dir: &Path, spec: &MountSpec, vfs: Arc<Vfs<J>>) -> io::Result<Connection<J>> {
-        let mut config = config(if spec.allow_other { SessionACL::All } else { SessionACL::Owner });
-        config.mount_options = vec![
-            MountOption::FSName(spec.source.clone()),
-            MountOption::Subtype(SUBTYPE.to_owned()),
-            MountOption::DefaultPermissions,
-        ];
-        if spec.read_only {
-            config.mount_options.push(MountOption::RO);
-        }
-        if !spec.exec {
-            config.mount_options.push(MountOption::NoExec);
-        }
-        Ok(Connection { session: Session::new(Adapter { vfs }, dir, &config)? })
-    }
-
-    /// Answers requests until the file system is unmounted.
-    pub fn serve(self) -> io::Result<()> {
-        self.session.run()
-    }
-}
-
-fn config(acl: SessionACL) -> fuser::Config {
-    let mut config = fuser::Config::default();
-    config.acl = acl;
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    config
-}
 
 struct Adapter<J: Journal> {
     vfs: Arc<Vfs<J>>,

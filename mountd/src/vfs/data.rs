@@ -164,6 +164,9 @@ impl<J: Journal> Vfs<J> {
         }
         if stat.mode != before.mode {
             changes.push(attr_change(id, &stat));
+            if let Some(invalidate) = self.invalidate.get() {
+                invalidate(file.inode.node);
+            }
         }
         if before.capability && sys::get_xattr(&file.fd, CAPABILITY)?.is_none() {
             changes.push(Change::Xattr { id, name: Bytes::from_static(CAPABILITY), value: None });

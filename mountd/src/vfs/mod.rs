@@ -34,7 +34,7 @@ use std::{
     ffi::OsStr,
     io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use parking_lot::Mutex;
@@ -98,7 +98,12 @@ pub struct Vfs<J> {
     daemon: Caller,
     /// Threads of this process that push mapped pages through the mount, see [`Vfs::flush_mapped`].
     flushers: Mutex<Vec<u32>>,
+    /// See [`Vfs::when_attributes_change`].
+    invalidate: OnceLock<Invalidate>,
 }
+
+/// Tells the kernel that it must ask for the attributes of a node again.
+pub type Invalidate = Box<dyn Fn(u64) + Send + Sync>;
 
 /// An object that a name means, held for the time of a call.
 struct Child<'a> {
@@ -118,6 +123,7 @@ impl<J: Journal> Vfs<J> {
             settler: Settler::default(),
             daemon: Caller::daemon(),
             flushers: Mutex::default(),
+            invalidate: OnceLock::new(),
             backing,
             journal,
             fsync,
@@ -132,6 +138,12 @@ impl<J: Journal> Vfs<J> {
     /// The commit.
     pub fn journal(&self) -> &Arc<J> {
         &self.journal
+    }
+
+    /// What to do when a call changed attributes that the kernel does not expect it to change (a write that took suid away).
+    /// Only the first is kept.
+    pub fn when_attributes_change(&self, invalidate: Invalidate) {
+        let _ = self.invalidate.set(invalidate);
     }
 
     /// How many inodes are known.
