@@ -102,7 +102,7 @@ struct Line<'a> {
 }
 
 enum Event {
-    Op { op: Op, lens: SmallVec<[u64; 2]>, position: Position, client: Arc<str> },
+    Op { op: Box<Op>, lens: SmallVec<[u64; 2]>, position: Position, client: Arc<str> },
     Published { changed: usize, removed: usize, position: Position, client: Arc<str> },
     Stop,
 }
@@ -132,7 +132,7 @@ impl History {
         if op.changes.is_empty() {
             return;
         }
-        let mut op = op.clone();
+        let mut op = Box::new(op.clone());
         // The bytes must not be kept alive for their length.
         let lens = op.changes.iter().map(|change| change.data_len() as u64).collect();
         for change in &mut op.changes {
@@ -289,10 +289,10 @@ impl Writer {
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
-        if self.written >= FILE_MAX_BYTES {
-            if let Some(mut full) = self.file.take() {
-                full.flush()?;
-            }
+        if self.written >= FILE_MAX_BYTES
+            && let Some(mut full) = self.file.take()
+        {
+            full.flush()?;
         }
         if self.file.is_none() {
             self.next_file()?;

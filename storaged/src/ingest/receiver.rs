@@ -448,5 +448,5 @@ impl Receiver {
 }
 
 #[cfg(test)]
-#[path = "receiver_tests.rs"]
+#[path = "tests.rs"]
 mod tests;

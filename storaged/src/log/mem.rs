@@ -102,7 +102,7 @@ impl MemDisk {
             let mut kept = std::mem::take(&mut file.durable);
             for (offset, data) in std::mem::take(&mut file.unsynced) {
                 for (at, sector) in data.chunks(SECTOR).enumerate() {
-                    if random(&mut seed) % 2 == 0 {
+                    if random(&mut seed) & 1 == 0 {
                         put(&mut kept, offset as usize + at * SECTOR, sector);
                     }
                 }

@@ -23,8 +23,6 @@ pub mod mem;
 mod open;
 mod read;
 mod segment;
-#[cfg(test)]
-mod tests;
 
 use std::{collections::BTreeMap, fmt, io};
 
@@ -346,3 +344,6 @@ fn take_free<D: Disk>(disk: &D, free: &mut Vec<String>, len: u64, fresh: &str) -
     let file = disk.create(fresh, len).map_err(LogError::io("preallocating", fresh))?;
     Ok((file, fresh.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,16 @@ use crate::{
     tree::ReplicaTree,
 };
 
+/// Staged state that waits in memory to be logged together.
+const UNHURRIED_MAX_BYTES: usize = 1 << 20;
+
 impl<D: Disk, T: ReplicaTree> Core<D, T> {
+    /// Whether something waits for its acknowledgement, or so much is pending that it should not become more. Staged state alone
+    /// can wait: nobody relies on it before its publish.
+    pub fn wants_flush(&self) -> bool {
+        self.urgent || self.pending_bytes >= UNHURRIED_MAX_BYTES
+    }
+
     /// Makes everything that is pending durable, as few syncs as the log allows, and acknowledges it.
     pub fn flush(&mut self, now: Instant) {
         if self.pending.is_empty() || self.is_stuck(Stuck::Log) || self.damaged.is_some() {

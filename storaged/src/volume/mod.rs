@@ -10,7 +10,8 @@ pub mod core;
 pub mod facts;
 mod session;
 pub mod state;
-#[cfg(test)]
-mod tests;
 pub mod thread;
 pub mod volumes;
+
+#[cfg(test)]
+mod tests;

@@ -194,7 +194,14 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 return self.stage_failed(error, Incoming::Begin { round, full, s0 }, now);
             }
         };
-        let at = self.append_now(&record).map_err(|error| Refusal::unavailable(error.to_string()))?;
+        let at = match self.append_now(&record) {
+            Ok(at) => at,
+            Err(error) => {
+                // Without its record there is no staging. What cannot be dropped now is dropped by the next one.
+                let _ = self.replica.stage_drop();
+                return Err(Refusal::unavailable(error.to_string()));
+            }
+        };
         if round == 1 {
             self.staging_start = Some(at);
         }
@@ -281,17 +288,23 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
 
     /// Gives an unfinished staging up.
     fn drop_staging(&mut self, now: Instant) -> Result<(), Refusal> {
-        if self.staging_start.take().is_none() {
+        if self.staging_start.is_none() {
             return Ok(());
         }
         self.flush(now);
         self.replica.stage_drop().map_err(|error| Refusal::unavailable(error.to_string()))?;
         self.append_now(&Record::StageDropped).map_err(|error| Refusal::unavailable(error.to_string()))?;
+        self.staging_start = None;
         Ok(())
     }
 
     /// Tells the writer its watermarks, if they changed or if it asks again.
+    ///
+    /// Not between a publish and its tree: `applied` would be that of no epoch, which the writer cannot tell from seq 0.
     pub(super) fn send_ack(&mut self, again: bool) {
+        if self.publishing.is_some() {
+            return;
+        }
         let ack = self.watermarks();
         if let Some(session) = &mut self.session
             && (again || session.acked != ack)

@@ -108,7 +108,9 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                     Waiting::Closed { session } => self.core.closed(session),
                 }
             }
-            self.core.flush(now);
+            if self.core.wants_flush() {
+                self.core.flush(now);
+            }
             self.apply();
             let now = Instant::now();
             self.core.take_held(now);
