@@ -1,5 +1,6 @@
 //! Many seeds of the simulation. A failure prints its seed and how to repeat it: `TANDEM_SIM_SEED=… cargo test -p tandem-tests --test simulation`.
 //!
+//! `TANDEM_SIM_TRACE=WORD` with it shows every step that mentions WORD (an inode's number as `sim:\0\0\0\0\0\0\0\x0c`, or nothing for all).
 //! `TANDEM_SIM_SEEDS` sets how many seeds each mix of faults gets.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -16,6 +16,8 @@ use tandem_proto::{Attr, AttrPatch, Change, Changes, InodeId, Name, NodeKind, Ti
 /// An inode number of the folder; the root is 1.
 type Ino = u64;
 const ROOT: Ino = 1;
+/// Length of a block that can be a hole.
+const HOLE: usize = 64;
 
 #[derive(Clone, Debug)]
 struct Node {
@@ -345,6 +347,8 @@ pub struct Picture {
     pub lines: BTreeMap<String, String>,
     /// Path to inode id, as the catalog must know it too.
     pub ids: BTreeMap<String, InodeId>,
+    /// Path to a file's bytes.
+    pub data: BTreeMap<String, Vec<u8>>,
 }
 
 impl Picture {
@@ -371,6 +375,19 @@ impl Picture {
             &hash[..12]
         );
         self.lines.insert(path.to_owned(), line);
+        if !data.is_empty() {
+            self.data.insert(path.to_owned(), data.to_vec());
+        }
+    }
+
+    /// Where the bytes of two files differ: the extent from the first to the last difference, with the bytes.
+    fn byte_difference(&self, other: &Picture, path: &str) -> Option<String> {
+        let (left, right) = (self.data.get(path)?, other.data.get(path)?);
+        let differs = |at: &usize| left.get(*at) != right.get(*at);
+        let all = 0..left.len().max(right.len());
+        let (first, last) = (all.clone().find(differs)?, all.rev().find(differs)?);
+        let show = |data: &[u8]| data.get(first..data.len().min(first + 16)).unwrap_or_default().to_vec();
+        Some(format!("bytes {first} to {last} differ: {:x?} | {:x?}", show(left), show(right)))
     }
 
     /// Where two pictures differ, readably.
@@ -380,7 +397,11 @@ impl Picture {
         for path in paths {
             let (left, right) = (self.lines.get(path), other.lines.get(path));
             if left != right {
-                text.push_str(&format!("{path:?}\n   folder:  {left:?}\n   replica: {right:?}\n"));
+                let id = self.ids.get(path).or(other.ids.get(path));
+                text.push_str(&format!("{path:?} {id:?}\n   folder:  {left:?}\n   replica: {right:?}\n"));
+                if let Some(bytes) = self.byte_difference(other, path) {
+                    text.push_str(&format!("   {bytes}\n"));
+                }
             }
             if left.is_some() && right.is_some() && self.ids.get(path) != other.ids.get(path) {
                 text.push_str(&format!("{path:?}: id {:?} | {:?}\n", self.ids.get(path), other.ids.get(path)));
@@ -491,10 +512,12 @@ impl FileReader for OpenFile {
 
     fn next_data(&self, from: u64) -> io::Result<Option<(u64, u64)>> {
         Ok(self.with(|data| {
-            let rest = data.get(from as usize..)?;
-            let start = rest.iter().position(|byte| *byte != 0)?;
-            let len = rest[start..].iter().position(|byte| *byte == 0).unwrap_or(rest.len() - start);
-            Some((from + start as u64, from + (start + len) as u64))
+            // Blocks of zeroes are holes, as on a disk.
+            let is_hole = |at: &usize| data[*at * HOLE..data.len().min((at + 1) * HOLE)].iter().all(|byte| *byte == 0);
+            let blocks = from as usize / HOLE..data.len().div_ceil(HOLE);
+            let first = blocks.clone().find(|at| !is_hole(at))?;
+            let end = (first..blocks.end).find(is_hole).map_or(data.len(), |at| at * HOLE);
+            Some((from.max((first * HOLE) as u64), end as u64))
         }))
     }
 

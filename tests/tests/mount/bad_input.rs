@@ -161,7 +161,7 @@ fn second_mount_of_the_same_folder() {
 fn programs_explain_themselves() {
     for (program, words) in [
         ("tandem-storaged", &["--data", "--listen", "--config"][..]),
-        ("tandem-mountd", &["--state", "-o", "-f"]),
+        ("tandem-mountd", &["state=", "-o", "-f"]),
         ("tandem", &["status", "wait", "umount", "pause", "resume"]),
     ] {
         let help = run(std::process::Command::new(binary(program)).arg("--help"), Duration::from_secs(10));

@@ -99,8 +99,9 @@ fn umount_with_drain_leaves_an_equal_replica_and_without_it_says_what_is_missing
     mount.settle();
     lab.tandem(&["pause", &dir]).expect_success("tandem pause");
     fs::write(mount.path().join("late"), content(1, 5000)).expect("writable");
-    let said = lab.tandem(&["umount", &dir]).expect_success("tandem umount").text();
-    assert!(said.contains("not yet") || said.contains("behind"), "it says what is not replicated: {said:?}");
+    let unmounted = lab.tandem(&["umount", &dir]);
+    assert_eq!(unmounted.code, Some(1), "1: the replica is behind: {unmounted:#?}");
+    assert!(unmounted.text().contains("lacks"), "it says what is not replicated: {unmounted:#?}");
     assert!(eventually(Duration::from_secs(10), || mount.daemon().ended().is_some()));
     assert!(!storage.tree("vol").join("late").exists());
 

@@ -124,7 +124,7 @@ fn attributes_of_all_kinds_arrive_exactly() {
     let output = Command::new("sh").args(["-c", script]).current_dir(mount.path()).output().expect("sh is there");
     assert!(output.status.success(), "{output:?}");
     let seen = assert_replica_equal(&mount, &storage, "vol");
-    assert_eq!(seen.objects, 13, "{seen:?}");
+    assert_eq!(seen.objects, 12, "{seen:?}");
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
