@@ -1,1 +1,146 @@
-//! Situations of the commit as a whole.
+//! Situations of the commit as a whole. Order and convergence are tested by the link's simulation.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tandem_proto::{AttrPatch, Chain, Change, Changes, Epoch, InodeId, Name, NodeKind, Origin, Position, Seq};
+
+use super::{Commit, CommitError, MarkCell};
+
+fn id(byte: u8) -> InodeId {
+    InodeId::new(&[byte]).expect("short")
+}
+
+fn birth(dir: InodeId, new: InodeId) -> Changes {
+    let name = Name::new(new.as_bytes().iter().map(|byte| b'a' + byte).collect::<Vec<_>>()).expect("legal");
+    let entry = Change::Entry { dir, name, old: None, new: Some(new) };
+    [Change::Birth { id: new, kind: NodeKind::Regular }, entry].into_iter().collect()
+}
+
+fn touch(id: InodeId) -> Changes {
+    [Change::Attr { id, patch: AttrPatch::default() }].into_iter().collect()
+}
+
+fn position(seq: u64) -> Position {
+    Position { epoch: Epoch(1), seq: Seq(seq), chain: Chain([5; 16]) }
+}
+
+fn opened(dir: &tempfile::TempDir) -> Commit {
+    Commit::open(&dir.path().join("activity.log"), 1 << 20, Some(Duration::from_millis(1))).expect("opened").0
+}
+
+fn do_op(commit: &Commit, cells: &[MarkCell], changes: Changes) -> Seq {
+    let guard = commit.mark(cells).expect("marked");
+    let slot = commit.reserve();
+    let seq = slot.seq();
+    slot.fill(Origin::default(), changes);
+    drop(guard);
+    seq
+}
+
+#[test]
+fn files_born_in_a_marked_directory_cost_no_write_of_their_own() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let commit = opened(&dir);
+    for file in 1..100 {
+        do_op(&commit, &[MarkCell::Dir(InodeId::ROOT)], birth(InodeId::ROOT, id(file)));
+        do_op(&commit, &[MarkCell::File { id: id(file), block: 0 }], touch(id(file)));
+    }
+    assert_eq!(commit.facts().mark_writes, 1);
+    do_op(&commit, &[MarkCell::File { id: id(200), block: 0 }], touch(id(200)));
+    assert_eq!(commit.facts().mark_writes, 2, "a file that was there before needs its own mark");
+}
+
+#[test]
+fn marks_are_cleared_only_when_durable_and_synced_and_then_written_anew() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let commit = opened(&dir);
+    let cell = [MarkCell::Dir(id(1))];
+    let (synced, sync) = (AtomicUsize::new(0), || std::io::Result::Ok(()));
+    let syncing = || {
+        synced.fetch_add(1, Ordering::Relaxed);
+        sync()
+    };
+    do_op(&commit, &cell, touch(id(1)));
+    assert_eq!(commit.clear_marks(true, &syncing).expect("nothing to do"), 0, "nothing is published");
+    let (_, taken) = commit.freeze();
+    assert!(!taken.is_empty());
+    commit.published(position(1));
+    let guard = commit.mark(&cell).expect("hot");
+    assert_eq!(commit.clear_marks(true, &syncing).expect("in use"), 0);
+    drop(guard);
+    assert!(commit.clear_marks(true, &|| Err(std::io::Error::other("disk"))).is_err());
+    assert_eq!(commit.facts().marks, 1, "a failed sync leaves the mark");
+    assert_eq!((commit.clear_marks(true, &syncing).expect("cleared"), synced.load(Ordering::Relaxed)), (1, 1));
+    assert_eq!(commit.header().floor, position(1));
+    let writes = commit.facts().mark_writes;
+    do_op(&commit, &cell, touch(id(1)));
+    assert_eq!(commit.facts().mark_writes, writes + 1);
+    drop(commit);
+    let (_, recovered) = Commit::open(&dir.path().join("activity.log"), 1, None).expect("opened");
+    let recovered = recovered.expect("there was one");
+    assert_eq!(recovered.marks.iter().map(|mark| mark.cell).collect::<Vec<_>>(), cell);
+    assert_eq!(recovered.header.floor, position(1));
+}
+
+#[test]
+fn a_durable_fsync_waits_for_its_position_or_fails_in_time() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let commit = opened(&dir);
+    let results = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let wait = |seq: Seq| {
+        let results = results.clone();
+        commit.when_durable(seq, Box::new(move |result| results.lock().push(result)));
+    };
+    let first = do_op(&commit, &[], touch(id(1)));
+    wait(first);
+    assert!(results.lock().is_empty(), "nothing is published");
+    let _ = commit.freeze();
+    commit.published(position(first.0));
+    assert!(matches!(results.lock().pop(), Some(Ok(()))));
+    let second = do_op(&commit, &[], touch(id(1)));
+    wait(second);
+    commit.expire(Instant::now() + Duration::from_secs(1), "offline");
+    assert!(matches!(results.lock().pop(), Some(Err(CommitError::Timeout(..)))));
+    wait(second);
+    commit.fence("somebody else");
+    assert!(matches!(results.lock().pop(), Some(Err(CommitError::Fenced(_)))));
+    assert!(commit.read_only() && commit.mark(&[MarkCell::Dir(id(1))]).is_err());
+}
+
+#[test]
+fn a_slot_that_is_dropped_is_void_and_holds_nobody_back() {
+    let commit = Commit::in_memory(1 << 20);
+    let _ = commit.freeze();
+    let (first, second) = (commit.reserve(), commit.reserve());
+    second.fill(Origin::default(), touch(id(1)));
+    assert_eq!(commit.filled(), Seq(0));
+    drop(first);
+    assert_eq!(commit.filled(), Seq(2));
+    let taken = commit.take(Seq(0), 1 << 20, 10).expect("two ops");
+    assert!(taken.ops[0].changes.is_empty());
+}
+
+#[test]
+fn threads_that_mark_at_once_share_writes() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let commit = opened(&dir);
+    std::thread::scope(|scope| {
+        for thread in 0..8u8 {
+            let commit = &commit;
+            scope.spawn(move || {
+                for block in 0..20 {
+                    do_op(commit, &[MarkCell::File { id: id(thread), block }], touch(id(thread)));
+                }
+            });
+        }
+    });
+    let facts = commit.facts();
+    assert_eq!((facts.marks, facts.reserved, facts.filled), (160, Seq(160), Seq(160)));
+    assert!(facts.mark_writes <= 160);
+}
