@@ -1,0 +1,170 @@
+//! Attaching: whose replica it is, whether it is where this folder relies on it, and what a refusal means.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tandem_proto::{Chain, Epoch, Position, Seq, Uuid, convert, limits::PROTOCOL_VERSION, pb};
+
+use crate::{
+    commit::{activity_log::Header, dirty::DirtySet},
+    link::{
+        core::{Effect, LinkCore, MISTAKES_MAX, Phase, Stream},
+        state::LinkState,
+    },
+};
+
+impl LinkCore {
+    pub(super) fn handle_attached(&mut self, attached: pb::Attached) -> Result<(), String> {
+        if !matches!(self.phase, Phase::Attaching { .. }) {
+            return Err("the storage daemon sent Attached twice".into());
+        }
+        let id = |field, bytes: &[u8]| convert::uuid(field, bytes).map_err(|error| error.to_string());
+        let volume_id = id("attached.volume_id", &attached.volume_id)?;
+        let replica_id = id("attached.replica_id", &attached.replica_id)?;
+        let header = self.commit.header();
+        if header.volume_id == volume_id && header.replica_id == replica_id {
+            return self.attached(&attached).or_else(|why| {
+                self.halt(&why);
+                Ok(())
+            });
+        }
+        if header.volume_id != Uuid::default() && !self.config.replace {
+            self.halt("the storage daemon has another volume under this name than the one this folder belongs to; unmount, then \
+                       mount with -o init=push (the folder replaces it) or another volume name");
+            return Ok(());
+        }
+        self.phase = Phase::Saving(attached);
+        // A new replica: nothing of an older one's floor counts.
+        self.effects.push_back(Effect::SaveHeader(Header { volume_id, replica_id, floor: Position::default() }));
+        Ok(())
+    }
+
+    /// Decides how to go on: the error is one that only a person can mend.
+    pub(super) fn attached(&mut self, attached: &pb::Attached) -> Result<(), String> {
+        let position = convert::position("attached.position", &attached.position).map_err(|error| error.to_string())?;
+        let epoch = Epoch(attached.epoch);
+        let known_epoch = self.epoch;
+        if known_epoch.is_none() {
+            self.check_floor(attached)?;
+            self.epoch = Some(epoch);
+            self.commit.begin_epoch(epoch, if position.epoch == epoch { position.chain } else { Chain::default() });
+        }
+        self.attempts = 0;
+        self.fault.clear();
+        let mut stream = Stream {
+            session: attached.session,
+            sent: Seq(0),
+            sent_chain: Chain::default(),
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            held_back: false,
+            round: None,
+            empty: attached.empty,
+        };
+        let same = known_epoch == Some(epoch)
+            && position.epoch == epoch
+            && self.commit.durable().is_some()
+            && self.commit.is_keeping()
+            && self.commit.is_clean()
+            && self.commit.chain_at(position.seq) == Some(position.chain);
+        if same {
+            (stream.sent, stream.sent_chain) = (position.seq, position.chain);
+            self.phase = Phase::Streaming(Box::new(stream));
+            self.commit.acked(position.seq, Seq(attached.applied));
+            self.become_state(LinkState::Live, "");
+        } else {
+            self.phase = Phase::Streaming(Box::new(stream));
+            self.begin_round();
+        }
+        Ok(())
+    }
+
+    /// At the first attach of a run: is the replica at least where this client relies on it?
+    pub(super) fn check_floor(&mut self, attached: &pb::Attached) -> Result<(), String> {
+        let floor = self.commit.header().floor;
+        let published = match &attached.published {
+            Some(position) => Some(Position::try_from(position).map_err(|error| error.to_string())?),
+            None => None,
+        };
+        if self.config.replace {
+            self.commit.insert_dirty(&DirtySet::everything(true));
+            return Ok(());
+        }
+        if floor.epoch == Epoch(0) {
+            // Never complete so far.
+            self.commit.insert_dirty(&DirtySet::everything(!attached.empty));
+            return Ok(());
+        }
+        let older = "mount with -o init=push to make it equal to this folder (what it holds is kept in its history)";
+        match published {
+            None => Err(format!("the replica is empty, but this folder relies on it up to {floor}; {older}")),
+            Some(_) if attached.empty => {
+                Err(format!("the replica is empty, but this folder relies on it up to {floor}; {older}"))
+            }
+            Some(published) if published.is_before(&floor) => Err(format!(
+                "the replica is at {published}, older than {floor}, up to which this folder relies on it; {older}"
+            )),
+            Some(published)
+                if (published.epoch, published.seq) == (floor.epoch, floor.seq) && published.chain != floor.chain =>
+            {
+                Err(format!("the replica has another history at {floor} than this folder; {older}"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn handle_refused(&mut self, refused: &pb::Refused, now: Duration) {
+        use pb::refused::Reason;
+        let mut message = refused.message.clone();
+        if !refused.expected.is_empty() || !refused.found.is_empty() {
+            message = format!("{message} (expected {}, found {})", refused.expected, refused.found);
+        }
+        self.last_error = message.clone();
+        self.effects.push_back(Effect::Disconnect);
+        let attaching = matches!(self.phase, Phase::Attaching { .. });
+        match refused.reason() {
+            Reason::Fenced => {
+                self.leave_stream();
+                self.phase = Phase::Halted;
+                self.commit.fence(&message);
+                self.become_state(LinkState::Fenced, &message);
+            }
+            // The same claim would be refused again.
+            Reason::Diverged if attaching => self.halt(&message),
+            Reason::Gap | Reason::Diverged | Reason::BadRequest if !attaching && self.mistakes < MISTAKES_MAX => {
+                // The two sides do not agree on what the replica has. What it has is never assumed then: everything is compared.
+                self.mistakes += 1;
+                tracing::error!(message, "the replica refused the stream; everything is compared");
+                self.leave_stream();
+                self.commit.distrust();
+                self.become_state(LinkState::Offline, &message);
+                self.back_off(now);
+            }
+            _ if refused.retry
+                || matches!(refused.reason(), Reason::StaleSession | Reason::Unavailable | Reason::Gap) =>
+            {
+                self.leave_stream();
+                self.become_state(LinkState::Offline, &message);
+                self.back_off(now);
+            }
+            _ => self.halt(&message),
+        }
+    }
+
+    pub(super) fn attach_message(&self) -> pb::Attach {
+        let header = self.commit.header();
+        let known = header.volume_id != Uuid::default() && !self.config.replace;
+        let id = |id: Uuid| if known { bytes::Bytes::copy_from_slice(&id.0) } else { bytes::Bytes::new() };
+        pb::Attach {
+            protocol: PROTOCOL_VERSION,
+            volume: self.config.volume.to_string(),
+            client_id: bytes::Bytes::copy_from_slice(&self.config.client_id.0),
+            client_name: self.config.client_name.clone(),
+            run_id: bytes::Bytes::copy_from_slice(&self.config.run_id.0),
+            epoch: self.epoch.map_or(0, |epoch| epoch.0),
+            create: self.config.create && !known,
+            volume_id: id(header.volume_id),
+            replica_id: id(header.replica_id),
+            takeover: self.config.takeover && self.epoch.is_none(),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Streaming: batches, rounds of a resync, and their acknowledgements.
+
+use tandem_proto::{
+    Epoch, Position, Seq, convert,
+    limits::{BATCH_MAX_OPS, BATCH_TARGET_BYTES},
+    pb::{self, client_message::Body},
+};
+
+use crate::{
+    commit::Commit,
+    link::{
+        core::{Effect, IN_FLIGHT_HIGH_BYTES, IN_FLIGHT_LOW_BYTES, LinkCore, Phase, Round, RoundStage, Stream},
+        state::LinkState,
+    },
+    resync::plan::{Manner, Next, Plan, Step},
+};
+
+impl LinkCore {
+    /// Begins a resync: the first round of a staging.
+    pub(super) fn begin_round(&mut self) {
+        let now = self.now;
+        let Phase::Streaming(stream) = &mut self.phase else { return };
+        let (frozen, taken) = self.commit.freeze();
+        let plan = Plan::new(&taken, stream.empty);
+        let manner = plan.manner();
+        let begin = pb::ResyncBegin {
+            session: stream.session,
+            round: 1,
+            full: frozen.unknown_ids,
+            s0: Some((&frozen.s0).into()),
+        };
+        (stream.sent, stream.sent_chain) = (frozen.s0.seq, frozen.s0.chain);
+        stream.in_flight.clear();
+        (stream.in_flight_bytes, stream.held_back) = (0, false);
+        stream.round = Some(Round {
+            number: 1,
+            plan,
+            manner,
+            stage: RoundStage::Reading,
+            begin: Some(begin),
+            moves_until: None,
+            full: frozen.unknown_ids,
+            began: now,
+        });
+        self.rounds += 1;
+        let (state, why) = if stream.empty {
+            (LinkState::Initial, "first sync")
+        } else {
+            (LinkState::CatchingUp, "sending what changed while the stream was interrupted")
+        };
+        self.become_state(state, why);
+    }
+
+    /// The window gave up in the middle: a further round over what it dropped.
+    pub(super) fn continue_round(&mut self) {
+        let Phase::Streaming(stream) = &mut self.phase else { return };
+        let Some(round) = &mut stream.round else { return };
+        let (frozen, taken) = self.commit.freeze();
+        round.plan.merge(&taken);
+        round.manner = round.plan.manner();
+        round.number += 1;
+        round.stage = RoundStage::Reading;
+        round.moves_until = None;
+        round.begin = Some(pb::ResyncBegin {
+            session: stream.session,
+            round: round.number,
+            full: round.full || frozen.unknown_ids,
+            s0: Some((&frozen.s0).into()),
+        });
+        (stream.sent, stream.sent_chain) = (frozen.s0.seq, frozen.s0.chain);
+        stream.in_flight.clear();
+        (stream.in_flight_bytes, stream.held_back) = (0, false);
+        self.rounds += 1;
+    }
+
+    /// The next message for the storage daemon, if there is one. Stage records and barriers come from the steps instead.
+    pub fn poll_message(&mut self) -> Option<pb::ClientMessage> {
+        self.settle();
+        let message = match &mut self.phase {
+            Phase::Attaching { sent } if !*sent => {
+                *sent = true;
+                Some(Body::Attach(self.attach_message()))
+            }
+            Phase::Streaming(stream) => {
+                let publish = stream.publish_message(self.epoch.unwrap_or_default());
+                match stream.round.as_mut().and_then(|round| round.begin.take()) {
+                    Some(begin) => Some(Body::Begin(begin)),
+                    None => match publish {
+                        Some(publish) => Some(Body::Publish(publish)),
+                        None => {
+                            let epoch = self.epoch.unwrap_or_default();
+                            stream.batch_message(&self.commit, epoch).map(Body::Batch)
+                        }
+                    },
+                }
+            }
+            _ => None,
+        };
+        message.map(|body| pb::ClientMessage { body: Some(body) })
+    }
+
+    /// The next step of reading, with how and for which session.
+    pub fn poll_step(&mut self) -> Option<(Step, Manner, u64)> {
+        self.settle();
+        let commit = self.commit.clone();
+        let Phase::Streaming(stream) = &mut self.phase else { return None };
+        let session = stream.session;
+        let round = stream.round.as_mut()?;
+        // The begin goes first, and what is read for it is read after its freeze.
+        if round.begin.is_some() || round.stage != RoundStage::Reading || !commit.is_keeping() {
+            return None;
+        }
+        loop {
+            match round.plan.poll() {
+                Next::Step(step) => return Some((step, round.manner, session)),
+                Next::Wait => return None,
+                Next::CheckMoves => {
+                    let (moved, reserved) = commit.take_moved();
+                    if !moved.is_empty() {
+                        round.plan.handle_moves(&moved);
+                        round.moves_until = None;
+                        continue;
+                    }
+                    let until = *round.moves_until.get_or_insert(reserved);
+                    if commit.filled() < until {
+                        return None;
+                    }
+                    // One more look: what was filled between the two looks.
+                    let (moved, _) = commit.take_moved();
+                    if !moved.is_empty() {
+                        round.plan.handle_moves(&moved);
+                        round.moves_until = None;
+                        continue;
+                    }
+                    commit.stop_collecting_moves();
+                    round.plan.no_moves();
+                }
+                Next::Done => {
+                    // A slot of its own: the position that is published was nobody's before, so whoever waits for it waits for
+                    // this state, also when the application did nothing since the epoch began.
+                    let slot = commit.reserve();
+                    let s1 = slot.seq();
+                    slot.void();
+                    round.stage = RoundStage::Sending { s1 };
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Begins a resync, or a further round, when the window gave up.
+    pub(super) fn settle(&mut self) {
+        let Phase::Streaming(stream) = &self.phase else { return };
+        if self.commit.is_keeping() {
+            return;
+        }
+        match &stream.round {
+            None => self.begin_round(),
+            Some(round) if round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some() => {}
+            Some(_) => self.continue_round(),
+        }
+    }
+
+    pub(super) fn handle_ack(&mut self, ack: &pb::Ack) {
+        let Phase::Streaming(stream) = &mut self.phase else { return };
+        let bounded = |seq: u64| Seq(seq).min(stream.sent);
+        let settled = match &stream.round {
+            None => {
+                let durable = bounded(ack.durable);
+                self.commit.acked(durable, bounded(ack.applied));
+                durable
+            }
+            Some(_) => {
+                let staged = bounded(ack.staged);
+                self.commit.staged(staged);
+                staged
+            }
+        };
+        while let Some((last, bytes)) = stream.in_flight.front() {
+            if *last > settled {
+                break;
+            }
+            stream.in_flight_bytes -= bytes;
+            stream.in_flight.pop_front();
+        }
+        if stream.in_flight_bytes < IN_FLIGHT_LOW_BYTES {
+            stream.held_back = false;
+        }
+    }
+
+    pub(super) fn handle_published(&mut self, position: Position) -> Result<(), String> {
+        let Phase::Streaming(stream) = &mut self.phase else { return Err("Published without a stream".into()) };
+        let Some(round) = stream.round.take_if(|round| round.stage == RoundStage::Publishing) else {
+            return Err("Published without a Publish".into());
+        };
+        if (position.seq, position.chain) != (stream.sent, stream.sent_chain) {
+            return Err(format!("published {position}, but {} was asked for", stream.sent));
+        }
+        stream.empty = false;
+        stream.in_flight.clear();
+        (stream.in_flight_bytes, stream.held_back) = (0, false);
+        self.listed += round.plan.progress().listed;
+        self.nodes += round.plan.progress().nodes_done;
+        self.commit.published(position);
+        self.mistakes = 0;
+        if !self.ever_published {
+            self.ever_published = true;
+            self.config.replace = false;
+            self.effects.push_back(Effect::SaveFloor);
+        }
+        self.become_state(LinkState::Live, "");
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn publish_message(&mut self, epoch: Epoch) -> Option<pb::Publish> {
+        let round = self.round.as_mut()?;
+        let RoundStage::Sending { s1 } = round.stage else { return None };
+        if self.sent < s1 {
+            return None;
+        }
+        round.stage = RoundStage::Publishing;
+        let position = Position { epoch, seq: self.sent, chain: self.sent_chain };
+        Some(pb::Publish { session: self.session, round: round.number, position: Some((&position).into()) })
+    }
+
+    fn batch_message(&mut self, commit: &Commit, epoch: Epoch) -> Option<pb::Batch> {
+        // Between Publish and Published nothing is sent: the batch would belong to neither staging nor stream.
+        if self.round.as_ref().is_some_and(|round| round.stage == RoundStage::Publishing) {
+            return None;
+        }
+        if self.held_back {
+            return None;
+        }
+        let taken = commit.take(self.sent, BATCH_TARGET_BYTES, BATCH_MAX_OPS)?;
+        let first = self.sent.next();
+        let (mut chain, mut scratch, mut chains, mut bytes) = (taken.chain_before, Vec::new(), Vec::new(), 0);
+        let mut ops = Vec::with_capacity(taken.ops.len());
+        for op in &taken.ops {
+            let message = pb::Op::from(&**op);
+            chain = convert::chain_after(&chain, op.seq, &message, &mut scratch);
+            bytes += scratch.len();
+            chains.push(chain);
+            ops.push(message);
+        }
+        commit.record_chains(first, &chains);
+        let last = self.sent.plus(ops.len() as u64);
+        (self.sent, self.sent_chain) = (last, chain);
+        self.in_flight.push_back((last, bytes));
+        self.in_flight_bytes += bytes;
+        self.held_back = self.in_flight_bytes > IN_FLIGHT_HIGH_BYTES;
+        Some(pb::Batch {
+            session: self.session,
+            epoch: epoch.0,
+            first_seq: first.0,
+            chain_before: bytes::Bytes::copy_from_slice(&taken.chain_before.0),
+            chain_after: bytes::Bytes::copy_from_slice(&chain.0),
+            ops,
+        })
+    }
+}
