@@ -155,9 +155,15 @@ impl Staging {
         reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
         let name = area_name(id);
-        objects.drop_staging_file(&name)?;
         let staging = objects.tree.area(Area::Staging);
-        let (identity, node) = objects.tree.create(&staging, &name, &NodeKind::Regular).on("stage", id)?;
+        let created = match objects.tree.create(&staging, &name, &NodeKind::Regular) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                objects.drop_staging_file(&name)?;
+                objects.tree.create(&staging, &name, &NodeKind::Regular)
+            }
+            answer => answer,
+        };
+        let (identity, node) = created.on("stage", id)?;
         if size > 0 {
             let node = match node {
                 Some(node) => node,

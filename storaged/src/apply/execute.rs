@@ -59,6 +59,14 @@ impl<T: ReplicaTree> Objects<T> {
                 settled.removed.push(id);
             }
         }
+        if manner.probe {
+            // An inode that an interrupted attempt removed, and that is given a name only where nothing is reached any more.
+            for id in net.dirs.values().flat_map(|dir| dir.names.values().flatten()) {
+                if self.catalog.has_node(id)? {
+                    self.forget_tree(id)?;
+                }
+            }
+        }
         self.empty_area(Area::Discard)?;
         self.catalog.relieve()?;
         Ok(settled)

@@ -315,6 +315,8 @@ fn damage(error: ApplyError) -> ApplyError {
 }
 
 #[cfg(test)]
+mod figures;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -293,7 +293,7 @@ impl<T: ReplicaTree> Objects<T> {
 
     /// Forgets an inode without a name. Its object is gone or aside.
     pub fn forget_if_nameless(&mut self, id: &InodeId) -> Result<(), ApplyError> {
-        if !self.parked.contains(id) && self.catalog.names(id, 1)?.is_empty() {
+        if !id.is_root() && !self.parked.contains(id) && self.catalog.names(id, 1)?.is_empty() {
             self.handles.forget(id);
             self.touched.remove(id);
             self.catalog.remove_node(id)?;
@@ -305,7 +305,7 @@ impl<T: ReplicaTree> Objects<T> {
     pub fn forget_tree(&mut self, top: &InodeId) -> Result<(), ApplyError> {
         let mut nameless = vec![*top];
         while let Some(id) = nameless.pop() {
-            if self.parked.contains(&id) || !self.catalog.names(&id, 1)?.is_empty() {
+            if id.is_root() || self.parked.contains(&id) || !self.catalog.names(&id, 1)?.is_empty() {
                 continue;
             }
             for (name, child) in self.catalog.entries(&id, None, ALL)? {
