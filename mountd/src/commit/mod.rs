@@ -59,6 +59,8 @@ struct Inner {
     /// Position of `durable`, with its chain, once this run published.
     durable: Option<Position>,
     applied: Option<Seq>,
+    /// The op of the first state that this run published.
+    first_published: Seq,
     epoch: Epoch,
     waiters: BTreeMap<Seq, Vec<Waiter>>,
     /// Collected while a resync still lists directories.
@@ -136,6 +138,7 @@ impl Commit {
                 header,
                 durable: None,
                 applied: None,
+                first_published: Seq(0),
                 epoch: Epoch(0),
                 waiters: BTreeMap::new(),
                 moved: None,

@@ -102,7 +102,8 @@ impl Commit {
         let (seq, chain) = inner.window.keep();
         let taken = mem::take(&mut inner.dirty);
         inner.frozen.get_or_insert_default().merge(&taken);
-        inner.moved = Some(Vec::new());
+        // Moves of a round before that nobody looked at yet still count: their ops were sent, and the listings may have missed them.
+        inner.moved.get_or_insert_default();
         let frozen = Frozen { s0: Position { epoch: inner.epoch, seq, chain }, unknown_ids: taken.unknown_ids() };
         (frozen, taken)
     }
@@ -155,6 +156,9 @@ impl Commit {
             inner.moved = None;
             inner.frozen = None;
             inner.window.trim(position.seq);
+            if inner.durable.is_none() {
+                inner.first_published = position.seq;
+            }
             inner.durable = Some(position);
             inner.satisfied()
         };
@@ -174,7 +178,11 @@ impl Commit {
                 inner.window.trim(durable);
                 inner.durable = Some(position);
             }
-            inner.applied = inner.applied.max(Some(applied.min(position.seq)));
+            // Before the replica's tree has come to the first state of this run, what it says of ops means nothing: seq 0 would be true
+            // of a tree that lacks everything that the folder held before.
+            if inner.applied.is_some() || applied >= inner.first_published {
+                inner.applied = inner.applied.max(Some(applied.min(position.seq)));
+            }
             inner.satisfied()
         };
         self.tell(waiters);

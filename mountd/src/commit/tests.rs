@@ -144,3 +144,16 @@ fn threads_that_mark_at_once_share_writes() {
     assert_eq!((facts.marks, facts.reserved, facts.filled), (160, Seq(160), Seq(160)));
     assert!(facts.mark_writes <= 160);
 }
+
+#[test]
+fn what_is_applied_before_the_first_state_of_a_run_is_there_does_not_count() {
+    let commit = Commit::in_memory(1 << 20);
+    commit.begin_epoch(Epoch(2), Chain::default());
+    let _ = commit.freeze();
+    commit.reserve().void();
+    commit.published(Position { epoch: Epoch(2), seq: Seq(1), chain: Chain::default() });
+    commit.acked(Seq(1), Seq(0));
+    assert_eq!(commit.facts().watermarks.applied, None, "the tree is still on its way to what was published");
+    commit.acked(Seq(1), Seq(1));
+    assert_eq!(commit.facts().watermarks.applied, Some(Seq(1)));
+}

@@ -125,6 +125,8 @@ pub struct Plan {
     listed: HashSet<InodeId>,
     /// Inodes queued or sent whole in this round.
     whole: HashSet<InodeId>,
+    /// Inodes sent in this round: only to them may bytes follow.
+    sent: HashSet<InodeId>,
     outstanding: usize,
     names_since_barrier: usize,
     /// A step other than a barrier was handed out since the last barrier was.
@@ -147,6 +149,7 @@ impl Plan {
             files: VecDeque::new(),
             listed: HashSet::new(),
             whole: HashSet::new(),
+            sent: HashSet::new(),
             outstanding: 0,
             names_since_barrier: 0,
             unconfirmed: true,
@@ -165,6 +168,11 @@ impl Plan {
         self.unconfirmed = true;
         self.listed.clear();
         self.whole.clear();
+        self.sent.clear();
+        // What was asked for belongs to an inode as the round before sent it.
+        for (id, _) in std::mem::take(&mut self.pieces) {
+            self.queue_need(id);
+        }
         self.listed.extend(self.dirs.iter().copied());
         self.manner.scope = match (self.manner.scope, taken.scope()) {
             (Scope::Walk(a), Scope::Walk(b)) => Scope::Walk(a.min(b)),
@@ -255,6 +263,7 @@ impl Plan {
             return Some(Step::Pieces(id, pieces));
         }
         if let Some(id) = self.needs.pop_front() {
+            self.sent.insert(id);
             return Some(Step::Node(id, Wanted::Whole));
         }
         if self.names_since_barrier > NAMES_BETWEEN_BARRIERS {
@@ -276,6 +285,7 @@ impl Plan {
         if self.phase == Phase::Files {
             while let Some((id, wanted)) = self.files.pop_front() {
                 if !self.whole.contains(&id) {
+                    self.sent.insert(id);
                     return Some(Step::Node(id, wanted));
                 }
                 self.progress.nodes_total = self.progress.nodes_total.saturating_sub(1);
@@ -316,11 +326,16 @@ impl Plan {
         }
     }
 
-    /// The replica lacks these bytes.
+    /// The replica lacks these bytes. An answer to the round before is an inode to send again.
     pub fn handle_need_pieces(&mut self, id: InodeId, pieces: Vec<Piece>) {
-        if !pieces.is_empty() {
-            self.unconfirmed = true;
+        if pieces.is_empty() {
+            return;
+        }
+        self.unconfirmed = true;
+        if self.sent.contains(&id) {
             self.pieces.push_back((id, pieces));
+        } else {
+            self.queue_need(id);
         }
     }
 
@@ -371,5 +386,51 @@ impl Plan {
             self.needs.push_back(id);
             self.unconfirmed = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tandem_proto::{InodeId, stage::Piece};
+
+    use super::{Next, Plan, Step, StepDone, Wanted};
+    use crate::commit::dirty::DirtySet;
+
+    fn id() -> InodeId {
+        InodeId::new(b"file").expect("short")
+    }
+
+    fn pieces() -> Vec<Piece> {
+        vec![Piece { offset: 0, len: 5000, digest: None }]
+    }
+
+    /// A plan that has sent one file whole.
+    fn plan_with_a_sent_file() -> Plan {
+        let mut taken = DirtySet::default();
+        taken.insert_birth(id());
+        let mut plan = Plan::new(&taken, false);
+        assert_eq!(plan.poll(), Next::Step(Step::Node(id(), Wanted::Whole)));
+        plan.handle_done(&StepDone::default());
+        plan
+    }
+
+    #[test]
+    fn bytes_that_are_asked_for_follow_in_the_same_round() {
+        let mut plan = plan_with_a_sent_file();
+        plan.handle_need_pieces(id(), pieces());
+        assert_eq!(plan.poll(), Next::Step(Step::Pieces(id(), pieces())));
+    }
+
+    #[test]
+    fn bytes_that_the_round_before_asked_for_are_an_inode_to_send_again() {
+        let mut plan = plan_with_a_sent_file();
+        plan.handle_need_pieces(id(), pieces());
+        plan.merge(&DirtySet::default());
+        assert_eq!(plan.poll(), Next::Step(Step::Node(id(), Wanted::Whole)), "queued before the next round began");
+
+        let mut plan = plan_with_a_sent_file();
+        plan.merge(&DirtySet::default());
+        plan.handle_need_pieces(id(), pieces());
+        assert_eq!(plan.poll(), Next::Step(Step::Node(id(), Wanted::Whole)), "answered after the next round began");
     }
 }
