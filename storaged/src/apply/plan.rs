@@ -151,33 +151,44 @@ impl<V: View> Planner<'_, V> {
         Ok(names.into_iter().filter(|cell| !self.lost_cells.contains(cell)).collect())
     }
 
-    /// Whether a directory can be reached from the root at the end. Climbs; a loop reaches nothing.
+    /// Whether a directory can be reached from the root at the end. Of several names that it was given in the course of a
+    /// staging, those in directories that are gone do not count, so all its ways up are looked at; a loop reaches nothing.
     fn is_alive_dir(&mut self, id: &InodeId) -> Result<bool, ApplyError> {
-        let (mut chain, mut seen, mut at) = (Vec::new(), HashSet::new(), *id);
-        let alive = loop {
-            if at.is_root() {
-                break true;
-            }
-            if let Some(known) = self.alive_dirs.get(&at) {
-                break *known;
-            }
-            if !seen.insert(at) {
-                break false;
-            }
-            chain.push(at);
-            let gained = self.gains.get(&at).and_then(|cells| cells.first()).map(|(dir, _)| *dir);
-            at = match gained {
-                Some(dir) => dir,
-                None => match self.kept(&at)?.first() {
-                    Some((dir, _)) => *dir,
-                    None => break false,
-                },
-            };
-        };
-        for id in chain {
-            self.alive_dirs.insert(id, alive);
+        if id.is_root() {
+            return Ok(true);
         }
-        Ok(alive)
+        if let Some(known) = self.alive_dirs.get(id) {
+            return Ok(*known);
+        }
+        let mut below: HashMap<InodeId, Vec<InodeId>> = HashMap::new();
+        let (mut seen, mut look_at, mut reached) = (HashSet::from([*id]), vec![*id], Vec::new());
+        while let Some(at) = look_at.pop() {
+            let gained = self.gains.get(&at).into_iter().flatten().map(|(dir, _)| *dir);
+            let mut above: Vec<InodeId> = gained.collect();
+            if above.is_empty() {
+                above.extend(self.kept(&at)?.into_iter().map(|(dir, _)| dir));
+            }
+            for dir in above {
+                below.entry(dir).or_default().push(at);
+                match self.alive_dirs.get(&dir) {
+                    Some(true) => reached.push(dir),
+                    Some(false) => {}
+                    None if dir.is_root() => reached.push(dir),
+                    None if seen.insert(dir) => look_at.push(dir),
+                    None => {}
+                }
+            }
+        }
+        let mut alive = HashSet::new();
+        while let Some(dir) = reached.pop() {
+            if alive.insert(dir) {
+                reached.extend(below.remove(&dir).into_iter().flatten());
+            }
+        }
+        for dir in seen {
+            self.alive_dirs.insert(dir, alive.contains(&dir));
+        }
+        Ok(alive.contains(id))
     }
 
     /// The names of an inode at the end that can be reached: gained ones that it does not have yet, and kept ones.

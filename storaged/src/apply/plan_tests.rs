@@ -300,3 +300,15 @@ fn a_directory_with_two_names_is_refused() {
     net.set_entry(id(0), &name("c"), Some(id(1)));
     assert!(matches!(plan(&twin, &net), Err(ApplyError::Protocol { .. })));
 }
+
+#[test]
+fn of_two_names_of_a_directory_the_one_that_is_reached_counts() {
+    let twin = world(&[(0, "a", 1)]);
+    let mut net = Changeset::default();
+    // An earlier round listed it in a directory that nothing names any more.
+    net.set_entry(id(2), &name("x"), Some(id(1)));
+    net.set_entry(id(0), &name("a"), None);
+    net.set_entry(id(0), &name("b"), Some(id(1)));
+    let steps = plan(&twin, &net).expect("a plan");
+    assert!(matches!(&steps[..], [Step::Park(..), Step::PlaceParked(..)]), "{steps:?}");
+}
