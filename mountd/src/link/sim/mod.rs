@@ -278,16 +278,20 @@ fn run(seed: u64) {
     assert!(world.replica.publishes > 0 && world.commit.last_reserved() >= Seq(0));
 }
 
+/// Seeds that failed once. 264: a freeze of a further round forgot moves of the round before, so a file that left an unlisted directory
+/// was never sent.
+const REGRESSIONS: [u64; 1] = [264];
+
 #[test]
 fn cuts_crashes_and_overflows_leave_a_prefix_and_end_equal() {
     let seeds = match std::env::var("TANDEM_SIM_SEED") {
         Ok(seed) => seed.parse::<u64>().map(|seed| seed..seed + 1).expect("TANDEM_SIM_SEED is a number"),
         Err(_) => {
-            let count = std::env::var("TANDEM_SIM_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(150);
+            let count = std::env::var("TANDEM_SIM_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(100);
             1..count + 1
         }
     };
-    for seed in seeds {
+    for seed in REGRESSIONS.into_iter().chain(seeds) {
         if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
             eprintln!("seed {seed} failed: TANDEM_SIM_SEED={seed} cargo test -p tandem-mountd sim");
             std::panic::resume_unwind(panic);
