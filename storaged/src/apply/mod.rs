@@ -255,7 +255,14 @@ impl<T: ReplicaTree> Replica<T> {
     pub fn publish(&mut self, position: Position, log: &dyn RecordSource) -> Result<Published, ApplyError> {
         let probe = std::mem::replace(&mut self.unsettled, true);
         let (staging, objects) = self.staging()?;
-        let published = objects.publish(staging, position, log, probe).map_err(damage)?;
+        let published = match objects.publish(staging, position, log, probe) {
+            Err(surprise) if !probe && live::is_surprise(&surprise) => {
+                tracing::warn!(%position, %surprise, "the tree is not as expected, looking closer");
+                objects.publish(staging, position, log, true)
+            }
+            answer => answer,
+        };
+        let published = published.map_err(damage)?;
         objects.sync()?;
         let serial = staging.serial;
         objects.catalog.checkpoint_durably(position, serial)?;
