@@ -3,7 +3,7 @@
 //! Threads: the tokio runtime (network only), `resync-reader` (reads files), `mark-keeper` (clears marks, fails late fsyncs, notes
 //! that we are alive). None of them is needed for local work to go on.
 
-mod dirtiness;
+pub mod dirtiness;
 mod keeper;
 
 #[cfg(test)]
