@@ -81,8 +81,12 @@ pub struct Broken {
 pub struct Volumes {
     data: PathBuf,
     entries: Mutex<BTreeMap<VolumeName, Entry>>,
-    /// Making a volume takes long; only one at a time is made.
-    making: Mutex<()>,
+    /// Making a volume takes long; only one at a time is made. True once the daemon stops: then none is made.
+    making: Mutex<bool>,
+}
+
+fn stopping() -> Refusal {
+    Refusal::unavailable("the storage daemon is stopping")
 }
 
 impl Volumes {
@@ -116,7 +120,7 @@ impl Volumes {
             });
             entries.insert(name, entry);
         }
-        Ok(Volumes { data: data.to_owned(), entries: Mutex::new(entries), making: Mutex::new(()) })
+        Ok(Volumes { data: data.to_owned(), entries: Mutex::new(entries), making: Mutex::new(false) })
     }
 
     /// All volumes by name.
@@ -143,9 +147,10 @@ impl Volumes {
 
     /// A volume that serves; made if it does not exist. Blocks on the disk.
     pub fn serving_or_made(&self, name: &VolumeName) -> Result<Arc<Volume>, Refusal> {
-        let _one = self.making.lock();
+        let stopped = self.making.lock();
         match self.get(name) {
             Some(_) => self.serving(name),
+            None if *stopped => Err(stopping()),
             None => {
                 let directory = self.data.join(name.as_str());
                 let volume = make(&directory).map_err(|error| {
@@ -159,16 +164,18 @@ impl Volumes {
         }
     }
 
-    /// Stops all volumes: what was accepted is applied and a checkpoint is made. Blocks.
+    /// Stops all volumes: what was accepted is applied and a checkpoint is made. Blocks. A client that comes back meanwhile is told to
+    /// try again: that a volume is not there would be a lie that it takes for the end.
     pub fn stop(&self) {
-        let entries = std::mem::take(&mut *self.entries.lock());
-        let volumes: Vec<_> = entries
-            .into_values()
-            .filter_map(|entry| match entry {
-                Entry::Open(volume) => Some(volume),
-                Entry::Broken(_) => None,
-            })
-            .collect();
+        *self.making.lock() = true;
+        let mut volumes = Vec::new();
+        for entry in self.entries.lock().values_mut() {
+            if let Entry::Open(volume) = entry {
+                volumes.push(Arc::clone(volume));
+                let directory = volume.directory.clone();
+                *entry = Entry::Broken(Arc::new(Broken { directory, refusal: stopping() }));
+            }
+        }
         for volume in &volumes {
             // A thread that is gone has stopped already.
             let _ = volume.tell(Command::Stop);

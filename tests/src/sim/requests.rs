@@ -33,7 +33,7 @@ pub fn next_request(rng: &mut Rng) -> Request {
         32..50 => Request::Rename { from: (dir, name(rng)), to: (node, name(rng)), exchange: rng.chance(35) },
         50..62 => Request::Remove { dir, name: name(rng) },
         62..80 => {
-            let len = if rng.chance(5) { 20_000 } else { 1 + rng.index(200) };
+            let len = if rng.chance(10) { 6000 } else { 1 + rng.index(200) };
             let fill = rng.bits();
             Request::Write { file: node, offset: rng.below(300), bytes: content(fill, len).into() }
         }

@@ -339,6 +339,7 @@ impl World {
         match connection.to_mount.pop_front() {
             Some(message) => {
                 let text = format!("mount takes {message:?}");
+                check_refusal(&message);
                 let handled = self.link.handle_message(message, self.now);
                 self.note(text);
                 if let Err(why) = handled {
@@ -527,6 +528,14 @@ impl World {
     pub fn objects(&self) -> usize {
         self.apps.reader.folder().len()
     }
+}
+
+/// Between two sides that are right, these refusals never come. The mount would mend them by a full compare, which hides the fault.
+fn check_refusal(message: &pb::ServerMessage) {
+    use pb::refused::Reason;
+    let Some(pb::server_message::Body::Refused(refused)) = &message.body else { return };
+    let legal = matches!(refused.reason(), Reason::StaleSession | Reason::Unavailable);
+    assert!(legal, "the storage refused the mount: {refused:?}");
 }
 
 fn activity_log(dir: &tempfile::TempDir) -> PathBuf {

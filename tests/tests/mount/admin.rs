@@ -61,7 +61,11 @@ fn generic_client_lists_services_by_reflection_and_reads_the_status_of_both_daem
 
     let status = storage.status().expect("the secret opens it");
     assert_eq!(status.daemon, "storaged");
-    assert_eq!(storage.volume("vol").state, "settled");
+    assert!(
+        eventually(Duration::from_secs(5), || storage.volume("vol").state == "settled"),
+        "{:#?}",
+        storage.volume("vol")
+    );
     let status = mount.status();
     assert_eq!((status.volume.as_str(), status.state.as_str()), ("vol", "live"), "{status:#?}");
     assert_eq!(Path::new(&status.mountpoint), mount.path());

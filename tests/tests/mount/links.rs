@@ -35,6 +35,7 @@ fn outage_that_overflows_the_window_is_made_good_by_a_resync() {
     let begin = Instant::now();
     big.sync_all().expect("fsync is local by default");
     assert!(begin.elapsed() < Duration::from_secs(10), "a local fsync does not wait for the replica");
+    drop(big);
     finish_storms(storm_processes(mount.path(), 5000, 2, 1, 2));
     let status = mount.status();
     assert!(status.window_bytes <= limit && status.dirty_cells > 0, "{status:#?}");
