@@ -177,7 +177,8 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
     raise_descriptor_limit();
     let place = open_place(options)?;
     let key = StateDir::key(place.backing.identity().as_bytes());
-    let state = StateDir::open(&settings.state, &key)?;
+    let mut state = StateDir::open(&settings.state, &key)?;
+    replication::remember_ids(&mut state)?;
     let start = decide_start(options, &place, &state)?;
     if start == Start::Pull {
         fill_folder(options, &place, state.path())?;

@@ -6,7 +6,7 @@ use tandem_proto::{InodeId, Timestamp, limits::MARK_BLOCK};
 
 use crate::commit::{
     ATTRIBUTES, MarkCell,
-    activity_log::{ActivityLog, Recovered},
+    activity_log::{ActivityLog, Header, Recovered},
     dirty::{DirtySet, Scope},
     marks::{EVERYTHING, WHOLE_FILE},
 };
@@ -37,6 +37,12 @@ pub fn after_restart(recovered: Option<&Recovered>, walk_since: Option<Timestamp
         dirty.insert_scope(Scope::Walk(since));
     }
     dirty
+}
+
+/// The header of the log there, if it can be read.
+pub fn header(path: &Path) -> Option<Header> {
+    let (_, recovered) = ActivityLog::open(path).ok()??;
+    (!recovered.damaged).then_some(recovered.header)
 }
 
 /// See [`super::root_marked`].

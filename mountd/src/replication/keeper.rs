@@ -79,7 +79,7 @@ impl Keeper {
 }
 
 /// Whose replica we have, for the next start; the activity log has it too, written before anything was sent.
-fn save_ids(commit: &Commit, state: &Mutex<StateDir>) {
+pub(super) fn save_ids(commit: &Commit, state: &Mutex<StateDir>) {
     let header = commit.header();
     if header.volume_id == Uuid::default() {
         return;

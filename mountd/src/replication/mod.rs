@@ -102,6 +102,21 @@ pub fn root_marked(state: &StateDir) -> bool {
     dirtiness::root_marked(&state.activity_log_path())
 }
 
+/// A run that was killed moments after its first attach noted whose replica it has in the activity log only: takes it from there, so that
+/// the folder is not a stranger to its own volume.
+pub fn remember_ids(state: &mut StateDir) -> Result<(), StateError> {
+    if !state.state().volume_id.is_empty() {
+        return Ok(());
+    }
+    let Some(header) = dirtiness::header(&state.activity_log_path()) else { return Ok(()) };
+    if header.volume_id == Uuid::default() {
+        return Ok(());
+    }
+    state.update_durably(|state| {
+        (state.volume_id, state.replica_id) = (header.volume_id.to_string(), header.replica_id.to_string());
+    })
+}
+
 /// Starts link, resync and the keeper of the marks. Connecting goes on in the background.
 pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<Replication, ReplicationError> {
     let ReplicationConfig { server, volume, mut state, start, .. } = config;
@@ -246,6 +261,8 @@ impl Replication {
         let link = ending.link;
         let _ = ending.runtime.block_on(async { tokio::time::timeout(GOODBYE_TIMEOUT, link).await });
         ending.keeper.stop();
+        // What the keeper had not noted yet: a mount may end moments after its first sync.
+        keeper::save_ids(&self.commit, &ending.state);
         self.commit.stop();
         let reader = ending.reader;
         let cleared = if clean { self.commit.clear_marks(true, &|| reader.sync_durable()) } else { Ok(0) };
