@@ -88,14 +88,14 @@ pub(super) fn save_ids(commit: &Commit, state: &Mutex<StateDir>) {
     let published = commit.durable().is_some();
     let mut state = state.lock();
     let known = state.state();
-    let settled = !published || (known.synced && !known.walk_pending);
+    let settled = !published || (known.synced && known.walk_since_ns.is_none());
     if known.volume_id == volume && known.replica_id == replica && settled {
         return;
     }
     let saved = state.update_durably(|state| {
         (state.volume_id, state.replica_id) = (volume, replica);
         if published {
-            (state.synced, state.walk_pending) = (true, false);
+            (state.synced, state.walk_since_ns) = (true, None);
         }
     });
     if let Err(error) = saved {

@@ -135,13 +135,18 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         .map_err(|error| ReplicationError::ActivityLog(log_path, error))?;
     let commit = Arc::new(commit);
     let replace = matches!(start, Start::Push | Start::Pull);
-    let since = if fresh { None } else { walk_since(&state, config.reachable_between) };
+    let since = if fresh {
+        None
+    } else {
+        let left = state.state().clean_unmount_ns.or_else(|| state.last_alive_ns());
+        walk_since(state.state().walk_since_ns, left, config.reachable_between)
+    };
     if !fresh {
-        commit.insert_dirty(&dirtiness::after_restart(recovered.as_ref(), since));
+        commit.insert_dirty(&dirtiness::after_restart(recovered.as_ref(), since.map(timestamp)));
         mend_header(&commit, &state, recovered.as_ref())?;
     }
     state.update_durably(|state| {
-        state.walk_pending = since.is_some();
+        state.walk_since_ns = since;
         state.volume = volume.to_string();
         state.server = server.to_string();
         state.backing_identity = hex(&config.backing_identity);
@@ -186,17 +191,25 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     Ok(Replication { commit, server, volume, shared, control, state_dir, ending, runtime: handle })
 }
 
-/// From when on changes around the mount have to be looked for; `None`: there can be none.
-fn walk_since(state: &StateDir, reachable_between: bool) -> Option<Timestamp> {
-    if !reachable_between && !state.state().walk_pending {
-        return None;
+/// Slack of a walk: file systems stamp with a coarse clock.
+const WALK_SLACK_NS: i64 = 2_000_000_000;
+
+/// From when on changes around the mount have to be looked for, in Unix nanoseconds; `None`: there can be none.
+fn walk_since(pending: Option<i64>, left: Option<i64>, reachable_between: bool) -> Option<i64> {
+    match (reachable_between, pending) {
+        (false, pending) => pending,
+        (true, pending) => {
+            let left = left.unwrap_or(WALK_SLACK_NS) - WALK_SLACK_NS;
+            Some(pending.map_or(left, |pending| pending.min(left)))
+        }
     }
-    // Some slack: file systems stamp with a coarse clock.
-    let nanoseconds = state.state().clean_unmount_ns.or_else(|| state.last_alive_ns()).unwrap_or(0) - 2_000_000_000;
-    Some(Timestamp {
+}
+
+fn timestamp(nanoseconds: i64) -> Timestamp {
+    Timestamp {
         seconds: nanoseconds.div_euclid(1_000_000_000),
         nanos: u32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),
-    })
+    }
 }
 
 /// A lost or damaged activity log: whose replica we have is known from the state; that it was ever complete is forgotten, so everything
@@ -283,5 +296,24 @@ impl Replication {
         }
         drop(state);
         ending.runtime.shutdown_timeout(Duration::from_millis(200));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WALK_SLACK_NS, walk_since};
+
+    #[test]
+    fn a_walk_that_was_not_finished_is_begun_again_from_where_it_began() {
+        let (early, late) = (100 * WALK_SLACK_NS, 200 * WALK_SLACK_NS);
+        assert_eq!(walk_since(Some(early), Some(late), true), Some(early));
+        assert_eq!(walk_since(Some(early), Some(late), false), Some(early));
+    }
+
+    #[test]
+    fn a_folder_that_nobody_could_reach_is_not_walked() {
+        assert_eq!(walk_since(None, Some(5 * WALK_SLACK_NS), false), None);
+        assert_eq!(walk_since(None, Some(5 * WALK_SLACK_NS), true), Some(4 * WALK_SLACK_NS));
+        assert_eq!(walk_since(None, None, true), Some(0));
     }
 }

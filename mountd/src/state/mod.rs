@@ -83,8 +83,9 @@ pub struct MountState {
     pub floor: String,
     /// Whether the replica was ever complete.
     pub synced: bool,
-    /// A walk for changes around the mount was begun and not published.
-    pub walk_pending: bool,
+    /// A walk for changes around the mount was begun and not published: Unix time in nanoseconds from which on it looks. The next
+    /// walk must not begin later, or what this one did not send yet is never looked at again.
+    pub walk_since_ns: Option<i64>,
     /// Set while not mounted after a clean unmount: Unix time in nanoseconds.
     pub clean_unmount_ns: Option<i64>,
     /// Whether the folder was empty at that unmount.
