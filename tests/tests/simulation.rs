@@ -41,7 +41,7 @@ fn seeds(name: &str, faults: Faults) {
     if let Some(seed) = number("TANDEM_SIM_SEED") {
         return run(name, seed, faults);
     }
-    for seed in 0..number("TANDEM_SIM_SEEDS").unwrap_or(60) {
+    for seed in 0..number("TANDEM_SIM_SEEDS").unwrap_or(12) {
         run(name, seed, faults);
     }
 }

@@ -153,7 +153,7 @@ impl World {
     /// A new folder on a new volume.
     pub fn new(seed: u64, faults: Faults) -> World {
         let mut rng = Rng::new(seed);
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = memory_dir();
         let (commit, _) = Commit::open(&activity_log(&dir), faults.window_bytes, None).expect("a new activity log");
         let commit = Arc::new(commit);
         let link = link_of(0, &commit);
@@ -536,6 +536,12 @@ fn check_refusal(message: &pb::ServerMessage) {
     let Some(pb::server_message::Body::Refused(refused)) = &message.body else { return };
     let legal = matches!(refused.reason(), Reason::StaleSession | Reason::Unavailable);
     assert!(legal, "the storage refused the mount: {refused:?}");
+}
+
+/// The activity log is a real file, whose every write is synced: in memory that is free.
+fn memory_dir() -> tempfile::TempDir {
+    let in_memory = tempfile::Builder::new().prefix("tandem-sim-").tempdir_in("/dev/shm");
+    in_memory.or_else(|_| tempfile::tempdir()).expect("a temporary directory")
 }
 
 fn activity_log(dir: &tempfile::TempDir) -> PathBuf {

@@ -9,6 +9,7 @@ mod faults;
 mod first_sync;
 mod links;
 mod names;
+mod promises;
 mod speed;
 mod starts;
 mod storms;
