@@ -41,6 +41,8 @@ use crate::{
 const EXIT_USAGE: u8 = 64;
 /// How long the server has to say what it knows of the volume.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a mountd that is about to end may hold the state directory: it says good-bye to the server after its mount is gone.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long those who still use a mount that was ended by a signal have.
 const END_GRACE: Duration = Duration::from_secs(10);
 
@@ -177,7 +179,7 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
     raise_descriptor_limit();
     let place = open_place(options)?;
     let key = StateDir::key(place.backing.identity().as_bytes());
-    let mut state = StateDir::open(&settings.state, &key)?;
+    let mut state = StateDir::open_within(&settings.state, &key, LOCK_WAIT)?;
     replication::remember_ids(&mut state)?;
     let start = decide_start(options, &place, &state)?;
     if start == Start::Pull {

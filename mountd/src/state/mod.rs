@@ -13,7 +13,8 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -92,6 +93,9 @@ pub struct MountState {
     pub empty_when_left: bool,
 }
 
+/// Pause between two looks at a lock that a daemon about to end still holds.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
 /// The opened, locked state directory of one mount.
 #[derive(Debug)]
 pub struct StateDir {
@@ -102,6 +106,17 @@ pub struct StateDir {
 }
 
 impl StateDir {
+    /// [`StateDir::open`], waiting up to `wait` for a mountd that is about to end: its mount is gone a moment before its lock.
+    pub fn open_within(root: &Path, key: &str, wait: Duration) -> Result<StateDir, StateError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            match Self::open(root, key) {
+                Err(StateError::Locked(_)) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+                other => return other,
+            }
+        }
+    }
+
     /// Opens or makes `<root>/mounts/<key>` and locks it. `key` is [`StateDir::key`] of the backing's identity.
     pub fn open(root: &Path, key: &str) -> Result<StateDir, StateError> {
         let path = root.join("mounts").join(key);
@@ -221,6 +236,8 @@ fn parse_state(path: &Path, bytes: &[u8]) -> Result<MountState, StateError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::{StateDir, StateError};
 
     #[test]
@@ -234,6 +251,18 @@ mod tests {
         drop(dir);
         let dir = StateDir::open(root.path(), &key).expect("again");
         assert_eq!((dir.client_id(), dir.state().volume.as_str()), (client, "v"));
+    }
+
+    #[test]
+    fn the_lock_of_a_daemon_that_is_about_to_end_is_waited_for() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let ending = StateDir::open(root.path(), "k").expect("new");
+        let end = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(ending);
+        });
+        assert!(StateDir::open_within(root.path(), "k", Duration::from_secs(20)).is_ok());
+        end.join().expect("ended");
     }
 
     #[test]
