@@ -48,7 +48,7 @@ impl InodeId {
         if text == "root" {
             return Some(Self::ROOT);
         }
-        if text.is_empty() || text.len() % 2 != 0 || !text.is_ascii() {
+        if text.is_empty() || !text.len().is_multiple_of(2) || !text.is_ascii() {
             return None;
         }
         let bytes: Option<Vec<u8>> =

@@ -14,7 +14,7 @@ use super::{
     StageReply,
     error::{ApplyError, OnObject as _},
     objects::{Objects, area_name},
-    record::{ChunkSource, ExtentSource, Record},
+    record::{ChunkSource, ExtentSource, ObjectIdentity, Record},
     staging::{Extent, RoundContent, Staging},
 };
 use crate::tree::{Area, ReplicaTree};
@@ -154,6 +154,17 @@ impl Staging {
         round: u64,
         reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
+        let identity = Self::make_object(objects, id, size)?;
+        reply.log.push(Record::StagedFile { id: *id, identity: identity.clone(), round });
+        self.note_object(id, identity, round);
+        Ok(())
+    }
+
+    fn make_object<T: ReplicaTree>(
+        objects: &mut Objects<T>,
+        id: &InodeId,
+        size: u64,
+    ) -> Result<ObjectIdentity, ApplyError> {
         let name = area_name(id);
         let staging = objects.tree.area(Area::Staging);
         let created = match objects.tree.create(&staging, &name, &NodeKind::Regular) {
@@ -171,9 +182,7 @@ impl Staging {
             };
             objects.tree.set_size(&node, size).on("stage", id)?;
         }
-        reply.log.push(Record::StagedFile { id: *id, identity: identity.clone(), round });
-        self.note_object(id, identity, round);
-        Ok(())
+        Ok(identity)
     }
 
     fn target(&self, id: &InodeId) -> Result<Target, ApplyError> {
@@ -303,10 +312,10 @@ impl Staging {
                 continue;
             }
             // A hint may be stale in any way, so a failure to read is no failure.
-            if let Ok(Some(bytes)) = objects.read_exactly(&place.id, place.offset, len) {
-                if Digest::of(&bytes) == *digest {
-                    return Ok(Some(bytes));
-                }
+            if let Ok(Some(bytes)) = objects.read_exactly(&place.id, place.offset, len)
+                && Digest::of(&bytes) == *digest
+            {
+                return Ok(Some(bytes));
             }
         }
         Ok(None)
@@ -320,14 +329,13 @@ impl Staging {
         id: &InodeId,
         old: &InodeId,
         replay: bool,
-        reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
         let Some(content) = self.files.get(id).and_then(|file| file.rounds.first()).cloned() else { return Ok(()) };
         if replay {
             // The record of the object follows.
             return Ok(());
         }
-        self.begin_object(objects, id, content.size, content.round, reply)?;
+        let identity = Self::make_object(objects, id, content.size)?;
         let to = objects.staging_file(&area_name(id))?;
         for extent in &content.extents {
             match extent.source {
@@ -342,6 +350,9 @@ impl Staging {
                 }
             }
         }
+        // Only what is whole is the file's object: a copy that a full disk broke off is made anew.
+        self.unlogged.push(Record::StagedFile { id: *id, identity: identity.clone(), round: content.round });
+        self.note_object(id, identity, content.round);
         Ok(())
     }
 }

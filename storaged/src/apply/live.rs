@@ -172,10 +172,10 @@ impl<T: ReplicaTree> Objects<T> {
         let mut patches: SmallVec<[(InodeId, AttrPatch); 2]> = SmallVec::new();
         let mut xattrs = Changeset::default();
         for change in &op.changes {
-            if let Some(id) = data_target(change) {
-                if self.catalog.has_node(id)? {
-                    self.apply_data(change)?;
-                }
+            if let Some(id) = data_target(change)
+                && self.catalog.has_node(id)?
+            {
+                self.apply_data(change)?;
             }
             let (id, patch) = match change {
                 Change::Attr { id, patch } => (id, *patch),

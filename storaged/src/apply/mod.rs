@@ -167,11 +167,12 @@ impl<T: ReplicaTree> Replica<T> {
         let position = Position { epoch: before.epoch, seq: op.seq, chain: chain_after };
         let was_unsettled = std::mem::replace(&mut self.unsettled, true);
         let mut answer = self.objects.apply_op(op, position, was_unsettled);
-        if let Err(surprise) = &answer {
-            if !was_unsettled && live::is_surprise(surprise) {
-                tracing::warn!(seq = op.seq.0, %surprise, "the tree is not as expected, looking closer");
-                answer = self.objects.apply_op(op, position, true);
-            }
+        if let Err(surprise) = &answer
+            && !was_unsettled
+            && live::is_surprise(surprise)
+        {
+            tracing::warn!(seq = op.seq.0, %surprise, "the tree is not as expected, looking closer");
+            answer = self.objects.apply_op(op, position, true);
         }
         if let Err(error) = answer {
             // A refused op had no effect.

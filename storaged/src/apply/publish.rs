@@ -24,10 +24,10 @@ impl<T: ReplicaTree> Objects<T> {
         self.adopt(staging)?;
         self.staged.clear();
         for (id, file) in &staging.files {
-            if let Some((identity, _)) = &file.object {
-                if !self.catalog.has_node(id)? {
-                    self.staged.insert(*id, identity.clone());
-                }
+            if let Some((identity, _)) = &file.object
+                && !self.catalog.has_node(id)?
+            {
+                self.staged.insert(*id, identity.clone());
             }
         }
         let keep_as = staging.full.then_some(position);
@@ -135,11 +135,11 @@ impl<T: ReplicaTree> Objects<T> {
     /// The data part of a redo, for inodes that live.
     pub fn redo_data(&mut self, op: &Op, changed: &mut std::collections::BTreeSet<InodeId>) -> Result<(), ApplyError> {
         for change in &op.changes {
-            if let Some(id) = data_target(change) {
-                if self.catalog.has_node(id)? {
-                    self.apply_data(change)?;
-                    changed.insert(*id);
-                }
+            if let Some(id) = data_target(change)
+                && self.catalog.has_node(id)?
+            {
+                self.apply_data(change)?;
+                changed.insert(*id);
             }
         }
         Ok(())

@@ -26,7 +26,7 @@ use super::{
     metadata::true_attr,
     objects::Objects,
     plan::plan,
-    record::{ExtentSource, ObjectIdentity},
+    record::{ExtentSource, ObjectIdentity, Record},
 };
 use crate::tree::ReplicaTree;
 
@@ -111,6 +111,8 @@ pub struct Staging {
     listed: HashSet<InodeId>,
     /// Directories of whose complete listing parts are missing.
     open_listings: HashSet<InodeId>,
+    /// What a message did and the log has not: it failed in the middle, and its next attempt does not do that again.
+    pub(super) unlogged: Vec<Record>,
 }
 
 impl Staging {
@@ -129,6 +131,7 @@ impl Staging {
             claimed: HashMap::new(),
             listed: HashSet::new(),
             open_listings: HashSet::new(),
+            unlogged: Vec::new(),
         }
     }
 
@@ -191,7 +194,7 @@ impl Staging {
         Ok(objects.catalog.has_node(id)?.then_some(*id))
     }
 
-    /// Stages names. The reply asks for what the replica does not have.
+    /// Stages names. The reply asks for what the replica does not have. If it fails it may be called again with the same part.
     pub fn stage_dir<T: ReplicaTree>(
         &mut self,
         objects: &mut Objects<T>,
@@ -205,7 +208,7 @@ impl Staging {
             for (id, _) in dir.entries.iter().filter_map(|entry| entry.node) {
                 if objects.catalog.has_node(&id)? {
                     self.listed.insert(id);
-                    self.give_back(objects, &id, replay, reply)?;
+                    self.give_back(objects, &id, replay)?;
                 }
             }
         }
@@ -227,6 +230,11 @@ impl Staging {
                 reply.need_nodes.push(id);
             }
         }
+        if dir.listing == Listing::CompleteEnd {
+            // Only now: a last part that fails and comes again must not begin a new listing without the parts before it.
+            self.open_listings.remove(&dir.dir);
+        }
+        reply.log.append(&mut self.unlogged);
         Ok(())
     }
 
@@ -239,10 +247,7 @@ impl Staging {
         if self.open_listings.insert(dir.dir) {
             net.names.clear();
         }
-        if dir.listing == Listing::CompleteEnd {
-            self.open_listings.remove(&dir.dir);
-            net.complete = true;
-        }
+        net.complete |= dir.listing == Listing::CompleteEnd;
     }
 
     fn is_needed<T: ReplicaTree>(
@@ -334,13 +339,13 @@ impl Staging {
         objects: &mut Objects<T>,
         old: &InodeId,
         replay: bool,
-        reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
         let Some(new) = self.claimed.get(old).copied() else { return Ok(()) };
-        self.release(&new);
         if self.files.contains_key(&new) {
-            self.detach_content(objects, &new, old, replay, reply)?;
+            self.detach_content(objects, &new, old, replay)?;
         }
+        // Last: until the copy is whole, another attempt must find that it is needed.
+        self.release(&new);
         Ok(())
     }
 

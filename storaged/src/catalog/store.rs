@@ -45,17 +45,21 @@ pub enum Store {
     Memory(MemoryStore),
 }
 
+type ReadTables = [ReadOnlyTable<&'static [u8], &'static [u8]>; TABLES];
+
 /// redb in one file.
 pub struct DiskStore {
     path: PathBuf,
     database: Database,
     /// Open for reading at the last commit, so that a look-up opens nothing.
-    tables: RwLock<[ReadOnlyTable<&'static [u8], &'static [u8]>; TABLES]>,
+    tables: RwLock<ReadTables>,
 }
+
+type MemoryTable = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 #[derive(Clone, Default)]
 struct MemoryState {
-    tables: [BTreeMap<Box<[u8]>, Box<[u8]>>; TABLES],
+    tables: [MemoryTable; TABLES],
     meta: Option<Vec<u8>>,
 }
 
@@ -181,7 +185,7 @@ impl DiskStore {
         Ok(DiskStore { path: path.to_owned(), database, tables })
     }
 
-    fn read_tables(database: &Database) -> Result<[ReadOnlyTable<&'static [u8], &'static [u8]>; TABLES], redb::Error> {
+    fn read_tables(database: &Database) -> Result<ReadTables, redb::Error> {
         let transaction = database.begin_read()?;
         let [nodes, entries, links] = DEFINITIONS;
         Ok([transaction.open_table(nodes)?, transaction.open_table(entries)?, transaction.open_table(links)?])

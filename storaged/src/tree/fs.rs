@@ -379,7 +379,7 @@ impl ReplicaTree for FsTree {
 
 impl FsTree {
     fn write_zeroes(&self, node: &FsNode, offset: u64, len: u64) -> io::Result<()> {
-        const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
         let mut done = 0;
         while done < len {
             let part = (len - done).min(ZEROES.len() as u64);

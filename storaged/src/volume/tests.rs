@@ -16,10 +16,13 @@ use tandem_proto::{
     stage::{Content, NodeState, Stage, StageNode},
 };
 
+use tokio::sync::{Semaphore, oneshot};
+
 use super::{
     core::{BACKLOG_MAX_OPS, CheckpointRule, Core, Parts},
     facts::{Facts, VolumeState},
     state::Identity,
+    thread::{Command, Driver},
 };
 use crate::{
     apply::Replica,
@@ -397,6 +400,25 @@ fn apply_stands_still_for_a_reader_and_goes_on_after_it() {
     assert!(rig.core.accepts());
     rig.check_tree();
     assert_eq!(rig.facts().state, VolumeState::Staging);
+}
+
+#[test]
+fn an_attach_that_is_refused_takes_nothing_from_the_session_that_writes() {
+    let Rig { core, outbox, session, .. } = Rig::new();
+    let (commands, received) = std::sync::mpsc::channel();
+    let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("one");
+    let message = Box::new(Incoming::Barrier(7));
+    commands.send(Command::Message { session, message, permit }).expect("queued");
+    let request = Box::new(AttachRequest { client_id: Uuid([9; 16]), ..attach_request(&Position::default()) });
+    let (reply, mut answer) = oneshot::channel();
+    commands.send(Command::Attach { request, outbox: Arc::default(), reply }).expect("queued");
+    commands.send(Command::Stop).expect("queued");
+    outbox.drain();
+    Driver::new(core, received, Arc::default()).run();
+    let refused = answer.try_recv().expect("answered").expect_err("another client holds the volume");
+    assert_eq!(refused.reason, Reason::Held);
+    let barrier = Body::Barrier(pb::BarrierReached { token: 7 });
+    assert!(outbox.drain().iter().any(|message| message.body.as_ref() == Some(&barrier)), "it was lost");
 }
 
 #[test]

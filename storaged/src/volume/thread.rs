@@ -157,9 +157,12 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 self.waiting.push_back(Waiting::Message { session, message, permit });
             }
             Command::Attach { request, outbox, reply } => {
-                // What an older session still has waiting was never accepted, and is not any more.
-                self.waiting.clear();
                 let attached = self.core.attach(&request, outbox, now, unix_ns());
+                if attached.is_ok() {
+                    // What an older session still has waiting was never accepted, and is not any more. Who is refused takes
+                    // nothing from the session that goes on: a hole in what it staged would be published unseen.
+                    self.waiting.clear();
+                }
                 if let Err(Ok(session)) = reply.send(attached) {
                     // The stream was gone before it heard.
                     self.core.closed(session);

@@ -33,13 +33,15 @@ struct Filling {
     complete: bool,
 }
 
+type Xattrs = Vec<(Bytes, Bytes)>;
+
 /// Fills one folder.
 pub(super) struct Writer {
     directory: PathBuf,
     root: OwnedFd,
     filling: Option<Filling>,
     /// Directories get their attributes at the end: filling them changes their mtime, and a mode may forbid it.
-    directories: Vec<(Vec<u8>, Attr, Vec<(Bytes, Bytes)>)>,
+    directories: Vec<(Vec<u8>, Attr, Xattrs)>,
     received: u64,
     pulled: Pulled,
 }
