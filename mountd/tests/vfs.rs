@@ -15,9 +15,10 @@ use support::{
 };
 use tandem_mountd::{
     backing::Backing,
+    commit::{MarkCell, marks::WHOLE_FILE},
     vfs::{Caller, CopyRange, FsyncMode, Making, Place, SetAttr, SetTime, Vfs, VfsResult, inodes::ROOT_NODE},
 };
-use tandem_proto::Timestamp;
+use tandem_proto::{Timestamp, limits::MARK_BLOCK};
 
 struct World {
     dir: tempfile::TempDir,
@@ -381,4 +382,22 @@ fn inodes_are_forgotten_when_the_kernel_forgets_them() {
     let long = "x".repeat(256);
     let too_long = world.vfs.lookup(ROOT_NODE, OsStr::new(&long)).expect_err("too long");
     assert_eq!(too_long.errno(), libc::ENAMETOOLONG);
+}
+
+#[test]
+fn a_cut_over_several_blocks_marks_the_file_because_growing_it_again_shows_zeroes_that_nobody_wrote() {
+    let world = world();
+    let file = std::fs::File::options().write(true).open(world.dir.path().join("a/b")).expect("open");
+    file.set_len(3 * MARK_BLOCK).expect("size");
+    let dir = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("dir").node;
+    let node = world.vfs.lookup(dir, OsStr::new("b")).expect("file").node;
+    let cut = |size: u64| {
+        world.recorder.take_marked();
+        let set = SetAttr { size: Some(size), ..SetAttr::default() };
+        world.vfs.setattr(caller(), node, None, set).expect("cut");
+        world.recorder.take_marked()
+    };
+    let is_whole = |cell: &MarkCell| matches!(cell, MarkCell::File { block: WHOLE_FILE, .. });
+    assert!(!cut(2 * MARK_BLOCK + 5).iter().any(is_whole), "within one block that block is enough");
+    assert!(cut(100).iter().any(is_whole));
 }

@@ -103,7 +103,11 @@ impl ActivityLog {
             Err(error) => return Err(error),
         };
         let generation = bytes.get(4..8).map_or(1, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-        let recovered = recover(&bytes, generation);
+        let mut recovered = recover(&bytes, generation);
+        if recovered.damaged {
+            // The fresh file is whole, so it must say by itself that marks may be missing: without a floor everything is compared.
+            recovered.header.floor = Position::default();
+        }
         // A fresh file: what follows a torn tail is gone, and generations need no place to go on from.
         let mut records = vec![Record::Header(recovered.header)];
         records.extend(recovered.marks.iter().map(|mark| Record::Mark(*mark)));
@@ -364,7 +368,8 @@ mod tests {
     fn mark(generation: u64) -> MarkRecord {
         // No zero bytes at the end: a cut there would be no cut.
         let id = InodeId::new(&(generation | 0xff << 56).to_le_bytes()).expect("short");
-        let cell = if generation % 2 == 0 { MarkCell::Dir(id) } else { MarkCell::File { id, block: generation * 3 } };
+        let cell =
+            if generation.is_multiple_of(2) { MarkCell::Dir(id) } else { MarkCell::File { id, block: generation * 3 } };
         let since = Position { epoch: Epoch(2), seq: Seq(generation), chain: Chain([3; 16]) };
         MarkRecord { cell, generation: Generation(generation), since }
     }
@@ -438,5 +443,11 @@ mod tests {
         bytes[300] ^= 1;
         assert!(super::recover(&bytes, 1).damaged);
         assert!(super::recover(&[], 1).damaged);
+        // Starting opens the log more than once, and may be killed in between: the log that replaces a damaged one claims no floor, so
+        // that everything is compared.
+        fs::write(&path, &bytes).expect("damage");
+        assert!(reopen(&path).1.damaged);
+        let again = reopen(&path).1;
+        assert_eq!((again.header.floor, again.header.volume_id), (Position::default(), header(1).volume_id));
     }
 }

@@ -221,6 +221,7 @@ impl Marks {
                     }
                 }
                 Change::Entry { dir, old: Some(old), new, .. } if *new != Some(*old) => self.leave(*dir, old, changes),
+                Change::Entry { dir, old: None, new: Some(new), .. } => self.link(*dir, new, changes),
                 _ => {}
             }
         }
@@ -312,6 +313,19 @@ impl Marks {
             birth = self.births.get(&birth.dir)?;
         }
         None
+    }
+
+    /// `id` got a name in `dir`. A file with names in several directories may lose the one that covers it, and then nothing would tell of what
+    /// was written to it: from now on it needs marks of its own.
+    fn link(&mut self, dir: InodeId, id: &InodeId, changes: &Changes) {
+        let born_or_moved = changes.iter().any(|change| match change {
+            Change::Birth { id: born, .. } => born == id,
+            Change::Entry { old, .. } => *old == Some(*id),
+            _ => false,
+        });
+        if !born_or_moved && self.births.get(id).is_some_and(|birth| birth.dir != dir) {
+            self.births.remove(id);
+        }
     }
 
     /// `id` lost a name in `dir`.

@@ -164,6 +164,10 @@ impl Commit {
                 if let Some(reason) = &inner.fenced {
                     return Err(CommitError::Fenced(reason.clone()));
                 }
+                if inner.stopping {
+                    // The next mountd may own the log already.
+                    return Err(CommitError::Stopping);
+                }
                 let now = self.begun.elapsed();
                 match inner.marks.check(cells, now) {
                     Check::Covered(pins) => return Ok(MarkGuard { commit: self, pins }),

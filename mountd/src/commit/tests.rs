@@ -157,3 +157,25 @@ fn what_is_applied_before_the_first_state_of_a_run_is_there_does_not_count() {
     commit.acked(Seq(1), Seq(1));
     assert_eq!(commit.facts().watermarks.applied, Some(Seq(1)));
 }
+
+#[test]
+fn a_born_file_that_is_linked_into_another_directory_needs_marks_of_its_own_from_then_on() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let commit = opened(&dir);
+    let (file, other) = (id(1), id(2));
+    do_op(&commit, &[MarkCell::Dir(InodeId::ROOT)], birth(InodeId::ROOT, file));
+    let entry = Change::Entry { dir: other, name: Name::new("l").expect("legal"), old: None, new: Some(file) };
+    do_op(&commit, &[MarkCell::Dir(other)], [entry].into_iter().collect());
+    let before = commit.facts().mark_writes;
+    do_op(&commit, &[MarkCell::File { id: file, block: 0 }], touch(file));
+    assert_eq!(commit.facts().mark_writes, before + 1, "its first name may go, and the mark of the second be cleared");
+}
+
+#[test]
+fn nothing_is_marked_any_more_once_the_daemon_stops() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let commit = opened(&dir);
+    do_op(&commit, &[MarkCell::Dir(InodeId::ROOT)], birth(InodeId::ROOT, id(1)));
+    commit.stop();
+    assert!(matches!(commit.mark(&[MarkCell::Dir(InodeId::ROOT)]), Err(CommitError::Stopping)), "also where it is hot");
+}

@@ -3,7 +3,7 @@
 //! Every write(2) arrives here before it returns (write-through), with the offset that the kernel chose, so the backing descriptor
 //! never appends by itself. Stores through a shared mapping arrive as writes when the kernel writes the page back.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, SeekFrom};
@@ -285,7 +285,14 @@ impl Privileged {
 /// Reads a range of a file that was just changed under the lock, as data changes.
 pub(super) fn read_back(file: &OpenFile, offset: u64, len: usize) -> VfsResult<Bytes> {
     let mut buffer = vec![0; len];
-    let std_file = std::fs::File::from(file.fd.try_clone()?);
-    std_file.read_exact_at(&mut buffer, offset)?;
+    let mut done = 0;
+    while done < len {
+        match rustix::io::pread(&file.fd, &mut buffer[done..], offset + done as u64) {
+            Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+            Ok(read) => done += read,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(buffer.into())
 }

@@ -54,11 +54,12 @@ impl<J: Journal> Vfs<J> {
         let privileged = Privileged::look(&file, &mut state)?;
         let before = sys::stat(&file.fd)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
-        rustix::fs::fallocate(&file.fd, flags, offset, len)?;
+        // A call that ran out of space in the middle may have grown the file all the same.
+        let done = rustix::fs::fallocate(&file.fd, flags, offset, len);
         let after = sys::stat(&file.fd)?;
         let mut changes = Changes::new();
         let cleared = before.size.min(end).saturating_sub(offset);
-        if clears && cleared > 0 {
+        if done.is_ok() && clears && cleared > 0 {
             changes.push(Change::Hole { id: inode.id, offset, len: cleared });
         }
         if after.size != before.size {
@@ -68,11 +69,15 @@ impl<J: Journal> Vfs<J> {
             changes.push(mtime_change(inode.id, &after));
             state.written = None;
         }
-        self.clear_privileges(&file, privileged, caller.uid != 0, &mut state, &mut changes)?;
+        let kept = match done {
+            Ok(()) => self.clear_privileges(&file, privileged, caller.uid != 0, &mut state, &mut changes),
+            Err(_) => Ok(()),
+        };
         if let Some(slot) = slot {
             slot.fill(caller.origin(), changes);
         }
-        Ok(())
+        done?;
+        kept
     }
 
     /// Copies between files inside the backing file system; how much. The op carries the bytes that resulted, and one call copies
@@ -91,18 +96,19 @@ impl<J: Journal> Vfs<J> {
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
         let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len)?;
-        let mut changes = Changes::new();
+        let (mut changes, mut cleared) = (Changes::new(), Ok(()));
         if copied > 0 {
             if slot.is_some() {
                 let data = read_back(&to, copy.to_offset, copied)?;
                 changes = smallvec![Change::Data { id: inode.id, offset: copy.to_offset, data }];
             }
-            self.clear_privileges(&to, privileged, caller.uid != 0, &mut state, &mut changes)?;
+            cleared = self.clear_privileges(&to, privileged, caller.uid != 0, &mut state, &mut changes);
             self.note_write(&to.inode, &mut state);
         }
         if let Some(slot) = slot {
             slot.fill(caller.origin(), changes);
         }
+        cleared?;
         Ok(copied)
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     backing::sys::{self, Stat},
-    commit::{ATTRIBUTES, MarkCell, MarkCells},
+    commit::{ATTRIBUTES, MarkCell, MarkCells, marks::WHOLE_FILE},
 };
 
 /// A time to set.
@@ -106,11 +106,15 @@ impl<J: Journal> Vfs<J> {
     fn cells(&self, inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr) -> VfsResult<MarkCells> {
         let mut cells: MarkCells = SmallVec::new();
         cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
-        if let Some(size) = set.size
-            && size < sys::stat(fd)?.size
-        {
-            // What lies behind the cut is known by the size; only the block that is cut through changes its bytes.
-            cells.push(MarkCell::File { id: inode.id, block: size / limits::MARK_BLOCK });
+        if let Some(size) = set.size {
+            let before = sys::stat(fd)?.size;
+            let block = size / limits::MARK_BLOCK;
+            if before.div_ceil(limits::MARK_BLOCK) > block + 1 {
+                // The size tells of the cut only until the file grows again: then the blocks behind it hold zeroes that nobody wrote.
+                cells.push(MarkCell::File { id: inode.id, block: WHOLE_FILE });
+            } else if size < before {
+                cells.push(MarkCell::File { id: inode.id, block });
+            }
         }
         Ok(cells)
     }

@@ -26,6 +26,8 @@ const TICK: Duration = Duration::from_millis(250);
 #[derive(Default)]
 pub struct Settler {
     queue: Mutex<Queue>,
+    /// Held by who has taken files out of the queue: whoever settles all must not miss those.
+    taken: Mutex<()>,
     wake: Condvar,
 }
 
@@ -91,6 +93,7 @@ impl<J: Journal> Vfs<J> {
     }
 
     fn settle_older_than(&self, rest: Duration) {
+        let _taken = self.settler.taken.lock();
         let now = Instant::now();
         for inode in self.settler.take_all() {
             let mut state = inode.lock();

@@ -13,6 +13,7 @@ use tandem_proto::{Changes, Origin, Seq};
 #[derive(Default)]
 pub struct Recorder {
     slots: Mutex<Vec<Option<Changes>>>,
+    marked: Mutex<Vec<MarkCell>>,
     /// Whether the mount is fenced.
     pub fenced: AtomicBool,
 }
@@ -22,6 +23,12 @@ impl Recorder {
     pub fn ops(&self) -> Vec<Changes> {
         let slots = self.slots.lock();
         slots.iter().map(|slot| slot.clone().expect("every reserved slot was filled or voided")).collect()
+    }
+
+    /// The cells that were marked since the last call.
+    #[allow(dead_code, reason = "not every test that shares this looks at marks")]
+    pub fn take_marked(&self) -> Vec<MarkCell> {
+        std::mem::take(&mut self.marked.lock())
     }
 
     /// How many ops there are.
@@ -64,6 +71,7 @@ impl Journal for Recorder {
 
     fn mark(&self, cells: &[MarkCell]) -> Result<(), CommitError> {
         assert!(!cells.is_empty());
+        self.marked.lock().extend_from_slice(cells);
         Ok(())
     }
 
