@@ -20,7 +20,7 @@ use tandem_runtime::telemetry;
 
 use crate::{
     admin,
-    backing::{Backing, BackingError},
+    backing::{Backing, BackingError, IdForm},
     commit::Commit,
     daemonize::{self, Reporter},
     fuse::{Audience, Connection},
@@ -93,6 +93,12 @@ pub enum RunError {
         /// The mountpoint.
         dir: PathBuf,
     },
+    /// What a pull did not bring yet would be taken for deleted.
+    #[error(
+        "{0} was being filled from its replica, and that did not come to its end: mount again with -o init=pull to go on, or with \
+         -o init=push if what it holds now is meant to be all (what the replica has is kept in its history)"
+    )]
+    HalfPulled(PathBuf),
     /// The debug log.
     #[error("{0}")]
     Log(String),
@@ -182,8 +188,13 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
     let mut state = StateDir::open_within(&settings.state, &key, LOCK_WAIT)?;
     replication::remember_ids(&mut state)?;
     let start = decide_start(options, &place, &state)?;
-    if start == Start::Pull {
-        fill_folder(options, &place, state.path())?;
+    match start {
+        Start::Pull => fill_folder(options, &place, state.path())?,
+        Start::Resume if pull::is_half_done(state.path()) => return Err(RunError::HalfPulled(place.dir)),
+        Start::Resume => {}
+        Start::Push | Start::FirstSync => {
+            pull::forget_half_done(state.path()).map_err(system("removing the note of a pull"))?;
+        }
     }
     if reporter.is_background() {
         daemonize::detach_output(&state.path().join("mountd.log")).map_err(system("opening the log"))?;
@@ -198,7 +209,8 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
             state,
             backing_identity: place.backing.identity().as_bytes().to_vec(),
             start,
-            reachable_between: place.reachable_between,
+            // Where handles do not open, only a walk finds what the marks name.
+            reachable_between: place.reachable_between || place.backing.id_form() != IdForm::HandlesOpen,
             client_name: client_name(place.backing.dir()),
             window_bytes: settings.window_bytes,
             fsync_timeout: settings.fsync_timeout,

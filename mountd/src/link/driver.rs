@@ -83,11 +83,13 @@ struct Job {
     step: Step,
     manner: Manner,
     session: u64,
+    /// Which connection of this run it is for: a storage daemon that was restarted counts its sessions from the beginning again.
+    connection: u64,
     out: mpsc::Sender<pb::ClientMessage>,
 }
 
 struct JobDone {
-    session: u64,
+    connection: u64,
     result: io::Result<StepDone>,
 }
 
@@ -101,6 +103,7 @@ pub struct Driver {
     jobs: thread_mpsc::Sender<Job>,
     done: mpsc::UnboundedReceiver<JobDone>,
     begun: Instant,
+    connection: u64,
     stopping: bool,
 }
 
@@ -133,7 +136,7 @@ fn read_jobs(
             }
             step => read::carry_out(step, job.manner, reader, &mut |stage| send(outgoing_session(stage, job.session))),
         };
-        if done.send(JobDone { session: job.session, result }).is_err() {
+        if done.send(JobDone { connection: job.connection, result }).is_err() {
             break;
         }
     }
@@ -164,7 +167,18 @@ impl Driver {
         std::thread::Builder::new()
             .name("resync-reader".into())
             .spawn(move || read_jobs(&job_queue, &done_sender, &*reader, &thread_shared))?;
-        Ok(Driver { core, commit, server, shared, control, jobs, done, begun: Instant::now(), stopping: false })
+        Ok(Driver {
+            core,
+            commit,
+            server,
+            shared,
+            control,
+            jobs,
+            done,
+            begun: Instant::now(),
+            connection: 0,
+            stopping: false,
+        })
     }
 
     fn now(&self) -> Duration {
@@ -257,6 +271,7 @@ impl Driver {
 
     /// One connection from start to end.
     async fn session(&mut self) -> SessionEnd {
+        self.connection += 1;
         let mut connection =
             match tokio::time::timeout(CONNECT_TIMEOUT, client::connect(&self.server, CONNECT_TIMEOUT)).await {
                 Ok(Ok(connection)) => connection,
@@ -317,7 +332,7 @@ impl Driver {
     }
 
     fn handle_job_done(&mut self, done: JobDone) -> Option<SessionEnd> {
-        if Some(done.session) != self.core.session() {
+        if done.connection != self.connection {
             return None;
         }
         match done.result {
@@ -363,7 +378,8 @@ impl Driver {
             }
             while let Some((step, manner, session)) = self.core.poll_step() {
                 idle = false;
-                if self.jobs.send(Job { step, manner, session, out: out.clone() }).is_err() {
+                let job = Job { step, manner, session, connection: self.connection, out: out.clone() };
+                if self.jobs.send(job).is_err() {
                     return Some(SessionEnd::Cut("the reading thread ended; see the log".into()));
                 }
             }

@@ -187,6 +187,11 @@ impl Plan {
             self.queue_directory(InodeId::ROOT);
         }
         for (dir, names) in taken.dirs() {
+            if taken.scope() != Scope::Cells {
+                // Every directory is listed from the root down. Where handles do not open, that is also the only way to one that was not
+                // seen yet: asked for first, it would be taken for gone.
+                break;
+            }
             match names {
                 DirtyNames::All => self.queue_directory(*dir),
                 DirtyNames::Some(names) => self.queue_names(*dir, names.iter().cloned().collect()),
@@ -391,10 +396,10 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use tandem_proto::{InodeId, stage::Piece};
+    use tandem_proto::{InodeId, Timestamp, stage::Piece};
 
     use super::{Next, Plan, Step, StepDone, Wanted};
-    use crate::commit::dirty::DirtySet;
+    use crate::commit::dirty::{DirtySet, Scope};
 
     fn id() -> InodeId {
         InodeId::new(b"file").expect("short")
@@ -412,6 +417,17 @@ mod tests {
         assert_eq!(plan.poll(), Next::Step(Step::Node(id(), Wanted::Whole)));
         plan.handle_done(&StepDone::default());
         plan
+    }
+
+    #[test]
+    fn a_walk_begins_at_the_root_and_finds_marked_directories_on_its_way() {
+        let mut taken = DirtySet::default();
+        taken.insert_directory(id());
+        taken.insert_scope(Scope::Walk(Timestamp::default()));
+        let mut plan = Plan::new(&taken, false);
+        assert_eq!(plan.poll(), Next::Step(Step::List(InodeId::ROOT)));
+        plan.handle_done(&StepDone { directories: vec![id()], ..Default::default() });
+        assert_eq!(plan.poll(), Next::Step(Step::List(id())), "listed once its parent was");
     }
 
     #[test]

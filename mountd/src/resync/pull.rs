@@ -62,6 +62,20 @@ fn io_error(path: &Path, source: io::Error) -> PullError {
     PullError::Io { path: path.display().to_string(), source }
 }
 
+/// Whether a pull began to fill the folder of this state directory and did not end: what it holds is not what it means.
+pub fn is_half_done(state_dir: &Path) -> bool {
+    // If it cannot be told, it is safer not to go on.
+    state_dir.join(NOTE).try_exists().unwrap_or(true)
+}
+
+/// A folder that replaces the replica means what it holds.
+pub fn forget_half_done(state_dir: &Path) -> io::Result<()> {
+    match fs::remove_file(state_dir.join(NOTE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Fills `directory` from the replica, from a thread without a tokio context. `state_dir` keeps the note that a pull is under way, which
 /// makes a second run go on instead of refusing the half-filled folder. `progress` is called now and then.
 pub fn pull_blocking(
@@ -147,7 +161,7 @@ mod tests {
     use bytes::Bytes;
     use tandem_proto::{Attr, AttrPatch, InodeId, NodeKind, Timestamp, convert, pb};
 
-    use super::{PullError, begin, finish};
+    use super::{PullError, begin, finish, is_half_done};
 
     fn path(names: &[&str]) -> Vec<Bytes> {
         names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect()
@@ -179,6 +193,7 @@ mod tests {
         writer.node(node(&["d", "f"], &NodeKind::Regular, 0o640, 10)).expect("file");
         writer.data(&data(2, b"half")).expect("data");
         drop(writer);
+        assert!(is_half_done(&state_dir), "mounted now, the folder's other half would be taken for deleted");
         let mut writer = begin(at, &state_dir).expect("half filled");
         writer.node(node(&[], &NodeKind::Directory, 0o755, 0)).expect("root");
         writer.node(node(&["d"], &NodeKind::Directory, 0o555, 0)).expect("directory");
@@ -187,6 +202,7 @@ mod tests {
         writer.link(&pb::PullLink { path: path(&["g"]), target: path(&["d", "f"]) }).expect("link");
         writer.node(node(&["l"], &NodeKind::Symlink("to/nowhere".into()), 0o777, 0)).expect("symlink");
         finish(writer, at, &state_dir).expect("finished");
+        assert!(!is_half_done(&state_dir));
         assert_eq!(fs::read(at.join("g")).expect("file"), b"\0\0whole\0\0\0");
         let (dir, file) = (fs::metadata(at.join("d")).expect("dir"), fs::metadata(at.join("d/f")).expect("file"));
         assert_eq!((file.mode() & 0o7777, file.nlink(), file.mtime(), file.mtime_nsec()), (0o640, 2, 1_000_000, 7));

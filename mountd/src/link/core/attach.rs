@@ -43,6 +43,15 @@ impl LinkCore {
         let position = convert::position("attached.position", &attached.position).map_err(|error| error.to_string())?;
         let epoch = Epoch(attached.epoch);
         let known_epoch = self.epoch;
+        if let Some(durable) = self.commit.durable()
+            && (position.is_before(&durable)
+                || ((position.epoch, position.seq) == (durable.epoch, durable.seq) && position.chain != durable.chain))
+        {
+            return Err(format!(
+                "the replica is at {position}, but acknowledged {durable} before: it was restored from something older. Unmount, then \
+                 mount with -o init=push to make it equal to this folder (what it holds is kept in its history)"
+            ));
+        }
         if known_epoch.is_none() {
             self.check_floor(attached)?;
             self.epoch = Some(epoch);
@@ -166,5 +175,63 @@ impl LinkCore {
             replica_id: id(header.replica_id),
             takeover: self.config.takeover && self.epoch.is_none(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tandem_proto::{
+        Chain, Epoch, Position, Seq, Uuid,
+        pb::{self, server_message::Body},
+    };
+
+    use crate::{
+        commit::{Commit, activity_log::Header},
+        link::core::{CoreConfig, LinkCore},
+    };
+
+    fn attached(session: u64, position: Position) -> pb::ServerMessage {
+        let id = |byte: u8| bytes::Bytes::copy_from_slice(&[byte; 16]);
+        let attached = pb::Attached {
+            session,
+            epoch: 7,
+            volume_id: id(1),
+            replica_id: id(2),
+            position: Some((&position).into()),
+            applied: position.seq.0,
+            empty: false,
+            published: Some((&position).into()),
+        };
+        pb::ServerMessage { body: Some(Body::Attached(attached)) }
+    }
+
+    #[test]
+    fn a_replica_that_comes_back_older_than_it_acknowledged_is_not_synced_over() {
+        let commit = Arc::new(Commit::in_memory(1 << 20));
+        let at = |seq: u64| Position { epoch: Epoch(7), seq: Seq(seq), chain: Chain([seq as u8; 16]) };
+        let floor = Position { epoch: Epoch(6), seq: Seq(3), chain: Chain([6; 16]) };
+        let header = Header { volume_id: Uuid([1; 16]), replica_id: Uuid([2; 16]), floor };
+        commit.set_header_durably(header).expect("in memory");
+        let config = CoreConfig {
+            volume: "v".parse().expect("legal"),
+            client_id: Uuid([9; 16]),
+            client_name: "test".into(),
+            run_id: Uuid([8; 16]),
+            create: false,
+            takeover: false,
+            replace: false,
+        };
+        let mut core = LinkCore::new(config, commit.clone(), 1);
+        let now = Duration::ZERO;
+        core.handle_connected(now);
+        core.handle_message(attached(1, Position { seq: Seq(0), ..at(0) }), now).expect("first attach");
+        commit.published(at(40));
+        core.handle_disconnected("cut", now);
+        core.handle_connected(now);
+        core.handle_message(attached(2, at(12)), now).expect("understood");
+        assert!(core.connect_at().is_none(), "only a person can go on");
+        assert!(core.reason().contains("restored from something older"), "{}", core.reason());
     }
 }
