@@ -22,7 +22,11 @@ use crate::{
     ingest::service::status,
     reader::ReplicaReader,
     tree::FsTree,
-    volume::{facts::Facts, thread::Command, volumes::Volume},
+    volume::{
+        facts::Facts,
+        thread::{Command, Commands},
+        volumes::Volume,
+    },
 };
 
 /// Messages on their way to the client: 4 MiB of data.
@@ -38,12 +42,8 @@ type Out = mpsc::Sender<Result<pb::PullMessage, Status>>;
 
 /// Stops apply at a position and streams the state there.
 pub async fn start(volume: Arc<Volume>) -> Result<ReceiverStream<Result<pb::PullMessage, Status>>, Status> {
-    let (reply, paused) = oneshot::channel();
-    volume.tell(Command::Pause(reply)).map_err(|refusal| status(&refusal))?;
-    let facts = paused.await.map_err(|_| Status::unavailable("the volume has stopped"))?;
-    let facts = facts.map_err(|refusal| status(&refusal))?;
+    let (facts, resume) = pause(volume.commands()).await?;
     let (out, stream) = mpsc::channel(AHEAD);
-    let resume = Resume(volume.clone());
     let runtime = tokio::runtime::Handle::current();
     let spawned = std::thread::Builder::new().name("pull".to_owned()).spawn(move || {
         let _resume = resume;
@@ -62,13 +62,28 @@ pub async fn start(volume: Arc<Volume>) -> Result<ReceiverStream<Result<pb::Pull
     Ok(ReceiverStream::new(stream))
 }
 
+/// Stops apply, and says where.
+async fn pause(commands: Commands) -> Result<(Facts, Resume), Status> {
+    let stopped = || Status::unavailable("the volume has stopped");
+    let (reply, paused) = oneshot::channel();
+    commands.send(Command::Pause(reply)).map_err(|_| stopped())?;
+    // A task of its own: a client that leaves now drops this future, and with it an answer that is there already. Nobody would
+    // end that pause.
+    let waiting = tokio::spawn(async move {
+        let facts = paused.await.map_err(|_| stopped())?.map_err(|refusal| status(&refusal))?;
+        Ok((facts, Resume(commands)))
+    });
+    waiting.await.map_err(|_| stopped())?
+}
+
 /// Lets apply go on, however the pull ends.
-struct Resume(Arc<Volume>);
+#[derive(Debug)]
+struct Resume(Commands);
 
 impl Drop for Resume {
     fn drop(&mut self) {
         // A volume that has stopped needs no resuming.
-        let _ = self.0.tell(Command::Resume);
+        let _ = self.0.send(Command::Resume);
     }
 }
 
@@ -225,4 +240,36 @@ fn next(reader: &ReplicaReader<FsTree>, dir: &mut Open) -> Result<Option<(Name, 
     dir.after = page.last().map(|(name, _)| name.clone()).or(dir.after.take());
     dir.page = page.into_iter();
     Ok(dir.page.next())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future as _,
+        task::{Context, Waker},
+        time::Duration,
+    };
+
+    use super::pause;
+    use crate::volume::{facts::Facts, thread::Command};
+
+    #[test]
+    fn a_client_that_leaves_when_apply_has_just_stopped_lets_it_go_on() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let (commands, received) = std::sync::mpsc::channel();
+        runtime.block_on(async {
+            let mut waiting = Box::pin(pause(commands));
+            assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            let Ok(Command::Pause(reply)) = received.try_recv() else { panic!("it asks for a pause") };
+            assert!(reply.send(Ok(Facts::default())).is_ok(), "somebody waits for the answer");
+            drop(waiting);
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(
+            matches!(received.recv_timeout(Duration::ZERO), Ok(Command::Resume)),
+            "apply would stand still for ever"
+        );
+    }
 }

@@ -4,14 +4,17 @@ use tandem_proto::{
     chain::Chain,
     chunk::Digest,
     ids::InodeId,
-    op::{Change, NodeKind, Op},
+    op::{Attr, Change, NodeKind, Op},
     position::{Epoch, Position, Seq},
-    stage::{Content, Piece, Stage, StageData, StageRecipe},
+    stage::{Content, Listing, Piece, Stage, StageData, StageDir, StageRecipe},
 };
 
 use super::{
     ApplyError, NoChunks, Record, Replica,
-    testing::{Random, assert_same, picture_of, world::World},
+    testing::{
+        Random, assert_same, id, name, picture_of,
+        world::{Inode, World},
+    },
 };
 use crate::{
     catalog::{Catalog, store::MemoryStore},
@@ -403,6 +406,51 @@ fn a_folder_with_new_ids_takes_the_files_over_and_keeps_the_surplus() {
             let kept = rig.tree.list(&history).expect("list");
             assert!(!kept.is_empty(), "seed {seed}: {path:?} is not in history");
         }
+    }
+}
+
+/// A last part that fails in the middle, while a file is given back to the id that turned up: what came before it counts, and the
+/// copy that was broken off is made anew.
+#[test]
+fn a_listing_whose_last_part_finds_the_disk_full_is_staged_whole_when_it_comes_again() {
+    for (budget, redone) in (0..5).flat_map(|budget| [(budget, false), (budget, true)]) {
+        let context = format!("budget {budget}, redone {redone}");
+        let attr = Attr { mode: 0o644, uid: 0, gid: 0, mtime: Default::default() };
+        let (kind, data) = (NodeKind::Regular, vec![7; 100]);
+        let file = Inode { kind, attr, xattrs: Default::default(), data, names: Default::default() };
+        let mut world = World::new(true);
+        let call = |world: &mut World, text: &str, number| {
+            world.inodes.insert(id(number), file.clone());
+            world.inodes.get_mut(&InodeId::ROOT).expect("root").names.insert(name(text), id(number));
+        };
+        call(&mut world, "a", 50);
+        let mut rig = Rig::new(MemTree::new());
+        first_sync(&mut rig, &world);
+        // The file was renamed, and a new one like it has its name.
+        call(&mut world, "a", 51);
+        call(&mut world, "b", 50);
+        rig.epoch = 2;
+        let record = rig.replica.stage_begin(1, true, position(2, world.seq)).expect("begun");
+        rig.log.push(record);
+        let whole = world.stage_dir(&InodeId::ROOT);
+        let part = |listing, at: usize| {
+            Stage::Dir(StageDir { listing, entries: vec![whole.entries[at].clone()], ..whole.clone() })
+        };
+        stage(&mut rig, part(Listing::CompletePart, 0)).expect("staged");
+        stage_node(&mut rig, &world, &id(51)).expect("staged");
+        rig.tree.set_budget(Some(budget));
+        let failed = stage(&mut rig, part(Listing::CompleteEnd, 1)).is_err();
+        rig.tree.set_budget(None);
+        if failed {
+            stage(&mut rig, part(Listing::CompleteEnd, 1)).expect("there is room again");
+        }
+        stage_node(&mut rig, &world, &InodeId::ROOT).expect("staged");
+        rig.replica.stage_sync().expect("complete");
+        let record = rig.replica.publish_record(position(2, world.seq));
+        rig.log.push(record);
+        let done = if redone { rig.reopen() } else { publish(&mut rig, world.seq) };
+        done.unwrap_or_else(|error| panic!("{context}: {error}"));
+        rig.check(&world, &context);
     }
 }
 

@@ -54,6 +54,11 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// The way to its thread.
+    pub fn commands(&self) -> Commands {
+        self.commands.clone()
+    }
+
     /// Tells its thread something. An error means that the thread is gone.
     pub fn tell(&self, command: Command) -> Result<(), Refusal> {
         self.commands.send(command).map_err(|_| Refusal::unavailable("the volume has stopped"))
