@@ -422,6 +422,16 @@ fn an_attach_that_is_refused_takes_nothing_from_the_session_that_writes() {
 }
 
 #[test]
+fn a_thread_that_panics_ends_the_stream_of_its_writer() {
+    let Rig { core, outbox, .. } = Rig::new();
+    let (_commands, received) = std::sync::mpsc::channel();
+    let driver = Driver::new(core, received, Arc::default());
+    assert!(!outbox.is_closed());
+    drop(driver);
+    assert!(outbox.is_closed());
+}
+
+#[test]
 fn a_checkpoint_after_a_pause_lets_the_log_go() {
     let mut rig = Rig::new();
     for number in 0..200 {

@@ -205,5 +205,12 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
     }
 }
 
+impl<D: Disk, T: ReplicaTree> Drop for Driver<D, T> {
+    /// A thread that panicked answers nobody any more: its writer must not wait for acknowledgements on an open stream.
+    fn drop(&mut self) {
+        self.core.end_session(None);
+    }
+}
+
 /// The way to a volume's thread.
 pub type Commands = Sender<Command>;
