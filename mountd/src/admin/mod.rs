@@ -10,7 +10,8 @@ use std::{
     fs, io,
     os::unix::{fs::PermissionsExt as _, net::UnixListener as StdUnixListener},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use tandem_proto::pb::{self, admin_server::AdminServer as AdminService, mount_control_server::MountControlServer};
@@ -59,13 +60,19 @@ pub(crate) struct Shared {
 pub struct AdminServer {
     socket: PathBuf,
     stop: Option<oneshot::Sender<()>>,
+    /// Hears when the last answer was given.
+    ended: mpsc::Receiver<()>,
 }
+
+/// How long answers that are under way may take at the end: who asked for the unmount is told that it is done.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 
 impl Drop for AdminServer {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.socket);
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
+            let _ = self.ended.recv_timeout(ANSWERS_WITHIN);
         }
     }
 }
@@ -98,6 +105,7 @@ pub fn serve(socket: &Path, replication: Arc<Replication>, ops: Arc<dyn MountOps
         .build_v1()
         .map_err(io::Error::other)?;
     let (stop, stopped) = oneshot::channel::<()>();
+    let (end, ended) = mpsc::channel();
     runtime.spawn(async move {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<AdminService<status::Service>>().await;
@@ -114,6 +122,7 @@ pub fn serve(socket: &Path, replication: Arc<Replication>, ops: Arc<dyn MountOps
         if let Err(error) = served {
             tracing::error!(%error, "the admin service ended");
         }
+        let _ = end.send(());
     });
-    Ok(AdminServer { socket: socket.to_owned(), stop: Some(stop) })
+    Ok(AdminServer { socket: socket.to_owned(), stop: Some(stop), ended })
 }
