@@ -101,14 +101,20 @@ impl<T: ReplicaTree> Objects<T> {
         if patch.uid.is_none() && patch.gid.is_none() {
             return Ok(());
         }
-        match self.tree.set_owner(node, patch.uid, patch.gid) {
+        let is = self.tree.stat(node).on("read", id)?.attr;
+        let stands = |assigned: Option<u32>, is: u32| assigned.is_none_or(|assigned| assigned == is);
+        // Giving an object to its owner is not nothing: it takes file capabilities away, which the mount's call did not.
+        let given = match stands(patch.uid, is.uid) && stands(patch.gid, is.gid) {
+            true => Ok(()),
+            false => self.tree.set_owner(node, patch.uid, patch.gid),
+        };
+        match given {
             Ok(()) => {
                 side.uid = if patch.uid.is_some() { None } else { side.uid };
                 side.gid = if patch.gid.is_some() { None } else { side.gid };
                 Ok(())
             }
             Err(error) if is_refusal(&error) => {
-                let is = self.tree.stat(node).on("read", id)?.attr;
                 side.uid = patch.uid.filter(|uid| *uid != is.uid).or(if patch.uid.is_some() { None } else { side.uid });
                 side.gid = match patch.gid {
                     None => side.gid,

@@ -1,10 +1,11 @@
 //! Apply against a naive world: live, with failures, with crashes at every step, and through stagings.
 
+use smallvec::smallvec;
 use tandem_proto::{
     chain::Chain,
     chunk::Digest,
     ids::InodeId,
-    op::{Attr, Change, NodeKind, Op},
+    op::{Attr, Change, Changes, NodeKind, Op, Timestamp},
     position::{Epoch, Position, Seq},
     stage::{Content, Listing, Piece, Stage, StageData, StageDir, StageRecipe},
 };
@@ -223,6 +224,36 @@ fn live_ops_lead_to_the_world_on_a_real_file_system() {
         FsTree::open(&directory.path().join(number.get().to_string())).expect("open")
     };
     live_ops_lead_to_the_world(make, true);
+}
+
+/// A mount sends all attributes with every change of one.
+#[test]
+fn a_file_that_is_touched_keeps_its_capabilities_on_a_real_file_system() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let mut rig = Rig::new(FsTree::open(directory.path()).expect("areas"));
+    first_sync(&mut rig, &World::new(true));
+    let (file, key) = (id(50), bytes::Bytes::from_static(b"security.capability"));
+    // cap_net_bind_service, permitted and effective, as setcap writes it.
+    let value = [&[1, 0, 0, 2, 0, 4, 0, 0][..], &[0; 12]].concat();
+    let patch = |seconds| {
+        let mtime = Timestamp { seconds, nanos: 0 };
+        Change::Attr { id: file, patch: Attr { mode: 0o755, uid: 0, gid: 0, mtime }.into() }
+    };
+    let ops: [Changes; 3] = [
+        smallvec![
+            Change::Birth { id: file, kind: NodeKind::Regular },
+            patch(1),
+            Change::Entry { dir: InodeId::ROOT, name: name("tool"), old: None, new: Some(file) }
+        ],
+        smallvec![Change::Xattr { id: file, name: key.clone(), value: Some(value.clone().into()) }],
+        smallvec![patch(2)],
+    ];
+    for (at, changes) in ops.into_iter().enumerate() {
+        let seq = rig.replica.applied().seq.next();
+        rig.apply(&Op { seq, origin: Default::default(), changes }).unwrap_or_else(|error| panic!("op {at}: {error}"));
+    }
+    let xattrs = rig.replica.reader().xattrs(&file).expect("read").expect("known");
+    assert_eq!(xattrs, [(key, value.into())]);
 }
 
 #[test]
