@@ -401,3 +401,17 @@ fn a_cut_over_several_blocks_marks_the_file_because_growing_it_again_shows_zeroe
     assert!(!cut(2 * MARK_BLOCK + 5).iter().any(is_whole), "within one block that block is enough");
     assert!(cut(100).iter().any(is_whole));
 }
+
+#[test]
+fn a_hole_of_thousands_of_blocks_is_one_mark() {
+    let world = world();
+    let file = std::fs::File::options().write(true).open(world.dir.path().join("a/b")).expect("open");
+    file.set_len(5000 * MARK_BLOCK).expect("size");
+    let dir = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("dir").node;
+    let node = world.vfs.lookup(dir, OsStr::new("b")).expect("file").node;
+    let handle = world.vfs.open(node, libc::O_RDWR).expect("open").handle;
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    world.recorder.take_marked();
+    world.vfs.fallocate(caller(), handle, punch, 0, 5000 * MARK_BLOCK).expect("punched");
+    assert!(world.recorder.take_marked().len() <= 2);
+}

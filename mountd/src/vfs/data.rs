@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     backing::sys,
-    commit::{MarkCell, MarkCells},
+    commit::{
+        MarkCell, MarkCells,
+        marks::{FILE_BLOCKS_MAX, WHOLE_FILE},
+    },
 };
 
 /// An open file, for the kernel.
@@ -248,6 +251,10 @@ impl<J: Journal> Vfs<J> {
 pub(super) fn data_cells(id: InodeId, offset: u64, len: u64) -> MarkCells {
     let first = offset / limits::MARK_BLOCK;
     let last = offset.saturating_add(len.saturating_sub(1)) / limits::MARK_BLOCK;
+    if last - first >= u64::from(FILE_BLOCKS_MAX) {
+        // A hole may be as long as a file: its blocks one by one would be looked at for minutes, under a lock that all wait for.
+        return smallvec![MarkCell::File { id, block: WHOLE_FILE }];
+    }
     (first..=last).map(|block| MarkCell::File { id, block }).collect::<SmallVec<_>>()
 }
 
