@@ -48,11 +48,21 @@ pub enum Store {
 type ReadTables = [ReadOnlyTable<&'static [u8], &'static [u8]>; TABLES];
 
 /// redb in one file.
+///
+/// After one failed write (a full disk) redb refuses everything until it is opened again. So the store drops it then and opens it
+/// anew: what the failed commit was to write is still in the catalog's overlay and comes again.
 pub struct DiskStore {
     path: PathBuf,
+    /// `None` while it could not be opened again; the next commit tries.
+    opened: RwLock<Option<Opened>>,
+}
+
+struct Opened {
+    /// Open for reading at the last commit, so that a look-up opens nothing. Dropped before the database.
+    tables: ReadTables,
     database: Database,
-    /// Open for reading at the last commit, so that a look-up opens nothing.
-    tables: RwLock<ReadTables>,
+    /// Rows were committed without durability since the last durable commit: they are nowhere else, so it must not be dropped.
+    relieved: bool,
 }
 
 type MemoryTable = BTreeMap<Box<[u8]>, Box<[u8]>>;
@@ -99,7 +109,8 @@ impl Store {
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Box<[u8]>>, CatalogError> {
         match self {
             Store::Disk(store) => {
-                let tables = store.tables.read();
+                let opened = store.opened.read();
+                let tables = &opened.as_ref().ok_or_else(|| self.failed("read", CLOSED))?.tables;
                 let value = tables[table as usize].get(key).map_err(|error| self.failed("read", error))?;
                 Ok(value.map(|value| value.value().into()))
             }
@@ -118,7 +129,8 @@ impl Store {
         let mut rows = Vec::new();
         match self {
             Store::Disk(store) => {
-                let tables = store.tables.read();
+                let opened = store.opened.read();
+                let tables = &opened.as_ref().ok_or_else(|| self.failed("read", CLOSED))?.tables;
                 let range = tables[table as usize]
                     .range::<&[u8]>((from, Bound::Unbounded))
                     .map_err(|error| self.failed("read", error))?;
@@ -143,7 +155,11 @@ impl Store {
     /// The row of meta data.
     pub fn meta(&self) -> Result<Option<Vec<u8>>, CatalogError> {
         match self {
-            Store::Disk(store) => store.meta().map_err(|error| self.failed("read", error)),
+            Store::Disk(store) => {
+                let opened = store.opened.read();
+                let opened = opened.as_ref().ok_or_else(|| self.failed("read", CLOSED))?;
+                opened.meta().map_err(|error| self.failed("read", error))
+            }
             Store::Memory(store) => Ok(store.current.lock().meta.clone()),
         }
     }
@@ -172,6 +188,9 @@ impl Store {
     }
 }
 
+/// A full disk keeps the catalog closed; said with the next error, which names the file.
+const CLOSED: &str = "closed after a failed write; it is opened again with the next checkpoint";
+
 impl DiskStore {
     fn open(path: &Path) -> Result<Self, redb::Error> {
         let database = Database::create(path)?;
@@ -181,14 +200,43 @@ impl DiskStore {
         }
         transaction.open_table(META)?;
         transaction.commit()?;
-        let tables = RwLock::new(Self::read_tables(&database)?);
-        Ok(DiskStore { path: path.to_owned(), database, tables })
+        let opened = RwLock::new(Some(Opened::new(database)?));
+        Ok(DiskStore { path: path.to_owned(), opened })
     }
 
-    fn read_tables(database: &Database) -> Result<ReadTables, redb::Error> {
-        let transaction = database.begin_read()?;
-        let [nodes, entries, links] = DEFINITIONS;
-        Ok([transaction.open_table(nodes)?, transaction.open_table(entries)?, transaction.open_table(links)?])
+    fn commit(&self, changes: &[Overlay; TABLES], meta: Option<&[u8]>) -> Result<(), redb::Error> {
+        // Readers go on meanwhile; one thread commits.
+        let mut guard = self.opened.upgradable_read();
+        if guard.is_none() {
+            let reopened = Opened::new(Database::open(&self.path)?)?;
+            guard.with_upgraded(|opened| *opened = Some(reopened));
+        }
+        let Some(opened) = guard.as_ref() else { return Err(redb::Error::PreviousIo) };
+        match opened.commit(changes, meta) {
+            Ok(tables) => {
+                guard.with_upgraded(|opened| {
+                    if let Some(opened) = opened {
+                        (opened.tables, opened.relieved) = (tables, meta.is_none());
+                    }
+                });
+                Ok(())
+            }
+            Err(error) => {
+                if !opened.relieved {
+                    guard.with_upgraded(|opened| {
+                        *opened = None;
+                        *opened = Database::open(&self.path).ok().and_then(|database| Opened::new(database).ok());
+                    });
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Opened {
+    fn new(database: Database) -> Result<Opened, redb::Error> {
+        Ok(Opened { tables: read_tables(&database)?, database, relieved: false })
     }
 
     fn meta(&self) -> Result<Option<Vec<u8>>, redb::Error> {
@@ -196,7 +244,7 @@ impl DiskStore {
         Ok(table.get(META_KEY)?.map(|value| value.value().to_vec()))
     }
 
-    fn commit(&self, changes: &[Overlay; TABLES], meta: Option<&[u8]>) -> Result<(), redb::Error> {
+    fn commit(&self, changes: &[Overlay; TABLES], meta: Option<&[u8]>) -> Result<ReadTables, redb::Error> {
         let mut transaction = self.database.begin_write()?;
         if meta.is_none() {
             transaction.set_durability(Durability::None)?;
@@ -217,7 +265,50 @@ impl DiskStore {
             transaction.open_table(META)?.insert(META_KEY, meta)?;
         }
         transaction.commit()?;
-        *self.tables.write() = Self::read_tables(&self.database)?;
-        Ok(())
+        read_tables(&self.database)
+    }
+}
+
+fn read_tables(database: &Database) -> Result<ReadTables, redb::Error> {
+    let transaction = database.begin_read()?;
+    let [nodes, entries, links] = DEFINITIONS;
+    Ok([transaction.open_table(nodes)?, transaction.open_table(entries)?, transaction.open_table(links)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write as _};
+
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+    use super::{Overlay, Store, TABLES, Table};
+
+    fn rows(from: u32, count: u32) -> [Overlay; TABLES] {
+        let row = |n: u32| (n.to_be_bytes().as_slice().into(), Some(vec![7; 1000].into()));
+        [(from..from + count).map(row).collect(), Overlay::new(), Overlay::new()]
+    }
+
+    #[test]
+    fn a_disk_that_was_full_is_no_reason_to_start_again() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        if mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=8m")).is_err() {
+            println!("SKIPPED: a small tmpfs cannot be mounted here");
+            return;
+        }
+        let store = Store::open(dir.path()).expect("made");
+        store.commit(&rows(0, 10), Some(b"first")).expect("there is room");
+        let mut filler = fs::File::create(dir.path().join("filler")).expect("made");
+        while filler.write_all(&[1; 65536]).is_ok() {}
+        assert!(store.commit(&rows(10, 4000), Some(b"second")).is_err(), "the disk is full");
+        assert!(store.commit(&rows(10, 4000), Some(b"second")).is_err(), "and still is");
+        drop(filler);
+        fs::remove_file(dir.path().join("filler")).expect("removed");
+        store.commit(&rows(10, 4000), Some(b"second")).expect("there is room again");
+        assert_eq!(store.meta().expect("read").as_deref(), Some(&b"second"[..]));
+        for n in [0u32, 9, 10, 4009] {
+            assert!(store.get(Table::Nodes, &n.to_be_bytes()).expect("read").is_some(), "row {n}");
+        }
+        drop(store);
+        unmount(dir.path(), UnmountFlags::empty()).expect("unmounted");
     }
 }
