@@ -10,11 +10,14 @@
 //! (prefix), its position never goes back and nothing acknowledged is lost, and when the faults end both sides become equal (convergence),
 //! in the catalog too. Repeating a seed repeats the run.
 
+mod apps;
 mod folder;
+mod picture;
 mod replica;
 mod requests;
 mod world;
 
-pub use folder::{Folder, FolderReader, Picture, Request, id_of};
+pub use folder::{Folder, FolderReader, Request, id_of};
+pub use picture::Picture;
 pub use replica::ReplicaHost;
 pub use world::{Faults, World};

@@ -20,7 +20,7 @@ use tandem_storaged::{
     volume::state::Identity,
 };
 
-use crate::{rng::Rng, sim::folder::Picture};
+use crate::{rng::Rng, sim::picture::Picture};
 
 /// One end of a connection at the storage side.
 #[derive(Clone)]

@@ -20,7 +20,7 @@ use tandem_mountd::{
     },
 };
 use tandem_proto::{
-    Origin, Position, Seq, Uuid,
+    Position, Seq, Uuid,
     pb::{self, client_message::Body},
     stage::Stage,
 };
@@ -28,9 +28,9 @@ use tandem_proto::{
 use crate::{
     rng::Rng,
     sim::{
-        folder::{FolderReader, Picture},
+        apps::Apps,
+        folder::FolderReader,
         replica::{Inbound, ReplicaHost},
-        requests::{cells, next_request},
     },
 };
 
@@ -47,19 +47,6 @@ pub struct Faults {
     pub mount_kills: u64,
     /// Bound of the window in bytes.
     pub window_bytes: usize,
-}
-
-/// States of the folder, by run of mountd and seq.
-type History = Vec<BTreeMap<u64, Arc<Picture>>>;
-
-/// The applications and their mount's commit.
-struct Apps {
-    rng: Rng,
-    reader: FolderReader,
-    commit: Arc<Commit>,
-    history: History,
-    /// Nobody asks for anything any more.
-    quiet: bool,
 }
 
 struct Connection {
@@ -115,38 +102,6 @@ fn link_of(run: usize, commit: &Arc<Commit>) -> LinkCore {
         replace: false,
     };
     LinkCore::new(config, Arc::clone(commit), run as u64 + 1)
-}
-
-impl Apps {
-    fn draw(&mut self, seq: Seq) {
-        let picture = Arc::new(self.reader.folder().picture());
-        let run = self.history.last_mut().expect("a run has begun");
-        run.insert(seq.0, picture);
-    }
-
-    /// One request of an application. `meanwhile` runs between the change and the filling of its slot.
-    fn request(&mut self, meanwhile: impl FnOnce()) -> String {
-        let request = next_request(&mut self.rng);
-        let planned = self.reader.folder().clone().perform(&request);
-        let commit = Arc::clone(&self.commit);
-        let Some(changes) = planned else {
-            // A call that fails leaves a void slot.
-            let slot = commit.reserve();
-            let seq = slot.seq();
-            self.draw(seq);
-            slot.void();
-            return format!("{seq}: void ({request:?})");
-        };
-        let _mark = commit.mark(&cells(&changes)).expect("the activity log can be written");
-        let slot = commit.reserve();
-        let seq = slot.seq();
-        let happened = self.reader.folder().perform(&request).expect("it was possible a moment ago");
-        self.draw(seq);
-        meanwhile();
-        let text = format!("{seq}: {happened:?}");
-        slot.fill(Origin::default(), happened);
-        text
-    }
 }
 
 impl World {
@@ -231,12 +186,12 @@ impl World {
     }
 
     fn request(&mut self) {
-        let text = self.apps.request(|| ());
+        let text = self.apps.request();
         self.note(text);
         // A burst fills the window faster than the link empties it.
         if self.rng.chance(3) {
             for _ in 0..self.rng.below(60) {
-                let text = self.apps.request(|| ());
+                let text = self.apps.request();
                 self.note(text);
             }
         }
@@ -304,7 +259,7 @@ impl World {
             let body = message_of(&stage, session);
             connection.to_storage.push_back(pb::ClientMessage { body: Some(body) });
             if !apps.quiet && apps.rng.chance(15) {
-                meanwhile.push(apps.request(|| ()));
+                meanwhile.push(apps.request());
             }
             Ok(())
         });
