@@ -69,7 +69,16 @@ impl<J: Journal> Connection<J> {
 
     /// Answers requests until the file system is unmounted.
     pub fn serve(self) -> io::Result<()> {
-        self.session.run()
+        end_of_connection(self.session.run())
+    }
+}
+
+/// The end of the connection shows as ENODEV, which fuser takes for the end. A thread that was just taking a request when the kernel
+/// shut the connection gets ECONNABORTED instead (`fuse_dev_do_read`): the same end, seen a moment earlier.
+fn end_of_connection(served: io::Result<()>) -> io::Result<()> {
+    match served {
+        Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+        other => other,
     }
 }
 
@@ -79,4 +88,18 @@ fn config(acl: SessionACL) -> fuser::Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::end_of_connection;
+
+    #[test]
+    fn a_request_taken_while_the_mount_goes_is_no_broken_connection() {
+        assert!(end_of_connection(Err(io::Error::from_raw_os_error(libc::ECONNABORTED))).is_ok());
+        assert!(end_of_connection(Err(io::Error::from_raw_os_error(libc::EIO))).is_err());
+        assert!(end_of_connection(Ok(())).is_ok());
+    }
 }
