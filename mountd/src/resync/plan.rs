@@ -9,7 +9,7 @@
 //! moved while directories are still being listed could be missed by both listings; their new names are sent as well (`moves`).
 //! A further round ([`Plan::merge`]) goes on with what is queued.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use tandem_proto::{InodeId, Name, Position, limits::STAGE_ENTRIES_MAX, stage::Piece};
 
@@ -120,7 +120,8 @@ pub struct Plan {
     needs: VecDeque<InodeId>,
     names: VecDeque<(InodeId, Vec<Name>)>,
     dirs: Vec<InodeId>,
-    files: VecDeque<(InodeId, Wanted)>,
+    /// One entry an inode: a second message about one in the same round would take the place of the first, with all its extents.
+    files: BTreeMap<InodeId, Wanted>,
     /// Directories queued or listed in this round.
     listed: HashSet<InodeId>,
     /// Inodes queued or sent whole in this round.
@@ -146,7 +147,7 @@ impl Plan {
             needs: VecDeque::new(),
             names: VecDeque::new(),
             dirs: Vec::new(),
-            files: VecDeque::new(),
+            files: BTreeMap::new(),
             listed: HashSet::new(),
             whole: HashSet::new(),
             sent: HashSet::new(),
@@ -186,7 +187,9 @@ impl Plan {
         if taken.scope() != Scope::Cells {
             self.queue_directory(InodeId::ROOT);
         }
-        for (dir, names) in taken.dirs() {
+        let mut dirs: Vec<_> = taken.dirs().iter().collect();
+        dirs.sort_unstable_by_key(|(id, _)| **id);
+        for (dir, names) in dirs {
             if taken.scope() != Scope::Cells {
                 // Every directory is listed from the root down. Where handles do not open, that is also the only way to one that was not
                 // seen yet: asked for first, it would be taken for gone.
@@ -197,7 +200,10 @@ impl Plan {
                 DirtyNames::Some(names) => self.queue_names(*dir, names.iter().cloned().collect()),
             }
         }
-        for (id, node) in taken.nodes() {
+        // In an order of their own: hash maps have another one at each run.
+        let mut nodes: Vec<_> = taken.nodes().iter().collect();
+        nodes.sort_unstable_by_key(|(id, _)| **id);
+        for (id, node) in nodes {
             let wanted = match &node.data {
                 _ if node.born => Wanted::Whole,
                 DirtyData::All => Wanted::Whole,
@@ -207,8 +213,7 @@ impl Plan {
             if node.born {
                 self.queue_need(*id);
             } else {
-                self.progress.nodes_total += 1;
-                self.files.push_back((*id, wanted));
+                self.queue_file(*id, wanted);
             }
         }
     }
@@ -288,7 +293,7 @@ impl Plan {
             return Some(Step::List(dir));
         }
         if self.phase == Phase::Files {
-            while let Some((id, wanted)) = self.files.pop_front() {
+            while let Some((id, wanted)) = self.files.pop_first() {
                 if !self.whole.contains(&id) {
                     self.sent.insert(id);
                     return Some(Step::Node(id, wanted));
@@ -374,8 +379,7 @@ impl Plan {
         for group in names.chunks(STAGE_ENTRIES_MAX) {
             self.names.push_back((dir, group.to_vec()));
         }
-        self.files.push_back((dir, Wanted::Attributes));
-        self.progress.nodes_total += 1;
+        self.queue_file(dir, Wanted::Attributes);
         self.unconfirmed = true;
     }
 
@@ -383,6 +387,23 @@ impl Plan {
         self.listed.insert(dir);
         self.dirs.push(dir);
         self.unconfirmed = true;
+    }
+
+    fn queue_file(&mut self, id: InodeId, wanted: Wanted) {
+        let wanted = match (self.files.remove(&id), wanted) {
+            (None, wanted) => {
+                self.progress.nodes_total += 1;
+                wanted
+            }
+            (Some(Wanted::Whole), _) | (_, Wanted::Whole) => Wanted::Whole,
+            (Some(Wanted::Ranges(mut before)), Wanted::Ranges(ranges)) => {
+                before.union(&ranges);
+                Wanted::Ranges(before)
+            }
+            (Some(Wanted::Ranges(ranges)), Wanted::Attributes) => Wanted::Ranges(ranges),
+            (Some(Wanted::Attributes), wanted) => wanted,
+        };
+        self.files.insert(id, wanted);
     }
 
     fn queue_need(&mut self, id: InodeId) {
@@ -428,6 +449,34 @@ mod tests {
         assert_eq!(plan.poll(), Next::Step(Step::List(InodeId::ROOT)));
         plan.handle_done(&StepDone { directories: vec![id()], ..Default::default() });
         assert_eq!(plan.poll(), Next::Step(Step::List(id())), "listed once its parent was");
+    }
+
+    #[test]
+    fn extents_that_two_rounds_found_go_out_as_one_inode() {
+        let dirty = |from, to| {
+            let mut taken = DirtySet::default();
+            taken.insert_range(id(), from, to);
+            taken
+        };
+        let mut plan = Plan::new(&dirty(10, 20), false);
+        plan.merge(&dirty(30, 40));
+        let mut asked = Vec::new();
+        for _ in 0..20 {
+            match plan.poll() {
+                Next::Step(Step::Barrier(token)) => {
+                    plan.handle_done(&StepDone::default());
+                    plan.handle_barrier(token);
+                }
+                Next::Step(Step::Node(_, Wanted::Ranges(ranges))) => {
+                    asked.push(ranges.iter().collect::<Vec<_>>());
+                    plan.handle_done(&StepDone::default());
+                }
+                Next::CheckMoves => plan.no_moves(),
+                Next::Done => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(asked, [[(10, 20), (30, 40)]]);
     }
 
     #[test]
