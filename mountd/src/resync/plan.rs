@@ -169,6 +169,7 @@ impl Plan {
         self.unconfirmed = true;
         self.listed.clear();
         self.whole.clear();
+        self.whole.extend(self.needs.iter().copied());
         self.sent.clear();
         // What was asked for belongs to an inode as the round before sent it.
         for (id, _) in std::mem::take(&mut self.pieces) {
@@ -477,6 +478,29 @@ mod tests {
             }
         }
         assert_eq!(asked, [[(10, 20), (30, 40)]]);
+    }
+
+    #[test]
+    fn inode_that_is_still_to_be_sent_whole_is_not_sent_in_part_as_well() {
+        let mut plan = Plan::new(&DirtySet::default(), false);
+        plan.handle_need_nodes(&[id()]);
+        let mut taken = DirtySet::default();
+        taken.insert_range(id(), 10, 20);
+        plan.merge(&taken);
+        assert_eq!(plan.poll(), Next::Step(Step::Node(id(), Wanted::Whole)));
+        plan.handle_done(&StepDone::default());
+        for _ in 0..20 {
+            match plan.poll() {
+                Next::Step(Step::Barrier(token)) => {
+                    plan.handle_done(&StepDone::default());
+                    plan.handle_barrier(token);
+                }
+                Next::CheckMoves => plan.no_moves(),
+                Next::Done => return,
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("the plan ends");
     }
 
     #[test]

@@ -71,6 +71,10 @@ pub struct World {
     acknowledged: Position,
     dir: tempfile::TempDir,
     trace: VecDeque<String>,
+    /// Percentage of steps that are requests of applications, for now.
+    busy: u64,
+    /// Checks of the prefix that looked at a replica.
+    checks: u64,
     /// From `TANDEM_SIM_TRACE`: keep the whole trace, of lines that contain this.
     trace_all: Option<String>,
 }
@@ -126,6 +130,8 @@ impl World {
             acknowledged: Position::default(),
             dir,
             trace: VecDeque::new(),
+            busy: 15,
+            checks: 0,
             trace_all: std::env::var("TANDEM_SIM_TRACE").ok(),
         };
         world.begin_run();
@@ -167,11 +173,17 @@ impl World {
                 return self.fail(kind);
             }
         }
-        match self.rng.below(100) {
-            0..35 => self.request(),
-            35..95 => self.network_step(),
-            _ => self.pass_time(),
+        if self.rng.chance(1) {
+            // Idle, as people are; busy, as builds are; and more than the link can take.
+            self.busy = *self.rng.pick(&[0, 2, 5, 15, 40]);
         }
+        if self.rng.chance(self.busy) {
+            return self.request();
+        }
+        if self.rng.chance(4) {
+            return self.pass_time();
+        }
+        self.network_step();
     }
 
     fn fail(&mut self, kind: usize) {
@@ -424,6 +436,7 @@ impl World {
         let expected = self.apps.history[run].range(..=position.seq.0).next_back().map(|(_, picture)| picture);
         let expected = expected.unwrap_or_else(|| panic!("the replica is at {position}, which never happened"));
         let found = self.storage.picture();
+        self.checks += 1;
         assert!(
             found == **expected,
             "at {position} the replica is not what the folder was:\n{}",
@@ -479,9 +492,9 @@ impl World {
         }
     }
 
-    /// Number of objects in the folder; for looking at what seeds do.
-    pub fn objects(&self) -> usize {
-        self.apps.reader.folder().len()
+    /// Number of objects in the folder, and of states of the replica that were checked; for looking at what seeds do.
+    pub fn looks(&self) -> (usize, u64) {
+        (self.apps.reader.folder().len(), self.checks)
     }
 }
 
