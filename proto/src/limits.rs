@@ -2,8 +2,6 @@
 
 /// Version of the replication protocol. A daemon refuses another one and says which side to upgrade.
 pub const PROTOCOL_VERSION: u32 = 1;
-/// Default port of storaged.
-pub const DEFAULT_PORT: u16 = 7440;
 /// Longest file name in bytes (NAME_MAX of every Linux file system).
 pub const NAME_MAX: usize = 255;
 /// Longest inode id in bytes; see [`crate::InodeId`].

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use tandem_proto::pb::PauseRequest;
+use tonic::Status;
 
 use crate::{
     exit::{Exit, Failure},
-    mounts::{Found, said, select},
+    mounts::{Found, Mount, said, select},
     output::{complain, say},
     render,
 };
@@ -21,12 +22,22 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(args: Args) -> Result<Exit, Failure> {
-    let found = select(&args.dir.into_iter().collect::<Vec<_>>()).await?;
+    let ask = async |mount: &Mount| mount.control().pause(PauseRequest {}).await.map(drop);
+    ask_each(args.dir, ask, "paused; go on with: tandem resume").await
+}
+
+/// Asks every mount that is meant, and says what came of it: `done` behind the mountpoint, or why not.
+pub async fn ask_each(
+    dir: Option<PathBuf>,
+    ask: impl AsyncFn(&Mount) -> Result<(), Status>,
+    done: &str,
+) -> Result<Exit, Failure> {
+    let found = select(dir.as_slice()).await?;
     let mut exit = report_silent(&found);
-    for mount in found.mounts {
+    for mount in &found.mounts {
         let place = &mount.status.mountpoint;
-        match mount.control().pause(PauseRequest {}).await {
-            Ok(_) => say(&format!("{place} paused; go on with: tandem resume\n"))?,
+        match ask(mount).await {
+            Ok(()) => say(&format!("{place} {done}\n"))?,
             Err(status) => {
                 complain(&format!("{place}: {}", said(&status)));
                 exit = Exit::NoAnswer;
@@ -37,7 +48,7 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
 }
 
 /// Complains of what does not answer.
-pub fn report_silent(found: &Found) -> Exit {
+fn report_silent(found: &Found) -> Exit {
     for silent in &found.silent {
         complain(&render::silent_line(silent));
     }

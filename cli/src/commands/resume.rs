@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use tandem_proto::pb::ResumeRequest;
 
-use super::pause::report_silent;
+use super::pause::ask_each;
 use crate::{
     exit::{Exit, Failure},
-    mounts::{said, select},
-    output::{complain, say},
+    mounts::Mount,
 };
 
 /// Options of `tandem resume`.
@@ -21,17 +20,6 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(args: Args) -> Result<Exit, Failure> {
-    let found = select(&args.dir.into_iter().collect::<Vec<_>>()).await?;
-    let mut exit = report_silent(&found);
-    for mount in found.mounts {
-        let place = &mount.status.mountpoint;
-        match mount.control().resume(ResumeRequest {}).await {
-            Ok(_) => say(&format!("{place} resumed; wait until it has caught up with: tandem wait\n"))?,
-            Err(status) => {
-                complain(&format!("{place}: {}", said(&status)));
-                exit = Exit::NoAnswer;
-            }
-        }
-    }
-    Ok(exit)
+    let ask = async |mount: &Mount| mount.control().resume(ResumeRequest {}).await.map(drop);
+    ask_each(args.dir, ask, "resumed; wait until it has caught up with: tandem wait").await
 }
