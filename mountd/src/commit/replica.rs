@@ -7,6 +7,7 @@ use std::{
 };
 
 use tandem_proto::{Chain, Epoch, Position, Seq};
+use tandem_runtime::mutant;
 use tokio::sync::watch;
 
 use crate::commit::{
@@ -260,7 +261,8 @@ impl Commit {
         if chosen.is_empty() {
             return Ok(0);
         }
-        let result = sync_backing().and_then(|()| {
+        let synced = if mutant::is("clear-unsynced") { Ok(()) } else { sync_backing() };
+        let result = synced.and_then(|()| {
             let mut log = self.log.lock();
             let (clear, header) = {
                 let inner = self.inner.lock();

@@ -5,5 +5,6 @@ pub mod connect;
 pub mod dirs;
 pub mod durable;
 pub mod frame;
+pub mod mutant;
 pub mod secret;
 pub mod telemetry;

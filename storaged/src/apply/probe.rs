@@ -11,6 +11,7 @@ use tandem_proto::{
     ids::{InodeId, Name},
     stage::NodeType,
 };
+use tandem_runtime::mutant;
 
 use super::{
     changeset::Changeset,
@@ -179,7 +180,10 @@ impl<T: ReplicaTree> Objects<T> {
 
     fn look(&mut self, search: &mut Search, dir: &T::Node, cell: &Cell) -> Result<(), ApplyError> {
         let found = self.tree.find(dir, cell.1.as_bytes()).on("look at", &cell.1)?;
-        let known = found.as_ref().and_then(|found| search.known.get(&found.identity)).copied();
+        let mut known = found.as_ref().and_then(|found| search.known.get(&found.identity)).copied();
+        if mutant::is("redo-by-name") && found.is_some() {
+            known = self.catalog.entry(&cell.0, &cell.1)?.or(known);
+        }
         match (found, known) {
             (None, _) => _ = self.catalog.set_entry(&cell.0, &cell.1, None)?,
             (Some(found), Some(id)) => {

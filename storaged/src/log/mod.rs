@@ -26,6 +26,8 @@ mod segment;
 
 use std::{collections::BTreeMap, fmt, io};
 
+use tandem_runtime::mutant;
+
 use self::{
     disk::{Disk, DiskFile as _},
     segment::{FREE_PREFIX, FRESH, KIND_MARK, Nonce, frame_into, header, segment_name},
@@ -217,10 +219,12 @@ impl<D: Disk> Log<D> {
         }
         let name = || segment_name(self.current.index);
         let file = &self.current.file;
-        let written = file
-            .write_all_at(&self.buffer, start)
-            .map_err(LogError::io("writing", name()))
-            .and_then(|()| file.sync_data().map_err(LogError::io("syncing", name())));
+        let written = file.write_all_at(&self.buffer, start).map_err(LogError::io("writing", name())).and_then(|()| {
+            match mutant::is("ack-before-fsync") {
+                true => Ok(()),
+                false => file.sync_data().map_err(LogError::io("syncing", name())),
+            }
+        });
         if let Err(error) = written {
             // A failed sync may have dropped the pages: nothing behind `end` can be trusted or synced again.
             self.current.poisoned = true;

@@ -5,6 +5,7 @@ use tandem_proto::{
     limits::{BATCH_MAX_OPS, BATCH_TARGET_BYTES},
     pb::{self, client_message::Body},
 };
+use tandem_runtime::mutant;
 
 use crate::{
     commit::Commit,
@@ -113,7 +114,7 @@ impl LinkCore {
         loop {
             match round.plan.poll() {
                 Next::Step(step) => return Some((step, round.manner, session)),
-                Next::Wait => return None,
+                Next::Wait if !mutant::is("publish-half") => return None,
                 Next::CheckMoves => {
                     let (moved, reserved) = commit.take_moved();
                     if !moved.is_empty() {
@@ -135,11 +136,11 @@ impl LinkCore {
                     commit.stop_collecting_moves();
                     round.plan.no_moves();
                 }
-                Next::Done => {
+                Next::Wait | Next::Done => {
                     // A slot of its own: the position that is published was nobody's before, so whoever waits for it waits for
                     // this state, also when the application did nothing since the epoch began.
                     let slot = commit.reserve();
-                    let s1 = slot.seq();
+                    let s1 = if mutant::is("early-s1") { Seq(0) } else { slot.seq() };
                     slot.void();
                     round.stage = RoundStage::Sending { s1 };
                     return None;
