@@ -14,21 +14,20 @@ use crate::{
     admin::{MountFacts, MountOps},
     backing::{handle::Handle, sys},
     mount,
-    vfs::{FsyncMode, Journal, Vfs, inodes::Inode},
+    vfs::{Journal, Vfs, inodes::Inode},
 };
 
 /// The mount.
 pub struct Mounted<J> {
     dir: PathBuf,
     vfs: Arc<Vfs<J>>,
-    fsync: FsyncMode,
     bypass: Vec<String>,
 }
 
 impl<J: Journal> Mounted<J> {
     /// `dir` is mounted and answered by `vfs`; `bypass` are those who held something of it before.
-    pub fn new(dir: PathBuf, vfs: Arc<Vfs<J>>, fsync: FsyncMode, bypass: Vec<String>) -> Mounted<J> {
-        Mounted { dir, vfs, fsync, bypass }
+    pub fn new(dir: PathBuf, vfs: Arc<Vfs<J>>, bypass: Vec<String>) -> Mounted<J> {
+        Mounted { dir, vfs, bypass }
     }
 
     /// What answers it.
@@ -106,10 +105,7 @@ impl<J: Journal> MountOps for Mounted<J> {
             not_crossed: self.vfs.backing().nested_mounts(),
             bypass: self.bypass.clone(),
             cache_mode: "strict".to_owned(),
-            fsync_mode: match self.fsync {
-                FsyncMode::Local => "local".to_owned(),
-                FsyncMode::Durable => "durable".to_owned(),
-            },
+            fsync_mode: self.vfs.fsync_rules().to_string(),
         }
     }
 }

@@ -15,7 +15,11 @@ use std::{
 use tandem_proto::VolumeName;
 use tandem_runtime::{connect::ServerAddress, dirs, telemetry::LogOptions};
 
-use crate::{link::start::Init, replication::DEFAULT_WINDOW_BYTES, vfs::FsyncMode};
+use crate::{
+    link::start::Init,
+    replication::DEFAULT_WINDOW_BYTES,
+    vfs::{FsyncMode, FsyncRules},
+};
 
 /// Smallest window: a batch and some ops beside it.
 const WINDOW_MIN_BYTES: usize = 4 << 20;
@@ -62,8 +66,8 @@ pub struct Settings {
     pub backing: Option<PathBuf>,
     /// `init=pull|push`.
     pub init: Option<Init>,
-    /// `fsync=local|durable`.
-    pub fsync: FsyncMode,
+    /// `fsync=local|durable[:PATH]`, any number.
+    pub fsync: FsyncRules,
     /// `fsync_timeout=SECONDS`; `None`: wait for ever.
     pub fsync_timeout: Option<Duration>,
     /// `window=SIZE`.
@@ -95,7 +99,7 @@ impl Default for Settings {
         Settings {
             backing: None,
             init: None,
-            fsync: FsyncMode::default(),
+            fsync: FsyncRules::default(),
             fsync_timeout: None,
             window_bytes: DEFAULT_WINDOW_BYTES,
             state: dirs::state_dir(),
@@ -136,7 +140,11 @@ fn usage<T>(message: impl Into<String>) -> Result<T, UsageError> {
 const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("backing", Some("DIR"), "keep the files in DIR instead of in the mountpoint itself"),
     ("init", Some("pull|push"), "fill an empty folder from the replica, or make the replica like the folder"),
-    ("fsync", Some("local|durable"), "what fsync waits for: the local disk, or also the replica's log (local)"),
+    (
+        "fsync",
+        Some("MODE[:PATH]"),
+        "what fsync waits for: local (the disk here) or durable (also the replica's log); for all, or below PATH",
+    ),
     ("fsync_timeout", Some("SECONDS"), "fail a durable fsync with EIO after this time (0: wait)"),
     ("window", Some("SIZE"), "memory for changes that wait to be sent (64M)"),
     ("state", Some("DIR"), "where what must outlive the daemon is kept"),
@@ -315,9 +323,7 @@ impl Settings {
             ("init", Some(value)) => {
                 self.init = Some(one_of(key, &value, &[("pull", Init::Pull), ("push", Init::Push)])?)
             }
-            ("fsync", Some(value)) => {
-                self.fsync = one_of(key, &value, &[("local", FsyncMode::Local), ("durable", FsyncMode::Durable)])?;
-            }
+            ("fsync", Some(value)) => fsync_rule(&mut self.fsync, &value)?,
             ("fsync_timeout", Some(value)) => self.fsync_timeout = seconds(key, &value)?,
             ("window", Some(value)) => self.window_bytes = window(&value)?,
             ("congestion", Some(value)) => one_of(key, &value, &[("lag", ())])?,
@@ -392,6 +398,20 @@ fn flag(key: &str, value: Option<OsString>) -> Result<bool, UsageError> {
     }
 }
 
+/// `MODE` for the mount, `MODE:/PATH` for what lies at or below a path of it.
+fn fsync_rule(rules: &mut FsyncRules, value: &OsString) -> Result<(), UsageError> {
+    const MODES: &[(&str, FsyncMode)] = &[("local", FsyncMode::Local), ("durable", FsyncMode::Durable)];
+    let bytes = value.as_bytes();
+    let Some(at) = bytes.iter().position(|byte| *byte == b':') else {
+        rules.set_mount(one_of("fsync", value, MODES)?);
+        return Ok(());
+    };
+    let mode = one_of("fsync", &OsString::from_vec(bytes[..at].to_vec()), MODES)?;
+    rules.set_below(&bytes[at + 1..], mode).map_err(|why| {
+        UsageError(format!("option fsync={}: {why}; for example fsync=durable:/db", value.to_string_lossy()))
+    })
+}
+
 fn seconds(key: &str, value: &OsString) -> Result<Option<Duration>, UsageError> {
     let text = value.to_string_lossy();
     match text.strip_suffix('s').unwrap_or(&text).parse::<f64>() {
@@ -420,17 +440,23 @@ fn read_config(file: &Path) -> Result<Vec<Pair>, UsageError> {
     let failed = |why: String| UsageError(format!("configuration {}: {why}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))?;
-    table
-        .into_iter()
-        .map(|(key, value)| {
+    let mut pairs = Vec::new();
+    for (key, value) in table {
+        // What may be given several times is a list there.
+        let values = match value {
+            toml::Value::Array(values) => values,
+            value => vec![value],
+        };
+        for value in values {
             let value = match value {
                 toml::Value::String(text) => text,
                 toml::Value::Integer(_) | toml::Value::Float(_) | toml::Value::Boolean(_) => value.to_string(),
                 other => return Err(failed(format!("{key} is a {}, expected a plain value", other.type_str()))),
             };
-            Ok((key.replace('-', "_"), Some(OsString::from(value))))
-        })
-        .collect()
+            pairs.push((key.replace('-', "_"), Some(OsString::from(value))));
+        }
+    }
+    Ok(pairs)
 }
 
 fn help() -> String {

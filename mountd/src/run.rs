@@ -236,7 +236,7 @@ fn serve(
 ) -> Result<Running, RunError> {
     let settings = &options.settings;
     let fuse_failed = |source| RunError::Fuse { dir: place.dir.clone(), source };
-    let vfs = Vfs::new(place.backing.clone(), replication.commit.clone(), settings.fsync);
+    let vfs = Vfs::new(place.backing.clone(), replication.commit.clone(), settings.fsync.clone());
     let vfs = Arc::new(vfs.map_err(system("looking at the backing directory"))?);
     let (connection, detached) = match prepared {
         Some(Prepared { fuse, detached }) => {
@@ -255,7 +255,7 @@ fn serve(
     if let Some(detached) = detached {
         detached.attach(&place.dir, place.present)?;
     }
-    let mounted = Arc::new(Mounted::new(place.dir.clone(), vfs, settings.fsync, place.bypass));
+    let mounted = Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass));
     let socket = admin::socket_path(&settings.runtime, key);
     let admin = admin::serve(&socket, replication.clone(), mounted.clone()).map_err(|source| {
         let _ = mount::unmount(&place.dir, true);

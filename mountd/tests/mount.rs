@@ -65,7 +65,7 @@ fn mount_over(dir: &Path) -> Option<TestMount> {
         let _ = send.send(connection.serve());
     });
     detached.attach(&dir, present).expect("attach");
-    let mounted = Mounted::new(dir.clone(), vfs, FsyncMode::Local, Vec::new());
+    let mounted = Mounted::new(dir.clone(), vfs, Vec::new());
     Some(TestMount { dir, backing, recorder, mounted, before, ended })
 }
 

@@ -16,7 +16,9 @@ use support::{
 use tandem_mountd::{
     backing::Backing,
     commit::{MarkCell, marks::WHOLE_FILE},
-    vfs::{Caller, CopyRange, FsyncMode, Making, Place, SetAttr, SetTime, Vfs, VfsResult, inodes::ROOT_NODE},
+    vfs::{
+        Caller, CopyRange, FsyncMode, FsyncRules, Making, Place, SetAttr, SetTime, Vfs, VfsResult, inodes::ROOT_NODE,
+    },
 };
 use tandem_proto::{Timestamp, limits::MARK_BLOCK};
 
@@ -29,12 +31,16 @@ struct World {
 }
 
 fn world() -> World {
+    world_with(FsyncMode::Local)
+}
+
+fn world_with(fsync: impl Into<FsyncRules>) -> World {
     let dir = tempfile::tempdir().expect("temporary directory");
     std::fs::create_dir(dir.path().join("a")).expect("mkdir");
     std::fs::write(dir.path().join("a/b"), b"was here before").expect("write");
     let backing = Arc::new(Backing::open(dir.path(), false, true).expect("backing"));
     let recorder = Arc::new(Recorder::default());
-    let vfs = Arc::new(Vfs::new(backing.clone(), recorder.clone(), FsyncMode::Local).expect("vfs"));
+    let vfs = Arc::new(Vfs::new(backing.clone(), recorder.clone(), fsync).expect("vfs"));
     let before = Model::read(&*backing);
     World { dir, backing, recorder, vfs, before }
 }
@@ -414,4 +420,55 @@ fn a_hole_of_thousands_of_blocks_is_one_mark() {
     world.recorder.take_marked();
     world.vfs.fallocate(caller(), handle, punch, 0, 5000 * MARK_BLOCK).expect("punched");
     assert!(world.recorder.take_marked().len() <= 2);
+}
+
+#[test]
+fn a_rule_for_a_path_follows_what_is_moved_in_and_out_of_it() {
+    let mut rules = FsyncRules::from(FsyncMode::Local);
+    rules.set_below(b"/db", FsyncMode::Durable).expect("path");
+    rules.set_below(b"/db/tmp", FsyncMode::Local).expect("path");
+    let world = world_with(rules);
+    let vfs = &world.vfs;
+    let waits = |fsync: &dyn Fn()| {
+        let before = world.recorder.promises.load(Ordering::Relaxed);
+        fsync();
+        world.recorder.promises.load(Ordering::Relaxed) > before
+    };
+    let fsync = |handle| {
+        waits(&|| {
+            vfs.fsync(caller(), handle, false, Box::new(|done| done.expect("fsync")));
+        })
+    };
+    let fsync_dir = |node| {
+        waits(&|| {
+            vfs.fsync_dir(node, Box::new(|done| done.expect("fsync")));
+        })
+    };
+    let place = |parent, name: &'static str| Place { parent, name: OsStr::new(name) };
+
+    let db = vfs.mkdir(making(ROOT_NODE, "db"), 0o755).expect("mkdir").node;
+    let deep = vfs.mkdir(making(db, "deep"), 0o755).expect("mkdir").node;
+    let tmp = vfs.mkdir(making(db, "tmp"), 0o755).expect("mkdir").node;
+    assert!(fsync_dir(db) && fsync_dir(deep) && !fsync_dir(tmp) && !fsync_dir(ROOT_NODE));
+    let (file, opened) = vfs.create(making(deep, "file"), 0o644, libc::O_RDWR).expect("create");
+    assert!(fsync(opened.handle));
+
+    // The directory moves out with all that is in it, and in again.
+    vfs.rename(caller(), place(ROOT_NODE, "db"), place(ROOT_NODE, "elsewhere"), 0).expect("rename");
+    assert!(!fsync(opened.handle) && !fsync_dir(deep));
+    vfs.rename(caller(), place(ROOT_NODE, "elsewhere"), place(ROOT_NODE, "db"), 0).expect("rename");
+    assert!(fsync(opened.handle));
+
+    // The file moves to where the rule is another.
+    vfs.rename(caller(), place(deep, "file"), place(tmp, "file"), 0).expect("rename");
+    assert!(!fsync(opened.handle));
+    // The strictest of several names binds; when it goes, the other one does.
+    vfs.link(caller(), file.node, deep, OsStr::new("second")).expect("link");
+    assert!(fsync(opened.handle));
+    vfs.unlink(caller(), deep, OsStr::new("second")).expect("unlink");
+    assert!(!fsync(opened.handle));
+    // Without a name it keeps the rule that it had.
+    vfs.rename(caller(), place(tmp, "file"), place(db, "file"), 0).expect("rename");
+    vfs.unlink(caller(), db, OsStr::new("file")).expect("unlink");
+    assert!(fsync(opened.handle));
 }

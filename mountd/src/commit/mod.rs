@@ -17,10 +17,10 @@ pub mod intervals;
 pub mod marks;
 mod replica;
 mod types;
+pub mod waiters;
 pub mod window;
 
 use std::{
-    collections::BTreeMap,
     io, mem,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -36,15 +36,9 @@ use self::{
     activity_log::{ActivityLog, Header, Record, Recovered},
     dirty::DirtySet,
     marks::{Check, MarkRecord, Marks, Pins},
+    waiters::{Done, Ticket, Waiters},
     window::Window,
 };
-
-type Done = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
-
-struct Waiter {
-    deadline: Option<Instant>,
-    done: Done,
-}
 
 struct Inner {
     window: Window,
@@ -62,7 +56,7 @@ struct Inner {
     /// The op of the first state that this run published.
     first_published: Seq,
     epoch: Epoch,
-    waiters: BTreeMap<Seq, Vec<Waiter>>,
+    waiters: Waiters,
     /// Collected while a resync still lists directories.
     moved: Option<Vec<Moved>>,
     fenced: Option<String>,
@@ -140,7 +134,7 @@ impl Commit {
                 applied: None,
                 first_published: Seq(0),
                 epoch: Epoch(0),
-                waiters: BTreeMap::new(),
+                waiters: Waiters::default(),
                 moved: None,
                 fenced: None,
                 stopping: false,
@@ -225,8 +219,9 @@ impl Commit {
         self.inner.lock().window.last_reserved()
     }
 
-    /// Calls `done` (from another thread, or at once) when everything up to `seq` is durable on the replica, or with why not.
-    pub fn when_durable(&self, seq: Seq, done: Box<dyn FnOnce(Result<(), CommitError>) + Send>) {
+    /// Calls `done` (from another thread, or at once) when everything up to `seq` is durable on the replica, or with why not. The ticket
+    /// is for [`Commit::interrupt`]; there is none if `done` was called.
+    pub fn when_durable(&self, seq: Seq, done: Done) -> Option<Ticket> {
         let refused = {
             let mut inner = self.inner.lock();
             if inner.durable.is_some_and(|durable| durable.seq >= seq) {
@@ -237,11 +232,16 @@ impl Commit {
                 Err(CommitError::Stopping)
             } else {
                 let deadline = self.fsync_timeout.map(|timeout| Instant::now() + timeout);
-                inner.waiters.entry(seq).or_default().push(Waiter { deadline, done });
-                return;
+                return Some(inner.waiters.add(seq, deadline, done));
             }
         };
         done(refused);
+        None
+    }
+
+    /// A signal came to a call that waits: it is let go with EINTR if it still waits after [`waiters::INTERRUPT_GRACE`].
+    pub fn interrupt(&self, ticket: Ticket) {
+        self.inner.lock().waiters.interrupt(ticket, Instant::now());
     }
 
     /// Whether mutating calls must be refused with EROFS (fenced).
@@ -306,10 +306,8 @@ impl Inner {
     }
 
     /// Takes the waiters that `durable` satisfies.
-    fn satisfied(&mut self) -> Vec<Waiter> {
-        let Some(durable) = self.durable else { return Vec::new() };
-        let later = self.waiters.split_off(&durable.seq.next());
-        mem::replace(&mut self.waiters, later).into_values().flatten().collect()
+    fn satisfied(&mut self) -> Vec<Done> {
+        self.durable.map(|durable| self.waiters.satisfied(durable.seq)).unwrap_or_default()
     }
 }
 

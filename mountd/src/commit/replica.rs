@@ -11,9 +11,10 @@ use tandem_runtime::mutant;
 use tokio::sync::watch;
 
 use crate::commit::{
-    Commit, CommitError, Frozen, Moved, Waiter, Watermarks,
+    Commit, CommitError, Frozen, MarkCell, Moved, Watermarks,
     activity_log::{Header, Record},
     dirty::DirtySet,
+    waiters::Done,
     window::Taken,
 };
 
@@ -34,6 +35,15 @@ impl Commit {
     /// Adds to what differs (recovered marks, a walk, a full compare).
     pub fn insert_dirty(&self, dirty: &DirtySet) {
         self.inner.lock().dirty.merge(dirty);
+    }
+
+    /// The backing directory could not make this durable (a failed fsync): what it holds there is not known any more, so it differs.
+    pub fn suspect(&self, cell: MarkCell) {
+        let mut inner = self.inner.lock();
+        match cell {
+            MarkCell::Dir(id) => inner.dirty.insert_directory(id),
+            MarkCell::File { id, .. } => inner.dirty.insert_file(id),
+        }
     }
 
     /// The first attach of this run opened an epoch.
@@ -189,14 +199,14 @@ impl Commit {
         self.tell(waiters);
     }
 
-    fn tell(&self, waiters: Vec<Waiter>) {
+    fn tell(&self, waiters: Vec<Done>) {
         let now = {
             let inner = self.inner.lock();
             Watermarks { durable: inner.durable.map(|position| position.seq), applied: inner.applied }
         };
         self.watermarks.send_if_modified(|marks| mem::replace(marks, now) != now);
         for waiter in waiters {
-            (waiter.done)(Ok(()));
+            waiter(Ok(()));
         }
     }
 
@@ -205,22 +215,12 @@ impl Commit {
         self.inner.lock().durable
     }
 
-    /// Fails waiters whose time is over. `why`: what the link says.
+    /// Lets go of waiters whose time is over, or who were interrupted. `why`: what the link says.
     pub fn expire(&self, now: Instant, why: &str) {
-        let Some(timeout) = self.fsync_timeout else { return };
-        let mut expired = Vec::new();
-        {
-            let mut inner = self.inner.lock();
-            for waiters in inner.waiters.values_mut() {
-                let (late, wait): (Vec<_>, Vec<_>) =
-                    mem::take(waiters).into_iter().partition(|waiter| waiter.deadline.is_some_and(|at| at <= now));
-                *waiters = wait;
-                expired.extend(late);
-            }
-            inner.waiters.retain(|_, waiters| !waiters.is_empty());
-        }
-        for waiter in expired {
-            (waiter.done)(Err(CommitError::Timeout(timeout.as_secs(), why.to_owned())));
+        let expired = self.inner.lock().waiters.expired(now);
+        let seconds = self.fsync_timeout.unwrap_or_default().as_secs();
+        for (late, done) in expired {
+            done(Err(if late { CommitError::Timeout(seconds, why.to_owned()) } else { CommitError::Interrupted }));
         }
     }
 
@@ -230,10 +230,10 @@ impl Commit {
         let waiters = {
             let mut inner = self.inner.lock();
             inner.fenced = Some(reason.to_owned());
-            mem::take(&mut inner.waiters)
+            inner.waiters.take_all()
         };
-        for waiter in waiters.into_values().flatten() {
-            (waiter.done)(Err(CommitError::Fenced(reason.to_owned())));
+        for waiter in waiters {
+            waiter(Err(CommitError::Fenced(reason.to_owned())));
         }
     }
 
@@ -242,10 +242,10 @@ impl Commit {
         let waiters = {
             let mut inner = self.inner.lock();
             inner.stopping = true;
-            mem::take(&mut inner.waiters)
+            inner.waiters.take_all()
         };
-        for waiter in waiters.into_values().flatten() {
-            (waiter.done)(Err(CommitError::Stopping));
+        for waiter in waiters {
+            waiter(Err(CommitError::Stopping));
         }
     }
 

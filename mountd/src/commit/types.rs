@@ -35,6 +35,9 @@ pub enum CommitError {
     /// Not durable on the replica within the fsync timeout. EIO.
     #[error("not durable on the replica within {0} s: {1}")]
     Timeout(u64, String),
+    /// A signal came while the replica was away. EINTR.
+    #[error("interrupted while waiting for the replica")]
+    Interrupted,
     /// The daemon stops. EIO.
     #[error("the daemon is stopping")]
     Stopping,

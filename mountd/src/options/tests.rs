@@ -3,7 +3,10 @@
 use std::{ffi::OsString, time::Duration};
 
 use super::{Options, Request, parse};
-use crate::{link::start::Init, vfs::FsyncMode};
+use crate::{
+    link::start::Init,
+    vfs::{FsyncMode, FsyncRules},
+};
 
 fn words(line: &str) -> Vec<OsString> {
     line.split(' ').map(OsString::from).collect()
@@ -41,11 +44,27 @@ fn every_way_of_writing_an_option_is_the_same() {
         "h:/v /m --fsync durable --fsync-timeout 30s -o init=push,rw,_netdev,nofail,x-systemd.automount --window=8192k",
     ] {
         let settings = options(line).settings;
-        assert_eq!(settings.fsync, FsyncMode::Durable, "{line}");
+        assert_eq!(settings.fsync, FsyncRules::from(FsyncMode::Durable), "{line}");
         assert_eq!(settings.fsync_timeout, Some(Duration::from_secs(30)));
         assert_eq!(settings.init, Some(Init::Push));
         assert_eq!(settings.window_bytes, 8 << 20);
     }
+}
+
+#[test]
+fn fsync_takes_a_rule_for_the_mount_and_any_number_for_paths() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("mount.toml");
+    std::fs::write(&file, "fsync = [\"durable\", \"local:/tmp\", \"durable:/tmp/db\"]\n").expect("write");
+    for line in [
+        "h:/v /m -o fsync=durable,fsync=local:/tmp,fsync=durable:/tmp/db".to_owned(),
+        "h:/v /m --fsync local:/tmp --fsync durable:/tmp//db/ -o fsync=durable".to_owned(),
+        format!("h:/v /m --config {}", file.display()),
+    ] {
+        assert_eq!(options(&line).settings.fsync.to_string(), "durable,local:/tmp,durable:/tmp/db", "{line}");
+    }
+    assert!(refused("h:/v /m -o fsync=durable:db").contains("begins with /"));
+    assert!(refused("h:/v /m -o fsync=never:/db").contains("local or durable"));
 }
 
 #[test]
@@ -73,7 +92,7 @@ fn a_configuration_file_has_the_same_keys_and_yields_to_the_command_line() {
     std::fs::write(&file, "fsync = \"durable\"\nlog-json = true\nfsync_timeout = 5\n").expect("write");
     let line = format!("h:/v /m --config {} -o fsync_timeout=7", file.display());
     let settings = options(&line).settings;
-    assert!(settings.log.json && settings.fsync == FsyncMode::Durable);
+    assert!(settings.log.json && settings.fsync == FsyncRules::from(FsyncMode::Durable));
     assert_eq!(settings.fsync_timeout, Some(Duration::from_secs(7)));
     std::fs::write(&file, "nonsense = 1\n").expect("write");
     assert!(refused(&line).contains("nonsense"));

@@ -140,6 +140,7 @@ impl<J: Journal> Vfs<J> {
         );
         self.backing.remember(&inode.id, &dir.id, name);
         let inode = self.inodes.remember(inode.id, &stat);
+        self.saw_name(&inode, &dir, name);
         Ok(self.entry(&inode, stat))
     }
 
@@ -175,6 +176,7 @@ impl<J: Journal> Vfs<J> {
         slot.fill(caller.origin(), changes);
         self.backing.remember(&born.id, &dir.id, name);
         let inode = self.inodes.remember(born.id, &born.stat);
+        self.saw_name(&inode, &dir, name);
         if born.stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
             // Nobody gives capabilities at birth; so the first write need not look.
             inode.lock().privileges = Privileges::Absent;

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use rustix::fs::{OFlags, SeekFrom};
 use smallvec::{SmallVec, smallvec};
-use tandem_proto::{Change, Changes, InodeId, limits};
+use tandem_proto::{Change, Changes, InodeId, limits, stage::NodeType};
 
 use super::{
     Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
@@ -20,6 +20,7 @@ use crate::{
     commit::{
         MarkCell, MarkCells,
         marks::{FILE_BLOCKS_MAX, WHOLE_FILE},
+        waiters::Ticket,
     },
 };
 
@@ -191,19 +192,49 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// Makes the file durable as the mount promises, then calls `done`, perhaps later and from another thread.
-    pub fn fsync(&self, caller: Caller, handle: u64, data_only: bool, done: FsyncDone) {
+    /// Makes the file durable as the mount promises, then calls `done`, perhaps later and from another thread. The ticket is of who
+    /// waits for the replica, see [`Vfs::interrupt`].
+    pub fn fsync(&self, caller: Caller, handle: u64, data_only: bool, done: FsyncDone) -> Option<Ticket> {
         if self.flushers.lock().contains(&caller.pid) {
-            return done(Ok(()));
+            done(Ok(()));
+            return None;
         }
-        let synced = self.file(handle).and_then(|file| {
-            if file.writable {
-                self.settle(caller, &file.inode, Some(&file.fd))?;
+        let file = match self.file(handle) {
+            Ok(file) => file,
+            Err(error) => {
+                done(Err(error));
+                return None;
             }
-            let result = if data_only { rustix::fs::fdatasync(&file.fd) } else { rustix::fs::fsync(&file.fd) };
-            Ok(result?)
-        });
-        self.promise(synced, done);
+        };
+        self.promise(&file.inode, self.fsync_locally(caller, &file, data_only), done)
+    }
+
+    fn fsync_locally(&self, caller: Caller, file: &OpenFile, data_only: bool) -> VfsResult<()> {
+        if file.writable {
+            // First, so that it is on its way to the replica while the local disk works.
+            self.settle(caller, &file.inode, Some(&file.fd))?;
+        }
+        let synced = if data_only { rustix::fs::fdatasync(&file.fd) } else { rustix::fs::fsync(&file.fd) };
+        self.synced(&file.inode, synced)
+    }
+
+    /// After a failed fsync nobody knows which of the written bytes are on the disk: what is read from now on may be older.
+    fn synced(&self, inode: &Inode, result: rustix::io::Result<()>) -> VfsResult<()> {
+        match result {
+            Ok(()) => Ok(()),
+            // A file system that is full, or one that knows no fsync for such an object, lost nothing.
+            Err(error @ (rustix::io::Errno::INVAL | rustix::io::Errno::ROFS | rustix::io::Errno::INTR)) => {
+                Err(error.into())
+            }
+            Err(error) => {
+                tracing::error!(inode = %inode.id, %error, "the backing directory could not make a file durable: what it holds is suspect");
+                self.journal.suspect(match inode.node_type {
+                    NodeType::Directory => MarkCell::Dir(inode.id),
+                    _ => MarkCell::File { id: inode.id, block: WHOLE_FILE },
+                });
+                Err(error.into())
+            }
+        }
     }
 
     /// Runs `flush` with the inodes that may have dirty pages in shared mappings. What it fsyncs from this thread through the
@@ -216,23 +247,33 @@ impl<J: Journal> Vfs<J> {
         result
     }
 
-    /// Makes the names of a directory durable as the mount promises.
-    pub fn fsync_dir(&self, node: u64, done: FsyncDone) {
-        let synced = self.inode(node).and_then(|inode| {
-            let fd = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            Ok(rustix::fs::fsync(&fd)?)
-        });
-        self.promise(synced, done);
+    /// Makes the names of a directory durable as the mount promises; as [`Vfs::fsync`].
+    pub fn fsync_dir(&self, node: u64, done: FsyncDone) -> Option<Ticket> {
+        let inode = match self.inode(node) {
+            Ok(inode) => inode,
+            Err(error) => {
+                done(Err(error));
+                return None;
+            }
+        };
+        let synced = self
+            .open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)
+            .and_then(|fd| self.synced(&inode, rustix::fs::fsync(&fd)));
+        self.promise(&inode, synced, done)
     }
 
-    fn promise(&self, local: VfsResult<()>, done: FsyncDone) {
-        match (local, self.fsync) {
-            (Ok(()), FsyncMode::Durable) => {
-                let seq = self.journal.last_reserved();
-                self.journal.when_durable(seq, Box::new(move |result| done(result.map_err(VfsError::from))));
-            }
-            (result, _) => done(result),
+    fn promise(&self, inode: &Inode, local: VfsResult<()>, done: FsyncDone) -> Option<Ticket> {
+        if local.is_err() || self.fsync.of(inode) == FsyncMode::Local {
+            done(local);
+            return None;
         }
+        let seq = self.journal.last_reserved();
+        self.journal.when_durable(seq, Box::new(move |result| done(result.map_err(VfsError::from))))
+    }
+
+    /// A signal came to a call that waits for the replica.
+    pub fn interrupt(&self, ticket: Ticket) {
+        self.journal.interrupt(ticket);
     }
 
     /// Finds the next data or hole.

@@ -1,7 +1,7 @@
 //! Directory streams. They have no state here: the offset of an entry is the backing file system's own cookie, so a listing goes
 //! on where it was whatever came and went in between.
 
-use std::{ffi::OsStr, mem::MaybeUninit, os::unix::ffi::OsStrExt as _};
+use std::{ffi::OsStr, mem::MaybeUninit, os::unix::ffi::OsStrExt as _, sync::Arc};
 
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use tandem_proto::stage::NodeType;
@@ -52,6 +52,7 @@ impl<J: Journal> Vfs<J> {
                 return Ok(false);
             }
             let inode = self.inodes.remember(id, &stat);
+            self.saw_name(&inode, dir, listed.name);
             let full = sink.take(listed, Some(&self.entry(&inode, stat)));
             if full {
                 self.inodes.forget(inode.node, 1);
@@ -70,7 +71,7 @@ impl<J: Journal> Vfs<J> {
         &self,
         node: u64,
         offset: u64,
-        each: &mut dyn FnMut(&Inode, Listed<'_>) -> VfsResult<bool>,
+        each: &mut dyn FnMut(&Arc<Inode>, Listed<'_>) -> VfsResult<bool>,
     ) -> VfsResult<()> {
         let inode = self.inode(node)?;
         let fd = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;

@@ -51,6 +51,7 @@ impl VfsError {
         match self {
             VfsError::Backing(error) => error.raw_os_error().unwrap_or(libc::EIO),
             VfsError::Commit(CommitError::Fenced(_)) | VfsError::ReadOnly => libc::EROFS,
+            VfsError::Commit(CommitError::Interrupted) => libc::EINTR,
             VfsError::Commit(CommitError::ActivityLog(_) | CommitError::Timeout(..) | CommitError::Stopping) => {
                 libc::EIO
             }

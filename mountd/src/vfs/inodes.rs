@@ -58,6 +58,8 @@ pub struct Inode {
     pub born: Option<Timestamp>,
     state: Mutex<InodeState>,
     pin: Mutex<Option<Arc<OwnedFd>>>,
+    /// See [`super::promise`].
+    pub(super) names: Mutex<super::promise::Names>,
 }
 
 impl Inode {
@@ -69,6 +71,7 @@ impl Inode {
             born: stat.btime,
             state: Mutex::default(),
             pin: Mutex::default(),
+            names: Mutex::default(),
         }
     }
 

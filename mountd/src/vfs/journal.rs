@@ -2,7 +2,7 @@
 
 use tandem_proto::{Changes, Origin, Seq};
 
-use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot};
+use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot, waiters::Ticket};
 
 /// Called once with the fate of a promise.
 pub type Promise = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
@@ -25,7 +25,11 @@ pub trait Journal: Send + Sync + 'static {
     /// See [`Commit::last_reserved`].
     fn last_reserved(&self) -> Seq;
     /// See [`Commit::when_durable`].
-    fn when_durable(&self, seq: Seq, done: Promise);
+    fn when_durable(&self, seq: Seq, done: Promise) -> Option<Ticket>;
+    /// See [`Commit::interrupt`].
+    fn interrupt(&self, ticket: Ticket);
+    /// See [`Commit::suspect`].
+    fn suspect(&self, cell: MarkCell);
     /// See [`Commit::read_only`].
     fn read_only(&self) -> bool;
 }
@@ -54,8 +58,16 @@ impl Journal for Commit {
         Commit::last_reserved(self)
     }
 
-    fn when_durable(&self, seq: Seq, done: Promise) {
-        Commit::when_durable(self, seq, done);
+    fn when_durable(&self, seq: Seq, done: Promise) -> Option<Ticket> {
+        Commit::when_durable(self, seq, done)
+    }
+
+    fn interrupt(&self, ticket: Ticket) {
+        Commit::interrupt(self, ticket);
+    }
+
+    fn suspect(&self, cell: MarkCell) {
+        Commit::suspect(self, cell);
     }
 
     fn read_only(&self) -> bool {

@@ -23,6 +23,7 @@ mod dirs;
 mod extents;
 mod handles;
 mod lookup;
+mod promise;
 mod remove;
 mod rename;
 mod setattr;
@@ -56,6 +57,7 @@ pub use self::{
     error::{VfsError, VfsResult},
     extents::CopyRange,
     journal::{Journal, Reserved},
+    promise::{FsyncMode, FsyncRules},
     rename::Place,
     setattr::{SetAttr, SetTime},
 };
@@ -65,16 +67,6 @@ use self::{
     inodes::{Borrowed, Inode, InodeTable},
     settle::Settler,
 };
-
-/// What fsync promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum FsyncMode {
-    /// On the local disk.
-    #[default]
-    Local,
-    /// On the local disk and in the replica's durable log.
-    Durable,
-}
 
 /// An object as the kernel is told of it.
 #[derive(Clone, Debug)]
@@ -94,7 +86,7 @@ pub struct Vfs<J> {
     inodes: InodeTable,
     handles: HandleTable,
     settler: Settler,
-    fsync: FsyncMode,
+    fsync: FsyncRules,
     daemon: Caller,
     /// Threads of this process that push mapped pages through the mount, see [`Vfs::flush_mapped`].
     flushers: Mutex<Vec<u32>>,
@@ -115,7 +107,7 @@ struct Child<'a> {
 
 impl<J: Journal> Vfs<J> {
     /// Over this backing directory. [`Vfs::run_settler`] must run in a thread.
-    pub fn new(backing: Arc<Backing>, journal: Arc<J>, fsync: FsyncMode) -> io::Result<Vfs<J>> {
+    pub fn new(backing: Arc<Backing>, journal: Arc<J>, fsync: impl Into<FsyncRules>) -> io::Result<Vfs<J>> {
         let root = sys::stat(backing.root())?;
         Ok(Vfs {
             inodes: InodeTable::new(&root),
@@ -126,7 +118,7 @@ impl<J: Journal> Vfs<J> {
             invalidate: OnceLock::new(),
             backing,
             journal,
-            fsync,
+            fsync: fsync.into(),
         })
     }
 
@@ -144,6 +136,18 @@ impl<J: Journal> Vfs<J> {
     /// Only the first is kept.
     pub fn when_attributes_change(&self, invalidate: Invalidate) {
         let _ = self.invalidate.set(invalidate);
+    }
+
+    /// What fsync promises where.
+    pub fn fsync_rules(&self) -> &FsyncRules {
+        &self.fsync
+    }
+
+    /// A name of an inode was seen; only rules for paths need to know.
+    fn saw_name(&self, inode: &Arc<Inode>, dir: &Arc<Inode>, name: &OsStr) {
+        if self.fsync.has_paths() {
+            inode.named(dir, name.as_bytes());
+        }
     }
 
     /// How many inodes are known.

@@ -1,6 +1,6 @@
 //! Names that go: unlink and rmdir.
 
-use std::ffi::OsStr;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
 use rustix::fs::AtFlags;
 use smallvec::smallvec;
@@ -54,6 +54,9 @@ impl<J: Journal> Vfs<J> {
     pub(super) fn lost_name(&self, locks: &mut Locks<'_>, child: &Child<'_>, dir: &Inode, name: &OsStr) {
         let Child { inode, stat, fd } = child;
         let stat = stat.get();
+        if self.fsync.has_paths() {
+            inode.unnamed_at(dir, name.as_bytes());
+        }
         if stat.is_dir() || stat.nlink <= 1 {
             let state = locks.of(inode);
             state.unnamed = true;

@@ -1,6 +1,6 @@
 //! Rename, with NOREPLACE and EXCHANGE: two assignments of names in one op.
 
-use std::ffi::OsStr;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
 use rustix::fs::RenameFlags;
 use smallvec::SmallVec;
@@ -60,6 +60,13 @@ impl<J: Journal> Vfs<J> {
             }
             slot.fill(caller.origin(), changes);
             self.backing.remember(&moved.inode.id, &new_dir.id, to.name);
+            if self.fsync.has_paths() {
+                let (old, new) = ((&old_dir, from.name.as_bytes()), (&new_dir, to.name.as_bytes()));
+                moved.inode.arc().renamed((old.0, old.1), new);
+                if let Some(target) = target.as_ref().filter(|_| exchange) {
+                    target.inode.arc().renamed((new.0, new.1), old);
+                }
+            }
             match &target {
                 Some(target) if exchange => self.backing.remember(&target.inode.id, &old_dir.id, from.name),
                 Some(target) => self.lost_name(&mut locks, target, &new_dir, to.name),

@@ -1,10 +1,10 @@
 //! A journal that keeps every op, and objects when a rule of the commit is broken.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tandem_mountd::{
-    commit::{CommitError, MarkCell},
+    commit::{CommitError, MarkCell, waiters::Ticket},
     vfs::{Journal, Reserved, journal::Promise},
 };
 use tandem_proto::{Changes, Origin, Seq};
@@ -14,6 +14,8 @@ use tandem_proto::{Changes, Origin, Seq};
 pub struct Recorder {
     slots: Mutex<Vec<Option<Changes>>>,
     marked: Mutex<Vec<MarkCell>>,
+    /// How often somebody waited for the replica.
+    pub promises: AtomicUsize,
     /// Whether the mount is fenced.
     pub fenced: AtomicBool,
 }
@@ -85,9 +87,15 @@ impl Journal for Recorder {
         Seq(self.len() as u64)
     }
 
-    fn when_durable(&self, _seq: Seq, done: Promise) {
+    fn when_durable(&self, _seq: Seq, done: Promise) -> Option<Ticket> {
+        self.promises.fetch_add(1, Ordering::Relaxed);
         done(Ok(()));
+        None
     }
+
+    fn interrupt(&self, _ticket: Ticket) {}
+
+    fn suspect(&self, _cell: MarkCell) {}
 
     fn read_only(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)
