@@ -190,6 +190,10 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    if status.salvaged_files > 0 {
+        let files = count(status.salvaged_files, "file", "files");
+        details.push(("salvage", format!("{files} of a resync that was not finished, for the next one")));
+    }
     if status.attached_ns > 0 {
         details.push(("attached", format!("{} ago", age(status.attached_ns))));
     }

@@ -76,6 +76,7 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         position: Some((&facts.published).into()),
         empty: facts.empty,
         last_error: facts.last_error.to_string(),
+        salvaged_files: facts.salvaged_files,
     }
 }
 

@@ -26,7 +26,7 @@ const COPY_BYTES: usize = 1 << 20;
 /// Places of a chunk that are tried.
 const PLACES_MAX: usize = 4;
 
-fn ranges_name(id: &InodeId) -> Vec<u8> {
+pub(super) fn ranges_name(id: &InodeId) -> Vec<u8> {
     let mut name = area_name(id);
     name.extend_from_slice(b".ranges");
     name
@@ -43,7 +43,7 @@ enum Target {
 
 impl<T: ReplicaTree> Objects<T> {
     /// The staging file with this name, made if it is missing.
-    fn staging_file(&mut self, name: &[u8]) -> Result<T::Node, ApplyError> {
+    pub(super) fn staging_file(&mut self, name: &[u8]) -> Result<T::Node, ApplyError> {
         let staging = self.tree.area(Area::Staging);
         match self.tree.open(&staging, name, NodeType::Regular) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -127,8 +127,11 @@ impl<T: ReplicaTree> Objects<T> {
 
 /// What no extent covers below `size`.
 fn gaps(extents: &[Extent], size: u64) -> Vec<(u64, u64)> {
-    let mut covered: Vec<(u64, u64)> =
-        extents.iter().map(|extent| (extent.offset, extent.offset.saturating_add(extent.len))).collect();
+    uncovered(extents.iter().map(|extent| (extent.offset, extent.offset.saturating_add(extent.len))).collect(), size)
+}
+
+/// The same for ranges from start to end.
+fn uncovered(mut covered: Vec<(u64, u64)>, size: u64) -> Vec<(u64, u64)> {
     covered.sort_unstable();
     let (mut gaps, mut at) = (Vec::new(), 0);
     for (start, end) in covered {
@@ -145,7 +148,7 @@ fn gaps(extents: &[Extent], size: u64) -> Vec<(u64, u64)> {
 }
 
 impl Staging {
-    /// Makes the object of a new file.
+    /// Makes the object of a new file, or goes on with the one that an unfinished staging left.
     pub(super) fn begin_object<T: ReplicaTree>(
         &mut self,
         objects: &mut Objects<T>,
@@ -154,7 +157,14 @@ impl Staging {
         round: u64,
         reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
-        let identity = Self::make_object(objects, id, size)?;
+        let file = self.files.entry(*id).or_default();
+        let salvaged = if file.object.is_none() { objects.salvaged_object(id, size)? } else { None };
+        // Until something of it is confirmed, all of it counts as a gap.
+        file.salvage.confirmed = salvaged.is_some().then(Vec::new);
+        let identity = match salvaged {
+            Some(identity) => identity,
+            None => Self::make_object(objects, id, size)?,
+        };
         reply.log.push(Record::StagedFile { id: *id, identity: identity.clone(), round });
         self.note_object(id, identity, round);
         Ok(())
@@ -223,8 +233,25 @@ impl Staging {
         let name = if target == Target::Object { area_name(id) } else { ranges_name(id) };
         let node = objects.staging_file(&name)?;
         objects.tree.write_at(&node, offset, bytes).on("stage bytes of", id)?;
-        if target == Target::Ranges {
-            self.note(id, Extent { offset, len: bytes.len() as u64, source: ExtentSource::Staged }, reply)?;
+        self.staged(id, target, offset, bytes.len() as u64, reply)
+    }
+
+    /// Bytes are where they belong.
+    fn staged(
+        &mut self,
+        id: &InodeId,
+        target: Target,
+        offset: u64,
+        len: u64,
+        reply: &mut StageReply,
+    ) -> Result<(), ApplyError> {
+        match target {
+            Target::Ranges => self.note(id, Extent { offset, len, source: ExtentSource::Staged }, reply)?,
+            Target::Object => {
+                if let Some(file) = self.files.get_mut(id) {
+                    file.salvage.confirm(offset, len);
+                }
+            }
         }
         Ok(())
     }
@@ -261,7 +288,9 @@ impl Staging {
                 }
                 continue;
             };
-            if self.take_own(objects, id, object.as_ref(), piece, &digest, reply)? {
+            if self.take_own(objects, id, object.as_ref(), piece, &digest, reply)?
+                || self.take_salvaged(objects, id, target, piece, &digest, reply)?
+            {
                 continue;
             }
             match Self::find_chunk(objects, chunks, len, &digest)? {
@@ -298,6 +327,50 @@ impl Staging {
             self.note(id, Extent { offset: piece.offset, len: piece.len, source: ExtentSource::InPlace }, reply)?;
         }
         Ok(true)
+    }
+
+    /// A staging that was not finished may have brought it already.
+    fn take_salvaged<T: ReplicaTree>(
+        &mut self,
+        objects: &mut Objects<T>,
+        id: &InodeId,
+        target: Target,
+        piece: &Piece,
+        digest: &Digest,
+        reply: &mut StageReply,
+    ) -> Result<bool, ApplyError> {
+        let Piece { offset, len, .. } = *piece;
+        let salvage = self.files.get(id).map(|file| &file.salvage);
+        let has = salvage.is_some_and(|salvage| match target {
+            Target::Object => salvage.confirmed.is_some(),
+            Target::Ranges => salvage.beside,
+        });
+        if !has || len > PIECE_MAX {
+            return Ok(false);
+        }
+        let name = if target == Target::Object { area_name(id) } else { ranges_name(id) };
+        let node = objects.staging_file(&name)?;
+        let mut bytes = vec![0; len as usize];
+        // A hint, like a chunk: what cannot be read is sent.
+        if objects.tree.read_at(&node, offset, &mut bytes).ok() != Some(bytes.len()) || Digest::of(&bytes) != *digest {
+            return Ok(false);
+        }
+        self.staged(id, target, offset, len, reply)?;
+        Ok(true)
+    }
+
+    /// What an unfinished staging left in an object, and this one did not confirm, is not part of it. Called before the staging is
+    /// synced.
+    pub(super) fn finish_content<T: ReplicaTree>(&mut self, objects: &mut Objects<T>) -> Result<(), ApplyError> {
+        for (id, file) in &self.files {
+            let Some(confirmed) = file.salvage.confirmed.as_ref().filter(|_| file.object.is_some()) else { continue };
+            let node = objects.staging_file(&area_name(id))?;
+            let size = objects.tree.stat(&node).on("look at the staged", id)?.size;
+            for (start, end) in uncovered(confirmed.clone(), size) {
+                objects.clear(id, &node, start, end - start)?;
+            }
+        }
+        Ok(())
     }
 
     fn find_chunk<T: ReplicaTree>(

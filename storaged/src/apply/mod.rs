@@ -39,6 +39,7 @@ mod probe;
 mod publish;
 pub mod record;
 mod recover;
+mod salvage;
 mod staging;
 
 use std::sync::Arc;
@@ -99,6 +100,8 @@ pub struct Replica<T: ReplicaTree> {
     applied: Arc<Mutex<Position>>,
     checkpoint: Position,
     serial: u64,
+    /// Serial of the last staging that was begun: each has its own, also those that were dropped.
+    begun: u64,
     /// A call failed in the middle: the next one must look before it plans.
     unsettled: bool,
     staging: Option<Box<Staging>>,
@@ -113,6 +116,7 @@ impl<T: ReplicaTree> Replica<T> {
             applied: Arc::new(Mutex::new(meta.position)),
             checkpoint: meta.position,
             serial: meta.serial,
+            begun: meta.serial,
             unsettled: false,
             staging: None,
         })
@@ -128,7 +132,8 @@ impl<T: ReplicaTree> Replica<T> {
         self.serial == 0 && self.applied() == Position::default()
     }
 
-    /// Redoes everything after the checkpoint and makes a new checkpoint. An unfinished staging is dropped.
+    /// Redoes everything after the checkpoint and makes a new checkpoint. An unfinished staging is dropped; its files are kept, see
+    /// [`Self::salvaged_files`].
     pub fn recover(&mut self, log: &dyn RecordSource) -> Result<Recovered, ApplyError> {
         self.unsettled = true;
         self.objects.adopt_root()?;
@@ -136,6 +141,7 @@ impl<T: ReplicaTree> Replica<T> {
         let mut progress = Progress {
             applied: self.applied(),
             serial: self.serial,
+            begun: self.begun,
             changed: Default::default(),
             staging_dropped: false,
         };
@@ -147,9 +153,13 @@ impl<T: ReplicaTree> Replica<T> {
             *applied.lock() = position;
             Ok(())
         })?;
+        if progress.serial > self.serial {
+            self.objects.clear_staging()?;
+        }
         self.serial = progress.serial;
+        self.begun = progress.begun;
         self.staging = None;
-        self.objects.clear_staging()?;
+        self.objects.keep_salvage()?;
         self.unsettled = false;
         let changed = progress.changed.into_iter().filter(|id| self.objects.catalog.has_node(id).unwrap_or(true));
         let changed = changed.collect();
@@ -202,10 +212,11 @@ impl<T: ReplicaTree> Replica<T> {
             _ => {
                 self.stage_drop()?;
                 self.checkpoint()?;
-                self.staging = Some(Box::new(Staging::new(self.serial + 1, full, s0)));
+                self.begun += 1;
+                self.staging = Some(Box::new(Staging::new(self.begun, full, s0)));
             }
         }
-        Ok(Record::StageBegin { serial: self.serial + 1, round, full, s0 })
+        Ok(Record::StageBegin { serial: self.begun, round, full, s0 })
     }
 
     fn staging(&mut self) -> Result<(&mut Staging, &mut Objects<T>), ApplyError> {
@@ -243,12 +254,13 @@ impl<T: ReplicaTree> Replica<T> {
     pub fn stage_sync(&mut self) -> Result<(), ApplyError> {
         let (staging, objects) = self.staging()?;
         staging.check_complete(objects)?;
+        staging.finish_content(objects)?;
         objects.sync()
     }
 
     /// The record to log durably before [`Self::publish`].
     pub fn publish_record(&self, position: Position) -> Record {
-        Record::Publish { serial: self.serial + 1, position }
+        Record::Publish { serial: self.begun, position }
     }
 
     /// Makes the staging the replica's state and makes a checkpoint. `log` has at least the records from its `StageBegin` on.
@@ -279,10 +291,23 @@ impl<T: ReplicaTree> Replica<T> {
         Ok(published)
     }
 
-    /// Gives the staging under way up; log [`Record::StageDropped`]. No effect without one.
+    /// Gives the staging under way up; log [`Record::StageDropped`]. No effect without one. The bytes that it held stay as salvage.
     pub fn stage_drop(&mut self) -> Result<(), ApplyError> {
-        self.staging = None;
-        self.objects.clear_staging()
+        if self.staging.take().is_some() {
+            self.objects.keep_salvage()?;
+        }
+        Ok(())
+    }
+
+    /// Number of files that hold bytes of a staging that was not finished. The next staging takes from them what it is asked for by
+    /// digest, so that nothing is sent twice; a publish ends them.
+    pub fn salvaged_files(&self) -> u64 {
+        self.objects.salvaged
+    }
+
+    /// Deletes salvage that the staging under way has not taken: the disk is full. Whether there was any.
+    pub fn drop_salvage(&mut self) -> Result<bool, ApplyError> {
+        self.objects.drop_salvage(self.staging.as_deref())
     }
 
     /// Makes tree and catalog durable at [`Self::applied`] and returns it. The log before it may be recycled then.

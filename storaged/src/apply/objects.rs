@@ -38,6 +38,8 @@ pub struct Objects<T: ReplicaTree> {
     pub staged: BTreeMap<InodeId, ObjectIdentity>,
     /// Directories whose object's mtime was changed by a step and is not restored yet.
     pub touched: BTreeSet<InodeId>,
+    /// Number of files that an unfinished staging left.
+    pub salvaged: u64,
     /// Makes names in limbo, discard and history unique.
     counter: u64,
 }
@@ -61,6 +63,7 @@ impl<T: ReplicaTree> Objects<T> {
             parked: BTreeSet::new(),
             staged: BTreeMap::new(),
             touched: BTreeSet::new(),
+            salvaged: 0,
             counter: 0,
         }
     }

@@ -80,6 +80,8 @@ impl<T: ReplicaTree> Objects<T> {
                     current = round;
                     self.publish_round(staging, round)?;
                 }
+                // Another one, that was dropped.
+                Record::StageBegin { .. } => current = 0,
                 Record::StagedOps { ops, .. } if current > 0 => self.publish_ops(staging, current, &ops)?,
                 Record::Publish { serial, .. } if serial == staging.serial => break,
                 _ => {}
@@ -115,9 +117,10 @@ impl<T: ReplicaTree> Objects<T> {
         Ok(())
     }
 
-    /// Deletes what a staging left: only when its publish is durable, or when it is dropped.
+    /// Deletes what a staging left: only when its publish is durable.
     pub fn clear_staging(&mut self) -> Result<(), ApplyError> {
         self.staged.clear();
+        self.salvaged = 0;
         self.empty_area(Area::Staging)?;
         self.empty_area(Area::Discard)
     }

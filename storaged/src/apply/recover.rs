@@ -29,6 +29,8 @@ pub struct Progress {
     pub applied: Position,
     /// Serial of the last publish in it.
     pub serial: u64,
+    /// Highest serial of a staging in the log.
+    pub begun: u64,
     /// Files whose data may have changed.
     pub changed: BTreeSet<InodeId>,
     /// A staging was found that nothing published.
@@ -80,7 +82,7 @@ impl<T: ReplicaTree> Objects<T> {
         }
     }
 
-    fn next(&mut self, log: &dyn RecordSource, progress: &Progress) -> Result<Next, ApplyError> {
+    fn next(&mut self, log: &dyn RecordSource, progress: &mut Progress) -> Result<Next, ApplyError> {
         let mut ops: Option<(Changeset, Position)> = None;
         let mut staging: Option<Box<Staging>> = None;
         for record in log.records()? {
@@ -94,6 +96,7 @@ impl<T: ReplicaTree> Objects<T> {
                 }
                 Record::StageBegin { serial, .. } if serial <= progress.serial => staging = None,
                 Record::StageBegin { serial, round, full, s0 } => {
+                    progress.begun = progress.begun.max(serial);
                     // Ops before a staging were checkpointed when it began, unless nothing was staged yet.
                     if ops.is_some() {
                         break;

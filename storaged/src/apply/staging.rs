@@ -27,6 +27,7 @@ use super::{
     objects::Objects,
     plan::plan,
     record::{ExtentSource, ObjectIdentity, Record},
+    salvage::Salvage,
 };
 use crate::tree::ReplicaTree;
 
@@ -87,6 +88,8 @@ pub struct StagedFile {
     pub object: Option<(ObjectIdentity, u64)>,
     /// Content beside the object, by round.
     pub rounds: Vec<RoundContent>,
+    /// What of it came from an unfinished staging.
+    pub salvage: Salvage,
 }
 
 /// A staging under way.
@@ -369,6 +372,9 @@ impl Staging {
                 self.begin_object(objects, id, size, round, reply)?;
             }
             return Ok(());
+        }
+        if !replay && content != Content::Unchanged {
+            file.salvage.beside = objects.salvage_beside(id, file.object.is_some())?;
         }
         file.rounds.retain(|staged| staged.round != round);
         file.rounds.push(RoundContent {

@@ -510,3 +510,6 @@ fn a_stranger_in_the_tree_gives_way_to_live_ops_and_to_a_publish() {
         rig.check(&world, "live");
     }
 }
+
+#[path = "salvage_tests.rs"]
+mod salvage;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::core::{Backlogged, Core, Stuck};
 use crate::{
+    apply::ApplyError,
     ingest::refusal::{Reason, Refusal},
     log::{Append, LogPos, codec, disk::Disk},
     tree::ReplicaTree,
@@ -81,6 +82,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             match self.replica.apply(op, chain) {
                 Ok(()) => {}
                 Err(error) if error.is_retryable() => {
+                    self.make_room(&error);
                     self.set_fault(Stuck::Apply, &error, now);
                     break;
                 }
@@ -132,6 +134,18 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             }
             Err(error) if error.is_retryable() => self.set_fault(Stuck::Publish, &error, now),
             Err(error) => self.set_damaged(&error),
+        }
+    }
+
+    /// On a full disk, bytes that are kept only to save their being sent again give way.
+    pub(super) fn make_room(&mut self, error: &ApplyError) {
+        if !matches!(error, ApplyError::NoSpace { .. }) {
+            return;
+        }
+        match self.replica.drop_salvage() {
+            Ok(true) => tracing::warn!("the disk is full: bytes of an unfinished resync were deleted"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "bytes of an unfinished resync could not be deleted"),
         }
     }
 

@@ -61,6 +61,8 @@ pub struct Facts {
     pub attached_ns: i64,
     /// Records that are kept.
     pub log_bytes: u64,
+    /// Files with bytes of an unfinished staging.
+    pub salvaged_files: u64,
     /// The last error, also if it is over.
     pub last_error: Arc<str>,
 }
@@ -97,6 +99,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             connected: self.session.is_some(),
             attached_ns: self.attached_ns,
             log_bytes: self.log.bytes(),
+            salvaged_files: self.replica.salvaged_files(),
             last_error: self.last_error.clone(),
         }
     }

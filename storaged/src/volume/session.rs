@@ -89,6 +89,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             applied: if published.epoch == tip.epoch { self.replica.applied().seq.0 } else { 0 },
             empty: self.receiver.is_empty(),
             published: Some((&published).into()),
+            staged: self.replica.salvaged_files() > 0,
         }
     }
 
@@ -243,6 +244,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             ApplyError::Damaged { .. } => self.set_damaged(&error),
             ApplyError::Protocol { .. } => return Err(Refusal::new(Reason::BadRequest, error.to_string())),
             _ => {
+                self.make_room(&error);
                 if let Incoming::Begin { round, .. } = &message {
                     self.receiver.begin_failed(*round);
                 }

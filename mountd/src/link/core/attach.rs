@@ -203,6 +203,7 @@ mod tests {
             applied: position.seq.0,
             empty: false,
             published: Some((&position).into()),
+            ..Default::default()
         };
         pb::ServerMessage { body: Some(Body::Attached(attached)) }
     }

@@ -139,6 +139,7 @@ impl Replica {
             applied: if self.live { self.tip.seq.0 } else { 0 },
             empty: self.empty,
             published: Some((&published).into()),
+            ..Default::default()
         }));
     }
 
