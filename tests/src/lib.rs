@@ -1,7 +1,7 @@
 //! Tests of TandemFS that need more than one part of it: real daemons, real mounts, faults, simulation.
 //!
 //! [`compare`] says whether two trees are equal, [`storm`] changes a tree at random, [`harness`] runs real daemons,
-//! [`sim`] runs the production core of both sides on simulated disks and a simulated network.
+//! [`trials`] hits them with faults under load, [`sim`] runs the production core of both sides on simulated disks and a simulated network.
 //! The tests themselves are in `tests/tests`.
 
 pub mod compare;
@@ -11,3 +11,4 @@ pub mod harness;
 pub mod rng;
 pub mod sim;
 pub mod storm;
+pub mod trials;

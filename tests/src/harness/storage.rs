@@ -102,6 +102,12 @@ impl Storage {
         self.data.join(volume).join("history")
     }
 
+    /// The local secret; `None` while there is none.
+    pub fn try_secret(&self) -> Option<String> {
+        let path = tandem_runtime::secret::path(&self.runtime, self.port);
+        fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    }
+
     /// The local secret.
     pub fn secret(&self) -> String {
         let path = tandem_runtime::secret::path(&self.runtime, self.port);
