@@ -21,7 +21,7 @@ use tandem_runtime::telemetry;
 use crate::{
     admin,
     backing::{Backing, BackingError, IdForm},
-    commit::Commit,
+    commit::{Commit, shadow::DEFAULT_LIMIT_BYTES},
     daemonize::{self, Reporter},
     fuse::{Audience, Connection},
     link::{
@@ -31,7 +31,10 @@ use crate::{
     mount::{self, MountError, MountSpec, Prepared, Present, bypass},
     mounted::Mounted,
     options::{self, Options, Request},
-    replication::{self, Replication, ReplicationConfig, ReplicationError},
+    replication::{
+        self, Replication, ReplicationConfig, ReplicationError,
+        shadow::{BackingPlace, ShadowConfig, shadow_path, unique_mount_id},
+    },
     resync::{StateReader, pull},
     state::{StateDir, StateError},
     vfs::Vfs,
@@ -211,6 +214,11 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
             start,
             // Where handles do not open, only a walk finds what the marks name.
             reachable_between: place.reachable_between || place.backing.id_form() != IdForm::HandlesOpen,
+            shadow: ShadowConfig {
+                path: shadow_path(&settings.runtime, &key),
+                limit_bytes: DEFAULT_LIMIT_BYTES,
+                place: backing_place(options, &place),
+            },
             client_name: client_name(place.backing.dir()),
             window_bytes: settings.window_bytes,
             fsync_timeout: settings.fsync_timeout,
@@ -297,6 +305,15 @@ fn open_place(options: &Options) -> Result<Place, RunError> {
     let backing = Arc::new(opened?);
     let bypass = if beneath { Vec::new() } else { bypass::holders(&backing_dir) };
     Ok(Place { dir, present, backing, reachable_between, bypass })
+}
+
+/// Whether what is in the backing directory is what the last run left in memory of the kernel.
+fn backing_place(options: &Options, place: &Place) -> BackingPlace {
+    match (place.reachable_between, place.present) {
+        (false, _) => BackingPlace::BeneathOwnMount,
+        (true, Present::DeadMount) if options.settings.backing.is_none() => BackingPlace::Unknown,
+        (true, _) => unique_mount_id(place.backing.dir()),
+    }
 }
 
 fn decide_start(options: &Options, place: &Place, state: &StateDir) -> Result<Start, RunError> {

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tandem_proto::{Chain, Epoch, InodeId, Position, Seq, Uuid};
+use tandem_proto::{InodeId, Position, Uuid};
 use tandem_runtime::{
     durable,
     frame::{self, Parsed},
@@ -25,6 +25,7 @@ use tandem_runtime::{
 
 use crate::commit::{
     MarkCell,
+    cell::{Fields, put_position},
     marks::{Generation, MarkRecord},
 };
 
@@ -38,6 +39,8 @@ const KIND_HEADER: u8 = 1;
 const KIND_MARK: u8 = 2;
 const KIND_CLEAR: u8 = 3;
 const RECORD_VERSION: u8 = 1;
+/// Headers say since this version which run made the last changes.
+const HEADER_VERSION: u8 = 2;
 /// Clears in one record.
 const CLEARS_MAX: usize = 256;
 
@@ -50,6 +53,8 @@ pub struct Header {
     pub replica_id: Uuid,
     /// Durable before any mark at or below it is cleared.
     pub floor: Position,
+    /// The run that made the last changes; its shadow, and no other, says more than the marks.
+    pub run: Uuid,
 }
 
 /// What is appended.
@@ -226,12 +231,6 @@ impl Drop for AlignedBlock {
     }
 }
 
-fn put_position(out: &mut Vec<u8>, position: &Position) {
-    out.extend_from_slice(&position.epoch.0.to_le_bytes());
-    out.extend_from_slice(&position.seq.0.to_le_bytes());
-    out.extend_from_slice(&position.chain.0);
-}
-
 fn encode(record: &Record, generation: u32, out: &mut Vec<u8>) {
     let mut payload = Vec::with_capacity(96);
     match record {
@@ -239,7 +238,8 @@ fn encode(record: &Record, generation: u32, out: &mut Vec<u8>) {
             payload.extend_from_slice(&header.volume_id.0);
             payload.extend_from_slice(&header.replica_id.0);
             put_position(&mut payload, &header.floor);
-            frame::append(out, generation, KIND_HEADER, RECORD_VERSION, &payload);
+            payload.extend_from_slice(&header.run.0);
+            frame::append(out, generation, KIND_HEADER, HEADER_VERSION, &payload);
         }
         Record::Mark(mark) => {
             payload.extend_from_slice(&mark.generation.0.to_le_bytes());
@@ -262,27 +262,9 @@ fn encode(record: &Record, generation: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// Takes fixed-length fields from the front of a payload.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*head)
-    }
-
-    fn word(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn position(&mut self) -> Option<Position> {
-        Some(Position { epoch: Epoch(self.word()?), seq: Seq(self.word()?), chain: Chain(self.take()?) })
-    }
-}
-
 fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
-    if version != RECORD_VERSION {
+    let newest = if kind == KIND_HEADER { HEADER_VERSION } else { RECORD_VERSION };
+    if version == 0 || version > newest {
         return None;
     }
     let mut fields = Fields(payload);
@@ -291,6 +273,7 @@ fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
             volume_id: Uuid(fields.take()?),
             replica_id: Uuid(fields.take()?),
             floor: fields.position()?,
+            run: if version == 1 { Uuid::default() } else { Uuid(fields.take()?) },
         })),
         KIND_MARK => {
             let generation = Generation(fields.word()?);
@@ -376,7 +359,7 @@ mod tests {
 
     fn header(seq: u64) -> Header {
         let floor = Position { epoch: Epoch(1), seq: Seq(seq), chain: Chain([7; 16]) };
-        Header { volume_id: Uuid([1; 16]), replica_id: Uuid([2; 16]), floor }
+        Header { volume_id: Uuid([1; 16]), replica_id: Uuid([2; 16]), floor, run: Uuid([4; 16]) }
     }
 
     fn reopen(path: &Path) -> (ActivityLog, Recovered) {

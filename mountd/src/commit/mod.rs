@@ -9,13 +9,16 @@
 //! The activity log has its own lock, taken before that one; who holds it writes for everybody who waits (group commit).
 //!
 //! What must hold: a cell that may differ from the replica is in the window, in the dirty set or in what a resync under way has taken
-//! from them; and it is covered by a mark on disk.
+//! from them; and it is covered by a mark on disk. The [`shadow`] repeats the first, exactly, in memory that outlives the daemon.
 
 pub mod activity_log;
+pub mod cell;
 pub mod dirty;
 pub mod intervals;
 pub mod marks;
 mod replica;
+pub mod shadow;
+mod shadowed;
 mod types;
 pub mod waiters;
 pub mod window;
@@ -23,7 +26,10 @@ pub mod window;
 use std::{
     io, mem,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -36,6 +42,8 @@ use self::{
     activity_log::{ActivityLog, Header, Record, Recovered},
     dirty::DirtySet,
     marks::{Check, MarkRecord, Marks, Pins},
+    shadow::Intent,
+    shadowed::Shadowed,
     waiters::{Done, Ticket, Waiters},
     window::Window,
 };
@@ -61,6 +69,7 @@ struct Inner {
     moved: Option<Vec<Moved>>,
     fenced: Option<String>,
     stopping: bool,
+    shadowed: Shadowed,
 }
 
 /// Shared by FUSE threads, link and resync: `Arc<Commit>`. See the module.
@@ -82,6 +91,8 @@ pub struct Commit {
 pub struct MarkGuard<'a> {
     commit: &'a Commit,
     pins: Pins,
+    /// In the shadow the change counts as dirty until then.
+    intent: Option<Intent>,
 }
 
 /// A reserved place in the order of ops. Dropped without [`Slot::fill`] it is void.
@@ -138,6 +149,7 @@ impl Commit {
                 moved: None,
                 fenced: None,
                 stopping: false,
+                shadowed: Shadowed::default(),
             }),
             log: Mutex::new(log),
             read_only: AtomicBool::new(false),
@@ -164,7 +176,10 @@ impl Commit {
                 }
                 let now = self.begun.elapsed();
                 match inner.marks.check(cells, now) {
-                    Check::Covered(pins) => return Ok(MarkGuard { commit: self, pins }),
+                    Check::Covered(pins) => {
+                        let intent = inner.intend(cells);
+                        return Ok(MarkGuard { commit: self, pins, intent });
+                    }
                     Check::Cold(cold) => {
                         let (since, since_seq) = inner.born_since_now();
                         let records = inner.marks.begin(&cold, since, since_seq, now);
@@ -271,13 +286,15 @@ impl Commit {
 
     fn fill(&self, op: Op) {
         {
+            let op = Arc::new(op);
             let mut inner = self.inner.lock();
             inner.marks.handle_op(op.seq, &op.changes);
             inner.note_moves(&op.changes);
-            let dropped = inner.window.fill(op);
-            for op in dropped {
-                inner.dirty.insert_op(&op);
+            let dropped = inner.window.fill(op.clone());
+            for op in &dropped {
+                inner.dirty.insert_op(op);
             }
+            inner.shadow_op(&op, !dropped.is_empty());
         }
         self.filled.notify_one();
     }
@@ -340,6 +357,7 @@ impl Drop for MarkGuard<'_> {
         let mut inner = self.commit.inner.lock();
         let last = inner.window.last_reserved();
         inner.marks.unpin(&self.pins, last);
+        inner.done(self.intent.take());
     }
 }
 

@@ -14,6 +14,7 @@ use crate::commit::{
     Commit, CommitError, Frozen, MarkCell, Moved, Watermarks,
     activity_log::{Header, Record},
     dirty::DirtySet,
+    shadow::Event,
     waiters::Done,
     window::Taken,
 };
@@ -34,16 +35,19 @@ impl Commit {
 
     /// Adds to what differs (recovered marks, a walk, a full compare).
     pub fn insert_dirty(&self, dirty: &DirtySet) {
-        self.inner.lock().dirty.merge(dirty);
+        let mut inner = self.inner.lock();
+        inner.dirty.merge(dirty);
+        inner.shadow(&[Event::Dirty(dirty)]);
     }
 
     /// The backing directory could not make this durable (a failed fsync): what it holds there is not known any more, so it differs.
     pub fn suspect(&self, cell: MarkCell) {
-        let mut inner = self.inner.lock();
+        let mut suspect = DirtySet::default();
         match cell {
-            MarkCell::Dir(id) => inner.dirty.insert_directory(id),
-            MarkCell::File { id, .. } => inner.dirty.insert_file(id),
+            MarkCell::Dir(id) => suspect.insert_directory(id),
+            MarkCell::File { id, .. } => suspect.insert_file(id),
         }
+        self.insert_dirty(&suspect);
     }
 
     /// The first attach of this run opened an epoch.
@@ -113,6 +117,7 @@ impl Commit {
         let (seq, chain) = inner.window.keep();
         let taken = mem::take(&mut inner.dirty);
         inner.frozen.get_or_insert_default().merge(&taken);
+        inner.shadow(&[Event::Dropped(seq), Event::Freeze]);
         // Moves of a round before that nobody looked at yet still count: their ops were sent, and the listings may have missed them.
         inner.moved.get_or_insert_default();
         let frozen = Frozen { s0: Position { epoch: inner.epoch, seq, chain }, unknown_ids: taken.unknown_ids() };
@@ -125,6 +130,7 @@ impl Commit {
         inner.moved = None;
         if let Some(frozen) = inner.frozen.take() {
             inner.dirty.merge(&frozen);
+            inner.shadow(&[Event::Thaw]);
         }
     }
 
@@ -134,7 +140,10 @@ impl Commit {
         for op in inner.window.give_up() {
             inner.dirty.insert_op(&op);
         }
-        inner.dirty.merge(&DirtySet::everything(true));
+        let everything = DirtySet::everything(true);
+        inner.dirty.merge(&everything);
+        let base = inner.window.base();
+        inner.shadow(&[Event::Dropped(base), Event::Dirty(&everything)]);
     }
 
     /// Names given to existing objects since the last call, with the highest seq that was reserved by now: when that is filled, a further call
@@ -154,10 +163,15 @@ impl Commit {
     pub fn staged(&self, seq: Seq) {
         let mut inner = self.inner.lock();
         let ops = inner.window.trim(seq);
+        if ops.is_empty() {
+            return;
+        }
         let frozen = inner.frozen.get_or_insert_default();
         for op in ops {
             frozen.insert_op(&op);
         }
+        let base = inner.window.base();
+        inner.shadow(&[Event::Staged(base)]);
     }
 
     /// The resync under way became the replica's state at `position`.
@@ -171,6 +185,7 @@ impl Commit {
                 inner.first_published = position.seq;
             }
             inner.durable = Some(position);
+            inner.shadow_gone(position, true);
             inner.satisfied()
         };
         self.tell(waiters);
@@ -188,6 +203,7 @@ impl Commit {
                 position.chain = chain;
                 inner.window.trim(durable);
                 inner.durable = Some(position);
+                inner.shadow_gone(position, false);
             }
             // Before the replica's tree has come to the first state of this run, what it says of ops means nothing: seq 0 would be true
             // of a tree that lacks everything that the folder held before.

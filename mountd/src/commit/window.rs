@@ -102,15 +102,16 @@ impl Window {
 
     /// Fills a reserved slot. Returns the ops that the window cannot keep, oldest first: their cells are dirty now.
     #[must_use]
-    pub fn fill(&mut self, op: Op) -> Vec<Arc<Op>> {
+    pub fn fill(&mut self, op: impl Into<Arc<Op>>) -> Vec<Arc<Op>> {
+        let op = op.into();
         let Some(at) = op.seq.0.checked_sub(self.base.0 + 1) else {
             debug_assert!(false, "slot {} was given up before it was filled", op.seq);
-            return vec![Arc::new(op)];
+            return vec![op];
         };
         let at = at as usize;
         debug_assert!(matches!(self.slots.get(at), Some(SlotState::Reserved)), "slot {} filled twice", op.seq);
         self.bytes += cost(&op);
-        self.slots[at] = SlotState::Filled(Arc::new(op));
+        self.slots[at] = SlotState::Filled(op);
         let mut prefix = (self.filled.0 - self.base.0) as usize;
         while matches!(self.slots.get(prefix), Some(SlotState::Filled(_))) {
             prefix += 1;
@@ -205,6 +206,14 @@ impl Window {
             ops.push(op.clone());
         }
         Some(Taken { chain_before, ops })
+    }
+
+    /// All ops that are held, also those behind a slot that is not filled.
+    pub fn held(&self) -> impl Iterator<Item = &Op> {
+        self.slots.iter().filter_map(|slot| match slot {
+            SlotState::Filled(op) => Some(&**op),
+            SlotState::Reserved => None,
+        })
     }
 
     /// Bytes held for ops after `seq`.

@@ -5,9 +5,7 @@
 
 pub mod dirtiness;
 mod keeper;
-
-#[cfg(test)]
-pub(crate) use self::dirtiness::after_restart;
+pub mod shadow;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +19,11 @@ use tandem_runtime::connect::ServerAddress;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    commit::{Commit, activity_log::Recovered},
+    commit::{
+        Commit,
+        activity_log::Recovered,
+        dirty::{DirtySet, Scope},
+    },
     link::{
         core::{CoreConfig, LinkCore},
         driver::{Control, Driver, LinkShared, Traffic},
@@ -45,6 +47,8 @@ pub struct ReplicationConfig {
     pub start: Start,
     /// Whether the backing directory could be reached around the mount since the last mountd ended: `false` only if that one's dead mount was still in place.
     pub reachable_between: bool,
+    /// Where the exact cells are kept that the replica lacks.
+    pub shadow: shadow::ShadowConfig,
     /// user@host:/path, for messages.
     pub client_name: String,
     /// Bound of the window; [`DEFAULT_WINDOW_BYTES`].
@@ -141,8 +145,17 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         let left = state.state().clean_unmount_ns.or_else(|| state.last_alive_ns());
         walk_since(state.state().walk_since_ns, left, config.reachable_between)
     };
-    if !fresh {
-        commit.insert_dirty(&dirtiness::after_restart(recovered.as_ref(), since.map(timestamp)));
+    let failed = |error| ReplicationError::ActivityLog(state.activity_log_path(), error);
+    let ground = shadow::Ground::of(&config.shadow).map_err(failed)?;
+    if fresh {
+        ground.begin_anew(&commit).map_err(failed)?;
+    } else {
+        let mut walk = DirtySet::default();
+        if let Some(since) = since {
+            walk.insert_scope(Scope::Walk(timestamp(since)));
+        }
+        commit.insert_dirty(&walk);
+        ground.resume(&commit, recovered.as_ref()).map_err(failed)?;
         mend_header(&commit, &state, recovered.as_ref())?;
     }
     state.update_durably(|state| {
@@ -281,6 +294,9 @@ impl Replication {
         let cleared = if clean { self.commit.clear_marks(true, &|| reader.sync_durable()) } else { Ok(0) };
         if let Err(error) = cleared.and_then(|_| self.commit.save_floor_durably()) {
             tracing::warn!(%error, "the marks stand; the next mount compares more than it must");
+        }
+        if clean && let Err(error) = self.commit.end_shadow() {
+            tracing::debug!(%error, "the shadow could not be removed");
         }
         let floor = self.commit.header().floor.to_string();
         let mut state = ending.state.lock();

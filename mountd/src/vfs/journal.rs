@@ -1,6 +1,6 @@
 //! What the vfs needs of the commit: the three steps of a change, as a trait, so that tests can record ops.
 
-use tandem_proto::{Changes, Origin, Seq};
+use tandem_proto::{Changes, InodeId, Origin, Seq};
 
 use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot, waiters::Ticket};
 
@@ -32,6 +32,8 @@ pub trait Journal: Send + Sync + 'static {
     fn suspect(&self, cell: MarkCell);
     /// See [`Commit::read_only`].
     fn read_only(&self) -> bool;
+    /// See [`Commit::unnamed`].
+    fn unnamed(&self, _id: &InodeId) {}
 }
 
 /// A reserved place in the order of ops. Dropped, it is void.
@@ -72,6 +74,10 @@ impl Journal for Commit {
 
     fn read_only(&self) -> bool {
         Commit::read_only(self)
+    }
+
+    fn unnamed(&self, id: &InodeId) {
+        Commit::unnamed(self, id);
     }
 }
 

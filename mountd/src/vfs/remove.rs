@@ -63,6 +63,7 @@ impl<J: Journal> Vfs<J> {
             state.written = None;
             inode.pin(Some(fd.clone()));
             self.backing.forget(&inode.id);
+            self.journal.unnamed(&inode.id);
         } else {
             self.backing.lost_name(&inode.id, &dir.id, name);
         }

@@ -34,7 +34,12 @@ impl LinkCore {
         }
         self.phase = Phase::Saving(attached);
         // A new replica: nothing of an older one's floor counts.
-        self.effects.push_back(Effect::SaveHeader(Header { volume_id, replica_id, floor: Position::default() }));
+        self.effects.push_back(Effect::SaveHeader(Header {
+            volume_id,
+            replica_id,
+            floor: Position::default(),
+            ..header
+        }));
         Ok(())
     }
 
@@ -117,7 +122,12 @@ impl LinkCore {
             {
                 Err(format!("the replica has another history at {floor} than this folder; {older}"))
             }
-            Some(_) => Ok(()),
+            Some(published) => {
+                if !self.commit.confirm_floor(Some(&published)) {
+                    tracing::warn!(%published, "the replica is older than it was before this daemon was killed: all marks are compared");
+                }
+                Ok(())
+            }
         }
     }
 
@@ -213,7 +223,7 @@ mod tests {
         let commit = Arc::new(Commit::in_memory(1 << 20));
         let at = |seq: u64| Position { epoch: Epoch(7), seq: Seq(seq), chain: Chain([seq as u8; 16]) };
         let floor = Position { epoch: Epoch(6), seq: Seq(3), chain: Chain([6; 16]) };
-        let header = Header { volume_id: Uuid([1; 16]), replica_id: Uuid([2; 16]), floor };
+        let header = Header { volume_id: Uuid([1; 16]), replica_id: Uuid([2; 16]), floor, ..commit.header() };
         commit.set_header_durably(header).expect("in memory");
         let config = CoreConfig {
             volume: "v".parse().expect("legal"),

@@ -23,12 +23,12 @@ use self::{
     replica::Replica,
 };
 use crate::{
-    commit::Commit,
+    commit::{Commit, shadow::MemStore},
     link::{
         LinkState,
         core::{CoreConfig, Effect, LinkCore},
     },
-    replication::after_restart,
+    replication::shadow::{BackingPlace, Ground},
     resync::{
         plan::{Manner, Step, StepDone},
         read,
@@ -46,8 +46,10 @@ struct World {
     jobs: VecDeque<(Step, Manner, u64)>,
     now: Duration,
     runs: u8,
+    boot: u8,
     window: usize,
     log: PathBuf,
+    shadow: MemStore,
     paused: bool,
     /// The applications have stopped.
     quiet: bool,
@@ -66,9 +68,14 @@ fn config(run: u8) -> CoreConfig {
     }
 }
 
-fn open_commit(log: &std::path::Path, window: usize) -> &'static Arc<Commit> {
+/// `boot`: another one than the last run's is a machine crash, after which the shadow says nothing.
+fn open_commit(log: &std::path::Path, window: usize, store: &MemStore, boot: u8, run: u8) -> &'static Arc<Commit> {
     let (commit, recovered) = Commit::open(log, window, None).expect("the log can be opened");
-    commit.insert_dirty(&after_restart(recovered.as_ref(), None));
+    // Small enough to be rewritten now and then, and to overflow in the largest windows.
+    let limit_bytes = 150_000 + 4096 * (1 + usize::from(run % 8));
+    let (boot, run) = (Some(Uuid([boot; 16])), Uuid([run; 16]));
+    let ground = Ground { store: store.clone(), limit_bytes, boot, place: BackingPlace::Mount(1), run };
+    ground.resume(&commit, recovered.as_ref()).expect("the log can be written");
     // Slots borrow their commit; a simulated run is short, so it may stay.
     Box::leak(Box::new(Arc::new(commit)))
 }
@@ -79,7 +86,8 @@ impl World {
         let dir = tempfile::tempdir().expect("temporary directory");
         let log = dir.path().join("activity.log");
         let window = [1500, 4000, 1 << 20][random.below(3) as usize];
-        let commit = open_commit(&log, window);
+        let shadow = MemStore::default();
+        let commit = open_commit(&log, window, &shadow, 0, 1);
         let fs = Arc::new(MemFs(Mutex::new(Model::new())));
         World {
             client: Client::new(fs, commit, 0),
@@ -92,8 +100,10 @@ impl World {
             jobs: VecDeque::new(),
             now: Duration::ZERO,
             runs: 1,
+            boot: 0,
             window,
             log,
+            shadow,
             paused: false,
             quiet: false,
             _dir: dir,
@@ -118,10 +128,13 @@ impl World {
         if self.connected {
             self.cut();
         }
+        // What the old run's slots still do when they are dropped is not what a killed process does.
+        self.shadow = self.shadow.after_kill();
+        self.boot += u8::from(self.random.below(4) == 0);
         let fs = self.client.fs.clone();
         fs.0.lock().prune();
         self.runs += 1;
-        let commit = open_commit(&self.log, self.window);
+        let commit = open_commit(&self.log, self.window, &self.shadow, self.boot, self.runs);
         self.client = Client::new(fs, commit, self.client.ids_used() + 10);
         self.commit = commit.clone();
         self.core = LinkCore::new(config(self.runs), commit.clone(), u64::from(self.runs));
