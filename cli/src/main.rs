@@ -40,6 +40,8 @@ enum Command {
     Pause(commands::pause::Args),
     /// Sends again, after pause.
     Resume(commands::resume::Args),
+    /// Copies the replica's state at one exact position into a folder, without stopping whoever writes.
+    Clone(commands::clone::Args),
 }
 
 impl Command {
@@ -51,6 +53,7 @@ impl Command {
             Command::Umount(args) => commands::umount::run(args).await,
             Command::Pause(args) => commands::pause::run(args).await,
             Command::Resume(args) => commands::resume::run(args).await,
+            Command::Clone(args) => commands::clone::run(args).await,
         }
     }
 }

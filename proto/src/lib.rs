@@ -10,6 +10,7 @@ pub mod ids;
 pub mod limits;
 pub mod op;
 pub mod position;
+pub mod pull;
 pub mod stage;
 pub mod volume;
 

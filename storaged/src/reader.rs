@@ -1,7 +1,7 @@
 //! Reading a replica while it is applied: what index, pull and verify use. Every answer is of one moment; a walk is not, unless
 //! apply is paused.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, fs::File, io, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -35,6 +35,16 @@ pub struct ReplicaNode {
     pub born: Position,
 }
 
+/// All of an inode. See [`ReplicaReader::whole`].
+pub struct Whole<T: ReplicaTree = FsTree> {
+    /// What it is.
+    pub node: ReplicaNode,
+    /// Its extended attributes, sorted by name.
+    pub xattrs: Vec<(Bytes, Bytes)>,
+    /// Its data, of a regular file.
+    pub file: Option<ReplicaFile<T>>,
+}
+
 /// Reads a replica. Cheap to clone, may be sent to other threads.
 pub struct ReplicaReader<T: ReplicaTree = FsTree> {
     tree: T,
@@ -64,23 +74,40 @@ impl<T: ReplicaTree> ReplicaReader<T> {
     /// The inode, `None` if the replica has none with this id.
     pub fn node(&self, id: &InodeId) -> Result<Option<ReplicaNode>, ApplyError> {
         let Some((record, node)) = self.open_node(id)? else { return Ok(None) };
-        let is = self.tree.stat(&node).on("read", id)?;
+        self.node_of(id, &record, &node).map(Some)
+    }
+
+    fn node_of(&self, id: &InodeId, record: &NodeRecord, node: &T::Node) -> Result<ReplicaNode, ApplyError> {
+        let is = self.tree.stat(node).on("read", id)?;
         let mut attr = true_attr(is.attr, record.side.as_deref());
         attr.mtime = record.dir_mtime.unwrap_or(attr.mtime);
         let size = if record.kind.is_regular() { is.size } else { 0 };
-        Ok(Some(ReplicaNode { kind: record.kind, attr, size, born: record.born }))
+        Ok(ReplicaNode { kind: record.kind.clone(), attr, size, born: record.born })
     }
 
     /// Its extended attributes, sorted by name.
     pub fn xattrs(&self, id: &InodeId) -> Result<Option<Vec<(Bytes, Bytes)>>, ApplyError> {
         let Some((record, node)) = self.open_node(id)? else { return Ok(None) };
+        self.xattrs_of(id, &record, &node).map(Some)
+    }
+
+    fn xattrs_of(&self, id: &InodeId, record: &NodeRecord, node: &T::Node) -> Result<Vec<(Bytes, Bytes)>, ApplyError> {
         let mut found = BTreeMap::new();
-        for name in self.tree.list_xattrs(&node).on("list the attributes of", id)? {
-            if let Some(value) = self.tree.xattr(&node, &name).on("read an attribute of", id)? {
+        for name in self.tree.list_xattrs(node).on("list the attributes of", id)? {
+            if let Some(value) = self.tree.xattr(node, &name).on("read an attribute of", id)? {
                 found.insert(name, value);
             }
         }
-        Ok(Some(true_xattrs(found, record.side.as_deref())))
+        Ok(true_xattrs(found, record.side.as_deref()))
+    }
+
+    /// Everything about an inode in one look: what it is, its extended attributes, and a regular file opened for reading.
+    pub fn whole(&self, id: &InodeId) -> Result<Option<Whole<T>>, ApplyError> {
+        let Some((record, object)) = self.open_node(id)? else { return Ok(None) };
+        let node = self.node_of(id, &record, &object)?;
+        let xattrs = self.xattrs_of(id, &record, &object)?;
+        let file = node.kind.is_regular().then(|| ReplicaFile { tree: self.tree.clone(), node: object });
+        Ok(Some(Whole { node, xattrs, file }))
     }
 
     /// What a name means.
@@ -180,5 +207,12 @@ impl<T: ReplicaTree> ReplicaFile<T> {
     /// Its size now.
     pub fn size(&self) -> io::Result<u64> {
         Ok(self.tree.stat(&self.node)?.size)
+    }
+}
+
+impl ReplicaFile<FsTree> {
+    /// Makes an empty file share this one's data, which then stays as it is now. Fails where the file system cannot.
+    pub fn share_with(&self, file: &File) -> io::Result<()> {
+        Ok(rustix::fs::ioctl_ficlone(file, &self.node)?)
     }
 }

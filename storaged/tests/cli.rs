@@ -227,7 +227,7 @@ async fn a_pull_sends_the_whole_state_at_one_position() {
     let link = Change::Entry { dir: id(2), name: name("link"), old: None, new: Some(id(1)) };
     writer.ops(vec![vec![link]]).await;
     writer.applied().await;
-    let pull = pb::PullRequest { volume: "vol".into() };
+    let pull = pb::PullRequest { volume: "vol".into(), ..Default::default() };
     let mut stream = storaged.client().await.pull(pull).await.expect("pulled").into_inner();
     let mut seen = Vec::new();
     while let Some(message) = stream.message().await.expect("whole") {

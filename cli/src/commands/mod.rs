@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub mod clone;
 pub mod pause;
 pub mod resume;
 pub mod status;

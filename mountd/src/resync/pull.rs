@@ -2,35 +2,16 @@
 //!
 //! Runs in the foreground before the mount. It can be interrupted at any point and run again: files that are complete (their mtime is
 //! set last) are not written again. A note in the state directory tells a half-filled folder from one that belongs to somebody.
-//! Every path is resolved beneath the folder, one name at a time, without following links.
+//! Receiving and writing are [`tandem_pull`]'s.
 
-mod write;
+use std::{fs, io, path::Path};
 
-use std::{fs, io, path::Path, time::Duration};
-
-use tandem_proto::{
-    VolumeName,
-    pb::{self, pull_message::Body},
-};
+use tandem_proto::VolumeName;
+use tandem_pull::{Pull, Pulled, Writer, io_error};
 use tandem_runtime::{connect::ServerAddress, durable};
-
-use self::write::Writer;
-use crate::link::client;
 
 /// Name of the note in the state directory.
 const NOTE: &str = "pulling";
-/// No message for so long: the storage daemon is gone.
-const STALLED: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What was pulled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pulled {
-    /// Inodes written.
-    pub nodes: u64,
-    /// Bytes written.
-    pub bytes: u64,
-}
 
 /// Pulling failed. What was written stays; running it again goes on.
 #[derive(Debug, thiserror::Error)]
@@ -40,26 +21,9 @@ pub enum PullError {
         "{0} is not empty: init=pull fills an empty folder only. Empty it, mount another folder, or use -o init=push"
     )]
     NotEmpty(String),
-    /// The storage daemon.
-    #[error("pulling from {server}: {why}; mount again with -o init=pull to go on")]
-    Server {
-        /// The address.
-        server: String,
-        /// The cause.
-        why: String,
-    },
-    /// The local disk.
-    #[error("writing {path}: {source}; mount again with -o init=pull to go on")]
-    Io {
-        /// What was written.
-        path: String,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-fn io_error(path: &Path, source: io::Error) -> PullError {
-    PullError::Io { path: path.display().to_string(), source }
+    /// The storage daemon or the local disk.
+    #[error("{0}; mount again with -o init=pull to go on")]
+    Failed(#[from] tandem_pull::PullError),
 }
 
 /// Whether a pull began to fill the folder of this state directory and did not end: what it holds is not what it means.
@@ -86,12 +50,11 @@ pub fn pull_blocking(
     progress: &mut dyn FnMut(Pulled),
 ) -> Result<Pulled, PullError> {
     let mut writer = begin(directory, state_dir)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| PullError::Server { server: server.to_string(), why: source.to_string() })?;
-    runtime.block_on(receive(server, volume, &mut writer, progress))?;
-    finish(writer, directory, state_dir)
+    let pull = Pull { server: server.clone(), volume: volume.clone(), at: None, wait: None };
+    let pulled = pull.receive_blocking(&mut writer, progress)?;
+    finish(state_dir)?;
+    tracing::info!(directory = %directory.display(), position = %pulled.position, nodes = pulled.nodes, bytes = pulled.bytes, "pulled");
+    Ok(pulled)
 }
 
 /// Checks that the folder may be filled, and notes that it is being.
@@ -106,52 +69,12 @@ fn begin(directory: &Path, state_dir: &Path) -> Result<Writer, PullError> {
     }
     durable::create_private_dir(state_dir).map_err(|source| io_error(state_dir, source))?;
     durable::replace_file_durably(&note, b"a pull is under way\n").map_err(|source| io_error(&note, source))?;
-    Writer::open(directory)
+    Ok(Writer::open(directory)?)
 }
 
-fn finish(mut writer: Writer, directory: &Path, state_dir: &Path) -> Result<Pulled, PullError> {
-    let pulled = writer.finish()?;
+fn finish(state_dir: &Path) -> Result<(), PullError> {
     let note = state_dir.join(NOTE);
-    fs::remove_file(&note).map_err(|source| io_error(&note, source))?;
-    tracing::info!(directory = %directory.display(), nodes = pulled.nodes, bytes = pulled.bytes, "pulled");
-    Ok(pulled)
-}
-
-async fn receive(
-    server: &ServerAddress,
-    volume: &VolumeName,
-    writer: &mut Writer,
-    progress: &mut dyn FnMut(Pulled),
-) -> Result<(), PullError> {
-    let failed = |why: String| PullError::Server { server: server.to_string(), why };
-    let mut client = client::connect(server, CONNECT_TIMEOUT).await.map_err(|error| failed(error.to_string()))?;
-    let stalled = || failed(format!("no answer for {} s", STALLED.as_secs()));
-    let call = client.pull(pb::PullRequest { volume: volume.to_string() });
-    let call = tokio::time::timeout(STALLED, call).await.map_err(|_| stalled())?;
-    let mut messages = call.map_err(|status| failed(client::status_message(server, &status)))?.into_inner();
-    loop {
-        let message = tokio::time::timeout(STALLED, messages.message()).await.map_err(|_| stalled())?;
-        let message = message.map_err(|status| failed(client::status_message(server, &status)))?;
-        let Some(message) = message else { return Err(failed("the stream ended before its end".into())) };
-        // The local disk may block here: this runtime has nothing else to do.
-        match message.body {
-            Some(Body::Header(_)) => {}
-            Some(Body::Node(node)) => {
-                writer.node(node)?;
-                progress(writer.pulled());
-            }
-            Some(Body::Data(data)) => writer.data(&data)?,
-            Some(Body::Link(link)) => writer.link(&link)?,
-            Some(Body::End(end)) => {
-                let received = writer.received();
-                if end.nodes != received {
-                    return Err(failed(format!("{} inodes were announced and {received} came", end.nodes)));
-                }
-                return Ok(());
-            }
-            None => return Err(failed("a message that this version does not know; upgrade tandem-mountd".into())),
-        }
-    }
+    Ok(fs::remove_file(&note).map_err(|source| io_error(&note, source))?)
 }
 
 #[cfg(test)]
@@ -201,7 +124,8 @@ mod tests {
         writer.data(&data(2, b"whole")).expect("data");
         writer.link(&pb::PullLink { path: path(&["g"]), target: path(&["d", "f"]) }).expect("link");
         writer.node(node(&["l"], &NodeKind::Symlink("to/nowhere".into()), 0o777, 0)).expect("symlink");
-        finish(writer, at, &state_dir).expect("finished");
+        writer.finish().expect("written");
+        finish(&state_dir).expect("finished");
         assert!(!is_half_done(&state_dir));
         assert_eq!(fs::read(at.join("g")).expect("file"), b"\0\0whole\0\0\0");
         let (dir, file) = (fs::metadata(at.join("d")).expect("dir"), fs::metadata(at.join("d/f")).expect("file"));

@@ -98,9 +98,10 @@ impl Replication for ReplicationService {
     type PullStream = ReceiverStream<Result<pb::PullMessage, Status>>;
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
-        let name = volume_name(&request.into_inner().volume)?;
+        let request = request.into_inner();
+        let name = volume_name(&request.volume)?;
         let volume = self.volumes.serving(&name).map_err(|refusal| status(&refusal))?;
-        Ok(Response::new(pull::start(volume).await?))
+        Ok(Response::new(pull::start(volume, &request).await?))
     }
 }
 

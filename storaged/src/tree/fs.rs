@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
         Arc,
@@ -47,6 +47,12 @@ pub struct FsNode {
     pub(super) fd: Arc<OwnedFd>,
     /// Opened with O_PATH: attributes only, and those through other system calls.
     pub(super) path_only: bool,
+}
+
+impl AsFd for FsNode {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH

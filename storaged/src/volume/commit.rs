@@ -76,6 +76,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// Applies up to `limit` ops of the backlog; returns how many.
     pub fn apply_some(&mut self, now: Instant, limit: usize) -> usize {
         let mut done = 0;
+        self.decide_holds();
         while done < limit && self.can_apply() && self.damaged.is_none() {
             let Some(entry) = self.backlog.front_mut() else { break };
             let (op, chain) = (&entry.run.ops[entry.done], entry.run.chains[entry.done]);
@@ -100,6 +101,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 self.backlog_ops -= entry.run.ops.len();
                 self.backlog.pop_front();
             }
+            self.decide_holds();
         }
         if done > 0 {
             if let Err(error) = self.replica.commit_batch() {
@@ -115,7 +117,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     pub(super) fn settle(&mut self, now: Instant) -> bool {
         self.flush(now);
         while self.pending.is_empty() && !self.backlog.is_empty() && self.apply_some(now, usize::MAX) > 0 {}
-        self.pending.is_empty() && self.backlog.is_empty() && self.damaged.is_none() && self.pulls == 0
+        self.pending.is_empty() && self.backlog.is_empty() && self.damaged.is_none() && !self.is_held()
     }
 
     /// Brings the tree to the published state. It is durable already, so this is tried until it works.
@@ -131,6 +133,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 tracing::info!(%position, changed = published.changed.len(), removed = published.removed.len(), "published");
                 self.send_ack(true);
                 self.checkpoint(now);
+                self.decide_holds();
             }
             Err(error) if error.is_retryable() => self.set_fault(Stuck::Publish, &error, now),
             Err(error) => self.set_damaged(&error),
@@ -170,7 +173,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// Whether so much was logged that a checkpoint should not wait for a pause.
     pub fn checkpoint_is_due(&self) -> bool {
         self.checkpoint_bytes >= self.rule.bytes
-            && self.pulls == 0
+            && !self.is_held()
             && self.publishing.is_none()
             && self.faults.is_empty()
     }
@@ -187,21 +190,5 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             self.checkpoint(now);
         }
         self.behind.close();
-    }
-
-    /// Someone reads the tree at one position: apply stands still from here on, logging goes on.
-    pub fn pause_apply(&mut self, now: Instant) -> Result<(), Refusal> {
-        if self.pulls == 0 && !(self.settle(now) && self.publishing.is_none()) {
-            let why = self.faults.first().map_or("it is busy", |fault| &fault.message);
-            let message = format!("the replica is not at one position now: {why}");
-            return Err(Refusal::unavailable(message));
-        }
-        self.pulls += 1;
-        Ok(())
-    }
-
-    /// The reader has ended.
-    pub fn resume_apply(&mut self) {
-        self.pulls -= 1;
     }
 }

@@ -26,6 +26,7 @@ use tandem_proto::{
 
 use super::{
     behind::Behind,
+    hold::Holds,
     state::{Identity, STATE_FILE, State, StateError},
 };
 use crate::{
@@ -183,8 +184,8 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) last_error: Arc<str>,
     /// The fault that the writer was told of.
     pub(super) told_fault: Option<Arc<str>>,
-    /// Someone reads the tree at one position.
-    pub(super) pulls: usize,
+    /// Who reads the tree at one position.
+    pub(super) holds: Holds,
     pub(super) durable: Position,
     pub(super) checkpoint_bytes: u64,
     pub(super) checkpoint_at: Instant,
@@ -271,7 +272,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             damaged: None,
             last_error: Arc::from(""),
             told_fault: None,
-            pulls: 0,
+            holds: Holds::default(),
             checkpoint_bytes: 0,
             checkpoint_at: now,
             changed_at: None,
@@ -335,7 +336,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     fn checkpoint_due_at(&self) -> Option<Instant> {
-        if self.pulls > 0 || self.publishing.is_some() || !self.faults.is_empty() {
+        if self.is_held() || self.publishing.is_some() || !self.faults.is_empty() {
             return None;
         }
         let changed = self.changed_at?;
@@ -358,11 +359,11 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     pub(super) fn can_apply(&self) -> bool {
-        self.pulls == 0 && !self.is_stuck(Stuck::Apply) && self.publishing.is_none()
+        !self.is_held() && !self.is_stuck(Stuck::Apply) && self.publishing.is_none()
     }
 
     fn can_take_held(&self) -> bool {
-        self.held.is_some() && self.faults.is_empty() && self.pulls == 0
+        self.held.is_some() && self.faults.is_empty() && !self.is_held()
     }
 
     /// Takes the message up that had to wait.

@@ -1,13 +1,14 @@
 //! Volumes: each is owned by one thread, which owns its log, tree and catalog.
 //!
 //! [`core`] is what happens and in which order, without threads; [`thread`] drives it; [`volumes`] finds, makes and opens the
-//! volumes of a storage directory; [`facts`] is what `status` may see. A volume that cannot be opened or fails is reported and
+//! volumes of a storage directory; [`hold`] is for readers that need one exact position; [`facts`] is what `status` may see. A volume that cannot be opened or fails is reported and
 //! leaves the others alone.
 
 pub mod behind;
 mod commit;
 pub mod core;
 pub mod facts;
+pub mod hold;
 mod session;
 pub mod state;
 pub mod thread;

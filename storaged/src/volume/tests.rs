@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::{
     core::{BACKLOG_MAX_OPS, CheckpointRule, Core, Parts},
     facts::{Facts, VolumeState},
+    hold::Place,
     state::Identity,
     thread::{Command, Driver},
 };
@@ -386,7 +387,8 @@ fn nonsense_of_the_sender_is_refused_and_does_not_damage_the_volume() {
 #[test]
 fn apply_stands_still_for_a_reader_and_goes_on_after_it() {
     let mut rig = Rig::new();
-    rig.core.pause_apply(rig.now).expect("settled");
+    rig.core.hold(1, None);
+    assert!(matches!(&rig.core.take_decided()[..], [(1, Ok(held))] if held.position.seq == Seq(0)));
     rig.send(&[create(1)]);
     rig.core.flush(rig.now);
     assert_eq!(rig.core.apply_some(rig.now, 9), 0);
@@ -395,11 +397,64 @@ fn apply_stands_still_for_a_reader_and_goes_on_after_it() {
     // A resync waits, in order.
     rig.handle(Incoming::Begin { round: 1, full: false, s0: rig.sent });
     assert!(!rig.core.accepts());
-    rig.core.resume_apply();
+    rig.core.release(1);
     rig.core.take_held(rig.now);
     assert!(rig.core.accepts());
     rig.check_tree();
     assert_eq!(rig.facts().state, VolumeState::Staging);
+}
+
+#[test]
+fn apply_stops_exactly_where_a_reader_wants_it() {
+    let mut rig = Rig::new();
+    let at = |rig: &Rig, seq| Place { epoch: rig.sent.epoch, seq: Seq(seq), chain: None };
+    rig.core.hold(7, Some(at(&rig, 2)));
+    assert!(rig.core.take_decided().is_empty(), "it is in the future");
+    rig.send(&[create(1), create(2), create(3)]);
+    rig.core.flush(rig.now);
+    assert_eq!(rig.core.apply_some(rig.now, 9), 2);
+    assert!(matches!(&rig.core.take_decided()[..], [(7, Ok(held))] if held.position.seq == Seq(2)));
+    assert_eq!(rig.core.replica().applied().seq, Seq(2));
+    // One that is passed, one that is still to come, and one that gives up.
+    rig.core.hold(8, Some(at(&rig, 1)));
+    rig.core.hold(9, Some(at(&rig, 3)));
+    rig.core.hold(10, Some(at(&rig, 3)));
+    rig.core.release(10);
+    let decided = rig.core.take_decided();
+    let [(8, Err(refusal))] = &decided[..] else { panic!("{decided:?}") };
+    assert!(refusal.message.contains("the oldest that it still has is"), "{refusal}");
+    rig.core.release(7);
+    assert_eq!(rig.core.apply_some(rig.now, 9), 1);
+    assert!(matches!(&rig.core.take_decided()[..], [(9, Ok(held))] if held.position.seq == Seq(3)));
+    rig.core.release(9);
+    rig.check_tree();
+}
+
+#[test]
+fn a_reader_gets_the_old_position_during_a_resync_and_what_it_asks_for_of_an_ended_epoch_is_refused() {
+    let mut rig = Rig::new();
+    rig.send(&[create(1)]);
+    rig.core.flush(rig.now);
+    rig.core.apply_some(rig.now, 9);
+    let old = rig.core.replica().applied();
+    rig.handle(Incoming::Begin { round: 1, full: false, s0: rig.sent });
+    rig.core.hold(1, None);
+    let decided = rig.core.take_decided();
+    let [(1, Ok(held))] = &decided[..] else { panic!("{decided:?}") };
+    assert_eq!(held.position, old);
+    rig.core.abort_holds("the log is full");
+    assert_eq!(held.abort.why().as_deref(), Some("the log is full"));
+    rig.core.release(1);
+    let wrong = Place { chain: Some(Default::default()), ..old.into() };
+    rig.core.hold(2, Some(wrong));
+    let never = Place { seq: Seq(99), chain: None, ..old.into() };
+    rig.core.hold(3, Some(never));
+    rig.sent = Position::default();
+    rig.attach();
+    rig.core.decide_holds();
+    let refused: Vec<_> =
+        rig.core.take_decided().into_iter().map(|(n, d)| (n, d.expect_err("refused").reason)).collect();
+    assert_eq!(refused, [(2, Reason::Diverged), (3, Reason::Gap)]);
 }
 
 #[test]

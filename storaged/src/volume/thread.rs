@@ -7,7 +7,7 @@
 //! until the backlog is full: then apply comes first. It sleeps on its channel only; nothing here polls.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError},
@@ -18,7 +18,11 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{core::Core, facts::Facts};
+use super::{
+    core::Core,
+    facts::Facts,
+    hold::{Held, Place},
+};
 use crate::{
     ingest::{
         incoming::{AttachRequest, Incoming},
@@ -57,10 +61,20 @@ pub enum Command {
         /// Which.
         session: u64,
     },
-    /// Apply shall stand still, for a reader.
-    Pause(oneshot::Sender<Result<Facts, Refusal>>),
-    /// The reader has ended.
-    Resume,
+    /// Apply shall stand still at a position, for a reader.
+    Hold {
+        /// Chosen by the reader, for [`Command::Release`].
+        number: u64,
+        /// Where; else at what is durable now.
+        at: Option<Place>,
+        /// Told when it stands there, or that it never will.
+        reply: oneshot::Sender<Result<Held, Refusal>>,
+    },
+    /// The reader has ended, or waits no more.
+    Release {
+        /// Which.
+        number: u64,
+    },
     /// Stop; the thread ends.
     Stop,
 }
@@ -77,6 +91,8 @@ pub struct Driver<D: Disk, T: ReplicaTree> {
     commands: Receiver<Command>,
     waiting: VecDeque<Waiting>,
     facts: Arc<Mutex<Facts>>,
+    /// Readers that wait for their position.
+    readers: HashMap<u64, oneshot::Sender<Result<Held, Refusal>>>,
     stopping: bool,
 }
 
@@ -87,7 +103,8 @@ fn unix_ns() -> i64 {
 impl<D: Disk, T: ReplicaTree> Driver<D, T> {
     /// Takes an opened volume.
     pub fn new(core: Core<D, T>, commands: Receiver<Command>, facts: Arc<Mutex<Facts>>) -> Self {
-        let mut driver = Driver { core, commands, waiting: VecDeque::new(), facts, stopping: false };
+        let mut driver =
+            Driver { core, commands, waiting: VecDeque::new(), facts, readers: HashMap::new(), stopping: false };
         driver.show();
         driver
     }
@@ -120,6 +137,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             if self.core.checkpoint_is_due() {
                 self.core.checkpoint_now(now);
             }
+            self.tell_readers();
             self.show();
         }
         self.core.stop(Instant::now());
@@ -170,16 +188,26 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             }
             // In its turn: what it sent before it left still counts.
             Command::Closed { session } => self.waiting.push_back(Waiting::Closed { session }),
-            Command::Pause(reply) => {
-                let paused = self.core.pause_apply(now);
-                self.show();
-                let facts = self.facts.lock().clone();
-                if reply.send(paused.clone().map(|()| facts)).is_err() && paused.is_ok() {
-                    self.core.resume_apply();
-                }
+            Command::Hold { number, at, reply } => {
+                self.readers.insert(number, reply);
+                self.core.hold(number, at);
             }
-            Command::Resume => self.core.resume_apply(),
+            Command::Release { number } => {
+                self.readers.remove(&number);
+                self.core.release(number);
+            }
             Command::Stop => self.stopping = true,
+        }
+        self.tell_readers();
+    }
+
+    /// Tells readers what was decided for them. Who hears nothing any more releases by itself.
+    fn tell_readers(&mut self) {
+        self.core.decide_holds();
+        for (number, decision) in self.core.take_decided() {
+            if let Some(reply) = self.readers.remove(&number) {
+                let _ = reply.send(decision);
+            }
         }
     }
 

@@ -28,6 +28,7 @@ use crate::{
     index::{CatalogFiles, Index, IndexOptions},
     ingest::refusal::{Reason, Refusal},
     log::{LogError, LogOptions, disk::DirDisk},
+    pull,
     reader::ReplicaReader,
     tree::FsTree,
 };
@@ -271,6 +272,7 @@ fn make(directory: &Path) -> Result<Arc<Volume>, OpenError> {
 /// Opens a volume, recovers it and starts its thread.
 fn serve(directory: &Path) -> Result<Arc<Volume>, OpenError> {
     let started = Instant::now();
+    pull::clear(directory).map_err(OpenError::io("removing old snapshots"))?;
     let (mut core, recovered) = Core::open(parts(directory)?, started)?;
     let reader = core.replica().reader();
     let behind = behind(directory, &reader, &recovered);

@@ -4,6 +4,7 @@
 
 mod admin;
 mod bad_input;
+mod clones;
 mod everyday;
 mod faults;
 mod first_sync;

@@ -1,4 +1,7 @@
 //! Writes pulled inodes beneath a folder.
+//!
+//! What an earlier, interrupted run left is overwritten, never trusted: size and mtime of a file that was being written when the
+//! state was read say nothing about its bytes.
 
 use std::{
     ffi::CString,
@@ -8,7 +11,7 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::{
             ffi::OsStrExt as _,
-            fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
+            fs::{FileExt as _, PermissionsExt as _},
         },
     },
     path::{Path, PathBuf},
@@ -18,7 +21,7 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use tandem_proto::{Attr, NodeKind, convert, pb};
 
-use crate::resync::pull::{PullError, Pulled};
+use crate::{PullError, Pulled};
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
@@ -29,14 +32,12 @@ struct Filling {
     attr: Attr,
     xattrs: Vec<(Bytes, Bytes)>,
     size: u64,
-    /// It was complete before: its data is passed over.
-    complete: bool,
 }
 
 type Xattrs = Vec<(Bytes, Bytes)>;
 
-/// Fills one folder.
-pub(super) struct Writer {
+/// Fills one folder. It can be run again over what an earlier run left.
+pub struct Writer {
     directory: PathBuf,
     root: OwnedFd,
     filling: Option<Filling>,
@@ -79,7 +80,8 @@ fn on<E: Into<io::Error>>(path: &[u8]) -> impl FnOnce(E) -> PullError + '_ {
 }
 
 impl Writer {
-    pub(super) fn open(directory: &Path) -> Result<Writer, PullError> {
+    /// Writes into an existing folder.
+    pub fn open(directory: &Path) -> Result<Writer, PullError> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let root =
             rustix::fs::openat(CWD, directory, flags, Mode::empty()).map_err(on(directory.as_os_str().as_bytes()))?;
@@ -93,11 +95,13 @@ impl Writer {
         })
     }
 
-    pub(super) fn pulled(&self) -> Pulled {
+    /// What was written so far.
+    pub fn pulled(&self) -> Pulled {
         self.pulled
     }
 
-    pub(super) fn received(&self) -> u64 {
+    /// Inodes that came, the root included.
+    pub fn received(&self) -> u64 {
         self.received
     }
 
@@ -113,7 +117,8 @@ impl Writer {
         Ok((dir, name))
     }
 
-    pub(super) fn node(&mut self, node: pb::PullNode) -> Result<(), PullError> {
+    /// Makes an inode. Directories get their attributes, and files their mtime, when they are filled.
+    pub fn node(&mut self, node: pb::PullNode) -> Result<(), PullError> {
         self.finish_file()?;
         self.received += 1;
         let path = joined(&node.path)?;
@@ -142,7 +147,8 @@ impl Writer {
             NodeKind::Regular => self.begin_file(path, attr, xattrs, node.size),
             NodeKind::Symlink(target) => {
                 make_anew(&dir, name, |dir, name| rustix::fs::symlinkat(&target[..], dir, name)).map_err(on(&path))?;
-                set_special(&dir, name, &attr, &xattrs, true).map_err(on(&path))
+                self.pulled.left_out += set_special(&dir, name, &attr, &xattrs, true).map_err(on(&path))?;
+                Ok(())
             }
             NodeKind::Fifo => self.special(&dir, &path, FileType::Fifo, (0, 0), &attr, &xattrs),
             NodeKind::Socket => self.special(&dir, &path, FileType::Socket, (0, 0), &attr, &xattrs),
@@ -156,7 +162,7 @@ impl Writer {
     }
 
     fn special(
-        &self,
+        &mut self,
         dir: &OwnedFd,
         path: &[u8],
         kind: FileType,
@@ -168,9 +174,13 @@ impl Writer {
         let device = rustix::fs::makedev(device.0, device.1);
         let mode = Mode::from_raw_mode(0o600);
         match make_anew(dir, name, |dir, name| rustix::fs::mknodat(dir, name, kind, mode, device)) {
-            Ok(()) => set_special(dir, name, attr, xattrs, false).map_err(on(path)),
+            Ok(()) => {
+                self.pulled.left_out += set_special(dir, name, attr, xattrs, false).map_err(on(path))?;
+                Ok(())
+            }
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 tracing::warn!(path = shown(path), "only root may make a device: it is left out");
+                self.pulled.left_out += 1;
                 Ok(())
             }
             Err(error) => Err(on(path)(error)),
@@ -195,18 +205,13 @@ impl Writer {
             result => result,
         };
         let file = File::from(fd.map_err(on(&path))?);
-        let is = file.metadata().map_err(on(&path))?;
-        let complete = is.len() == size
-            && is.mode() & 0o7777 == attr.mode
-            && (is.mtime(), is.mtime_nsec()) == (attr.mtime.seconds, i64::from(attr.mtime.nanos));
-        if !complete {
-            file.set_len(0).and_then(|()| file.set_len(size)).map_err(on(&path))?;
-        }
-        self.filling = Some(Filling { shown: shown(&path), file, attr, xattrs, size, complete });
+        file.set_len(0).and_then(|()| file.set_len(size)).map_err(on(&path))?;
+        self.filling = Some(Filling { shown: shown(&path), file, attr, xattrs, size });
         Ok(())
     }
 
-    pub(super) fn data(&mut self, data: &pb::PullData) -> Result<(), PullError> {
+    /// Writes bytes of the file that came last.
+    pub fn data(&mut self, data: &pb::PullData) -> Result<(), PullError> {
         let Some(filling) = &self.filling else {
             return Err(on(b"data")(io::Error::new(io::ErrorKind::InvalidData, "it belongs to no file")));
         };
@@ -215,20 +220,20 @@ impl Writer {
         if crc32c::crc32c(&data.data) != data.crc32c || end.is_none_or(|end| end > filling.size) {
             return Err(fails(io::Error::new(io::ErrorKind::InvalidData, "the bytes are not those that were sent")));
         }
-        if !filling.complete {
-            filling.file.write_all_at(&data.data, data.offset).map_err(fails)?;
-        }
+        filling.file.write_all_at(&data.data, data.offset).map_err(fails)?;
         self.pulled.bytes += data.data.len() as u64;
         Ok(())
     }
 
     fn finish_file(&mut self) -> Result<(), PullError> {
         let Some(filling) = self.filling.take() else { return Ok(()) };
-        set_open(&filling.file, &filling.attr, &filling.xattrs)
-            .map_err(|source| PullError::Io { path: filling.shown.clone(), source })
+        self.pulled.left_out += set_open(&filling.file, &filling.attr, &filling.xattrs)
+            .map_err(|source| PullError::Io { path: filling.shown.clone(), source })?;
+        Ok(())
     }
 
-    pub(super) fn link(&mut self, link: &pb::PullLink) -> Result<(), PullError> {
+    /// Gives an inode that came a further name.
+    pub fn link(&mut self, link: &pb::PullLink) -> Result<(), PullError> {
         self.finish_file()?;
         let (path, target) = (joined(&link.path)?, joined(&link.target)?);
         let (dir, name) = self.parent(&path)?;
@@ -238,11 +243,11 @@ impl Writer {
     }
 
     /// Attributes of directories, and everything on disk.
-    pub(super) fn finish(&mut self) -> Result<Pulled, PullError> {
+    pub fn finish(&mut self) -> Result<Pulled, PullError> {
         self.finish_file()?;
         for (path, attr, xattrs) in std::mem::take(&mut self.directories).iter().rev() {
             let dir = self.beneath(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).map_err(on(path))?;
-            set_open(&File::from(dir), attr, xattrs).map_err(on(path))?;
+            self.pulled.left_out += set_open(&File::from(dir), attr, xattrs).map_err(on(path))?;
         }
         rustix::fs::syncfs(&self.root).map_err(on(self.directory.as_os_str().as_bytes()))?;
         Ok(self.pulled)
@@ -260,11 +265,11 @@ fn make_anew(dir: &OwnedFd, name: &[u8], make: impl Fn(&OwnedFd, &[u8]) -> rusti
     }
 }
 
-fn ignore_eperm(result: rustix::io::Result<()>) -> io::Result<()> {
+/// Only root gives files away and sets some attributes: how many were left out for that, 0 or 1.
+fn unless_refused(result: rustix::io::Result<()>) -> io::Result<u64> {
     match result {
-        // Only root gives files away; the first resync then sends the owner that they have here.
-        Err(rustix::io::Errno::PERM) => Ok(()),
-        result => Ok(result?),
+        Err(rustix::io::Errno::PERM) => Ok(1),
+        result => Ok(result.map(|()| 0)?),
     }
 }
 
@@ -273,20 +278,21 @@ fn times(attr: &Attr) -> Timestamps {
     Timestamps { last_access: mtime, last_modification: mtime }
 }
 
-fn set_open(file: &File, attr: &Attr, xattrs: &[(Bytes, Bytes)]) -> io::Result<()> {
-    ignore_eperm(rustix::fs::fchown(file, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid))))?;
+fn set_open(file: &File, attr: &Attr, xattrs: &[(Bytes, Bytes)]) -> io::Result<u64> {
+    let (uid, gid) = (Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)));
+    let mut left_out = unless_refused(rustix::fs::fchown(file, uid, gid))?;
     file.set_permissions(Permissions::from_mode(attr.mode))?;
     for (name, value) in xattrs {
-        ignore_eperm(rustix::fs::fsetxattr(file, &name[..], value, XattrFlags::empty()))?;
+        left_out += unless_refused(rustix::fs::fsetxattr(file, &name[..], value, XattrFlags::empty()))?;
     }
     rustix::fs::futimens(file, &times(attr))?;
-    Ok(())
+    Ok(left_out)
 }
 
 /// Attributes of what cannot be opened.
-fn set_special(dir: &OwnedFd, name: &[u8], attr: &Attr, xattrs: &[(Bytes, Bytes)], link: bool) -> io::Result<()> {
+fn set_special(dir: &OwnedFd, name: &[u8], attr: &Attr, xattrs: &[(Bytes, Bytes)], link: bool) -> io::Result<u64> {
     let (uid, gid) = (Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)));
-    ignore_eperm(rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
+    let mut left_out = unless_refused(rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
     if !link {
         // Just made by us in a folder of ours, and no link: nothing else can be meant.
         rustix::fs::chmodat(dir, name, Mode::from_raw_mode(attr.mode), AtFlags::empty())?;
@@ -295,8 +301,8 @@ fn set_special(dir: &OwnedFd, name: &[u8], attr: &Attr, xattrs: &[(Bytes, Bytes)
     path.extend_from_slice(name);
     let path = CString::new(path)?;
     for (name, value) in xattrs {
-        ignore_eperm(rustix::fs::lsetxattr(&path, &name[..], value, XattrFlags::empty()))?;
+        left_out += unless_refused(rustix::fs::lsetxattr(&path, &name[..], value, XattrFlags::empty()))?;
     }
     rustix::fs::utimensat(dir, name, &times(attr), AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(())
+    Ok(left_out)
 }
