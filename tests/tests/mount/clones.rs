@@ -97,7 +97,7 @@ fn clones_under_a_storm_are_states_that_the_folder_had_and_nothing_waits_for_the
     fs::write(&one, "0").expect("writable");
     fs::write(&two, "0").expect("writable");
     mount.settle();
-    let storms = storm_processes(&mount.path().join("storm"), 77, 8, 1, 2);
+    let storms = storm_processes(&mount.path().join("storm"), 77, 3, 1, 1);
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -105,6 +105,8 @@ fn clones_under_a_storm_are_states_that_the_folder_had_and_nothing_waits_for_the
                 if stop.load(std::sync::atomic::Ordering::Relaxed) {
                     return;
                 }
+                // Slow enough that apply follows: a clone waits for what is durable before it.
+                std::thread::sleep(Duration::from_millis(5));
                 for file in [&one, &two] {
                     let partial = mount.path().join("partial");
                     fs::write(&partial, count.to_string()).expect("writable");
@@ -112,7 +114,7 @@ fn clones_under_a_storm_are_states_that_the_folder_had_and_nothing_waits_for_the
                 }
             }
         });
-        for at in 0..6 {
+        for at in 0..5 {
             let copy = clone_of(&lab, &storage, &format!("copy{at}"), &[]);
             let count = |name: &str| -> u64 {
                 fs::read_to_string(copy.join(name)).expect("there").parse().expect("whole, because it was renamed")
