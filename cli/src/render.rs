@@ -179,7 +179,7 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
             ),
         ),
         ("inodes", status.inodes.to_string()),
-        ("log", bytes(status.log_bytes)),
+        ("log", format!("{} of {}", bytes(status.log_bytes), bytes(status.log_limit_bytes))),
         (
             "index",
             format!(
@@ -190,6 +190,10 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    if status.backlog_ops > 0 {
+        let ops = count(status.backlog_ops, "op", "ops");
+        details.push(("waits for apply", format!("{ops}, {}", bytes(status.backlog_bytes))));
+    }
     if status.salvaged_files > 0 {
         let files = count(status.salvaged_files, "file", "files");
         details.push(("salvage", format!("{files} of a resync that was not finished, for the next one")));

@@ -237,6 +237,49 @@ pub fn decode_raw(raw: RawRecord) -> Result<Record, record::LogError> {
     decode(raw.kind, raw.version, raw.payload).map_err(|problem| record::LogError(format!("{at}: {problem}")))
 }
 
+/// Live ops that were read back.
+pub struct LiveOps {
+    /// The ops.
+    pub ops: Vec<Op>,
+    /// The chain after each.
+    pub chains: Vec<Chain>,
+    /// Position after the last one.
+    pub end: Position,
+    /// Bytes of their record.
+    pub bytes: usize,
+}
+
+/// The live ops of a record that begin after `before`, or what is wrong with them; `None` if it has none. Their chain is computed
+/// anew, so that what is applied is what was acknowledged.
+pub fn live_ops_after(raw: RawRecord, before: &Position) -> Result<Option<LiveOps>, String> {
+    if raw.kind != kind::OPS {
+        return Ok(None);
+    }
+    if raw.version != VERSION {
+        return decode(raw.kind, raw.version, raw.payload).map(|_| None);
+    }
+    let bytes = raw.payload.len();
+    let batch: pb::Batch = message(raw.payload)?;
+    if (batch.epoch, batch.first_seq) <= (before.epoch.0, before.seq.0) {
+        return Ok(None);
+    }
+    if (batch.epoch, batch.first_seq) != (before.epoch.0, before.seq.next().0) {
+        return Err(format!("ops from {}:{} on follow position {before}", batch.epoch, batch.first_seq));
+    }
+    let (mut end, mut scratch) = (*before, Vec::new());
+    let (mut ops, mut chains) = (Vec::with_capacity(batch.ops.len()), Vec::with_capacity(batch.ops.len()));
+    for op in batch.ops {
+        let seq = end.seq.next();
+        end = Position { seq, chain: convert::chain_after(&end.chain, seq, &op, &mut scratch), ..end };
+        chains.push(end.chain);
+        ops.push(said(convert::op(seq, op))?);
+    }
+    if batch.chain_after != end.chain.0[..] {
+        return Err(format!("its ops do not lead to the chain that was acknowledged at {end}"));
+    }
+    Ok(Some(LiveOps { ops, chains, end, bytes }))
+}
+
 /// A log from some place on, as apply reads it.
 pub struct LogRecords<'a, D: Disk> {
     log: &'a Log<D>,

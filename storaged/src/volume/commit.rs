@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use super::core::{Backlogged, Core, Stuck};
+use super::core::{Core, Stuck};
 use crate::{
     apply::ApplyError,
     ingest::refusal::{Reason, Refusal},
-    log::{Append, LogPos, codec, disk::Disk},
+    log::{Append, LogError, LogPos, codec, disk::Disk},
     tree::ReplicaTree,
 };
 
@@ -39,6 +39,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.urgent = false;
         self.changed_at = Some(now);
         self.send_ack(false);
+        self.note_bounds();
         // After the acknowledgement: it costs a write, and protects against damage only.
         self.log.mark_durable();
     }
@@ -54,9 +55,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 continue;
             }
             self.durable = run.end;
-            self.backlog_bytes += run.bytes;
-            self.backlog_ops += run.ops.len();
-            self.backlog.push_back(Backlogged { run, done: 0, at });
+            self.backlog.push(run, at);
         }
         for run in staged {
             // It is in the log, which is what counts; the model in memory can only fail by what the sender did.
@@ -78,8 +77,18 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         let mut done = 0;
         self.decide_holds();
         while done < limit && self.can_apply() && self.damaged.is_none() {
-            let Some(entry) = self.backlog.front_mut() else { break };
-            let (op, chain) = (&entry.run.ops[entry.done], entry.run.chains[entry.done]);
+            match self.backlog.refill(&self.log) {
+                Ok(()) => {}
+                Err(error @ LogError::Io { .. }) => {
+                    self.set_fault(Stuck::Apply, &error, now);
+                    break;
+                }
+                Err(error) => {
+                    self.set_damaged(&error);
+                    break;
+                }
+            }
+            let Some((op, chain)) = self.backlog.front() else { break };
             match self.replica.apply(op, chain) {
                 Ok(()) => {}
                 Err(error) if error.is_retryable() => {
@@ -95,12 +104,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             let client = self.receiver.writer().map_or("", |writer| &writer.name);
             self.behind.applied(op, self.replica.applied(), client);
             done += 1;
-            entry.done += 1;
-            if entry.done == entry.run.ops.len() {
-                self.backlog_bytes -= entry.run.bytes;
-                self.backlog_ops -= entry.run.ops.len();
-                self.backlog.pop_front();
-            }
+            self.applied_bytes += self.backlog.advance() as u64;
             self.decide_holds();
         }
         if done > 0 {
@@ -109,6 +113,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             }
             self.behind.reached(self.replica.applied());
             self.send_ack(false);
+            self.note_bounds();
         }
         done
     }
@@ -166,13 +171,15 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return self.set_fault(Stuck::Checkpoint, &error, now);
         }
         self.checkpoint_bytes = 0;
+        self.applied_bytes = 0;
         self.checkpoint_at = now;
         self.changed_at = if self.backlog.is_empty() { None } else { Some(now) };
+        self.note_bounds();
     }
 
     /// Whether so much was logged that a checkpoint should not wait for a pause.
     pub fn checkpoint_is_due(&self) -> bool {
-        self.checkpoint_bytes >= self.rule.bytes
+        (self.checkpoint_bytes >= self.rule.bytes || self.checkpoint_makes_room())
             && !self.is_held()
             && self.publishing.is_none()
             && self.faults.is_empty()

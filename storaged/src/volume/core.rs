@@ -12,7 +12,6 @@
 //! drives the same code on a disk and a tree in memory, which is why time is an argument.
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,7 +24,9 @@ use tandem_proto::{
 };
 
 use super::{
+    backlog::Backlog,
     behind::Behind,
+    flow::Bounds,
     hold::Holds,
     state::{Identity, STATE_FILE, State, StateError},
 };
@@ -36,12 +37,6 @@ use crate::{
     tree::ReplicaTree,
 };
 
-/// Durable ops whose data wait for apply. Beyond it, logging waits: 32 MiB are a fraction of a second of apply.
-pub const BACKLOG_MAX_BYTES: usize = 32 << 20;
-/// The same for small ops, which cost apply time and not memory.
-pub const BACKLOG_MAX_OPS: usize = 16 << 10;
-/// Records of one group commit.
-pub const GROUP_MAX_BYTES: usize = 8 << 20;
 /// How long a disk that refused is left alone.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -116,13 +111,6 @@ pub(super) struct Pending {
     pub(super) run: Option<OpRun>,
 }
 
-/// A run of ops on its way to the tree.
-pub(super) struct Backlogged {
-    pub(super) run: OpRun,
-    pub(super) done: usize,
-    pub(super) at: LogPos,
-}
-
 /// What cannot go on for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stuck {
@@ -167,9 +155,10 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) pending_bytes: usize,
     /// Something in `pending` waits for its acknowledgement.
     pub(super) urgent: bool,
-    pub(super) backlog: VecDeque<Backlogged>,
-    pub(super) backlog_bytes: usize,
-    pub(super) backlog_ops: usize,
+    pub(super) backlog: Backlog,
+    pub(super) bounds: Bounds,
+    /// The writer was told that it is held back.
+    pub(super) told_held_back: bool,
     /// Where the record of the staging's first round stands.
     pub(super) staging_start: Option<LogPos>,
     /// Highest seq that is held durably for the staging.
@@ -187,7 +176,10 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     /// Who reads the tree at one position.
     pub(super) holds: Holds,
     pub(super) durable: Position,
+    /// Bytes that were logged since the last checkpoint.
     pub(super) checkpoint_bytes: u64,
+    /// Bytes of records whose ops were applied since then.
+    pub(super) applied_bytes: u64,
     pub(super) checkpoint_at: Instant,
     pub(super) changed_at: Option<Instant>,
 }
@@ -247,6 +239,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 durable.tip
             )));
         }
+        let bounds = Bounds::default();
         let mut core = Core {
             identity: state.identity,
             home,
@@ -261,9 +254,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             pending: Vec::new(),
             pending_bytes: 0,
             urgent: false,
-            backlog: VecDeque::new(),
-            backlog_bytes: 0,
-            backlog_ops: 0,
+            backlog: Backlog::new(bounds.backlog_bytes, bounds.backlog_ops),
+            bounds,
+            told_held_back: false,
             staging_start: None,
             staged: 0,
             publishing: None,
@@ -274,6 +267,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             told_fault: None,
             holds: Holds::default(),
             checkpoint_bytes: 0,
+            applied_bytes: 0,
             checkpoint_at: now,
             changed_at: None,
         };
@@ -305,13 +299,6 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// Everything up to here survives a crash.
     pub fn durable(&self) -> Position {
         self.durable
-    }
-
-    /// Whether messages can be taken now. If not, they wait where they are.
-    pub fn accepts(&self) -> bool {
-        let full = self.backlog_bytes >= BACKLOG_MAX_BYTES || self.backlog_ops >= BACKLOG_MAX_OPS;
-        let stuck = self.is_stuck(Stuck::Log) || self.publishing.is_some() || self.held.is_some();
-        !stuck && !full && self.pending_bytes < GROUP_MAX_BYTES
     }
 
     pub(super) fn is_stuck(&self, kind: Stuck) -> bool {
@@ -450,9 +437,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     pub(super) fn write_state(&mut self) -> Result<(), LogError> {
-        let oldest = self.backlog.front().map(|entry| entry.at);
-        let end = self.log.synced_end();
-        let log_start = oldest.into_iter().chain(self.staging_start).min().unwrap_or(end);
+        let (end, log_start) = (self.log.synced_end(), self.log_needed_from());
         let state = State {
             identity: self.identity,
             durable: self.receiver_durable(),

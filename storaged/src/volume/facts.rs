@@ -61,6 +61,12 @@ pub struct Facts {
     pub attached_ns: i64,
     /// Records that are kept.
     pub log_bytes: u64,
+    /// At which the writer is held back.
+    pub log_max_bytes: u64,
+    /// Durable ops that wait for apply.
+    pub backlog_ops: u64,
+    /// Bytes of their records.
+    pub backlog_bytes: u64,
     /// Files with bytes of an unfinished staging.
     pub salvaged_files: u64,
     /// The last error, also if it is over.
@@ -82,7 +88,11 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         } else {
             VolumeState::Settled
         };
-        let reason = self.damaged.clone().or_else(|| self.faults.first().map(|fault| fault.message.clone()));
+        let reason = self
+            .damaged
+            .clone()
+            .or_else(|| self.held_back_reason())
+            .or_else(|| self.faults.first().map(|fault| fault.message.clone()));
         let holder = self.receiver.writer().map(|writer| match &before.holder {
             Some((name, id)) if *id == writer.client_id && **name == *writer.name => (name.clone(), *id),
             _ => (Arc::from(writer.name.as_str()), writer.client_id),
@@ -99,6 +109,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             connected: self.session.is_some(),
             attached_ns: self.attached_ns,
             log_bytes: self.log.bytes(),
+            log_max_bytes: self.bounds.log_max_bytes,
+            backlog_ops: self.backlog.ops(),
+            backlog_bytes: self.backlog.bytes(),
             salvaged_files: self.replica.salvaged_files(),
             last_error: self.last_error.clone(),
         }

@@ -128,7 +128,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// The last position that the tree will reach by what is durable.
     fn newest(&self) -> Position {
         let applied = self.publishing.unwrap_or_else(|| self.replica.applied());
-        self.backlog.back().map_or(applied, |entry| entry.run.end)
+        self.backlog.end().unwrap_or(applied)
     }
 
     /// Looks whether a reader's position is reached. Called after each op and each publish, and now and then for those whose position

@@ -4,10 +4,12 @@
 //! volumes of a storage directory; [`hold`] is for readers that need one exact position; [`facts`] is what `status` may see. A volume that cannot be opened or fails is reported and
 //! leaves the others alone.
 
+mod backlog;
 pub mod behind;
 mod commit;
 pub mod core;
 pub mod facts;
+pub mod flow;
 pub mod hold;
 mod session;
 pub mod state;

@@ -98,7 +98,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         match self.receiver.phase() {
             Phase::Live | Phase::Staging { live: true, .. } => self.receiver.tip(),
             Phase::Opened | Phase::Staging { live: false, .. } => {
-                self.backlog.back().map_or_else(|| self.replica.applied(), |entry| entry.run.end)
+                self.backlog.end().unwrap_or_else(|| self.replica.applied())
             }
         }
     }
@@ -135,6 +135,12 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     fn take(&mut self, session: u64, message: Incoming, now: Instant) -> Result<(), Refusal> {
+        if let Err(refusal) = self.check_staging_fits() {
+            self.last_error = Arc::from(refusal.message.as_str());
+            self.end_session(Some(refusal.clone()));
+            self.drop_staging(now)?;
+            return Err(refusal);
+        }
         match message {
             Incoming::Batch(batch) => self.take_batch(session, batch),
             Incoming::Begin { round, full, s0 } => self.take_begin(session, round, full, s0, now),

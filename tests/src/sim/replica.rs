@@ -17,6 +17,7 @@ use tandem_storaged::{
     log::{LogOptions, mem::MemDisk},
     tree::{Area, MemTree, ReplicaTree},
     volume::core::{CheckpointRule, Core, OpenError, Parts},
+    volume::flow::Bounds,
     volume::state::Identity,
 };
 
@@ -99,7 +100,9 @@ impl ReplicaHost {
 
     /// The same where the disk may fail.
     pub fn try_start(&mut self) -> Result<(), OpenError> {
-        let (core, _recovered) = Core::open(self.parts(), self.clock)?;
+        let (mut core, _recovered) = Core::open(self.parts(), self.clock)?;
+        // So few in memory that most of what waits for apply is read back from the log.
+        core.bound(Bounds { backlog_ops: 20, ..Bounds::default() });
         self.core = Some(core);
         Ok(())
     }
