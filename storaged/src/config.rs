@@ -1,37 +1,53 @@
 //! Flags and the configuration file: one set of names for both. Flags win over the file, the file over defaults.
 
+mod units;
+
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::Parser;
 use serde::Deserialize;
 use tandem_runtime::dirs;
 
+use crate::offline::Offline;
+
 /// The storage daemon of TandemFS: keeps a replica of folders that are mounted elsewhere.
 #[derive(Debug, Default, Parser)]
 #[command(name = "tandem-storaged", version, about, max_term_width = 100)]
+#[command(after_help = "Without a command it serves. The commands work on a storage directory that no storaged uses.")]
 pub struct Flags {
+    /// What to do offline
+    #[command(subcommand)]
+    pub command: Option<Offline>,
     /// Storage directory: one subdirectory for each volume, its plain files in VOLUME/tree. Made if it does not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     pub data: Option<PathBuf>,
     /// Address to listen on; port 0 takes a free one and prints it [default: 127.0.0.1:7440]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
     /// Configuration file (TOML); each flag is a key in it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Directory for the local secret [default: $TANDEM_RUNTIME_DIR, /run/tandem or $XDG_RUNTIME_DIR/tandem]
     #[arg(long, value_name = "DIR")]
     pub runtime: Option<PathBuf>,
     /// What is logged: error, warn, info, debug or trace, or a filter such as tandem_storaged=debug,info
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", global = true)]
     pub log_level: Option<String>,
     /// Log one JSON object a line
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub log_json: bool,
+    /// What resyncs replaced or removed is kept in VOLUME/history up to so many bytes and so long; the oldest goes first.
+    /// SIZE, AGE, both with a comma between, or `all` [default: 10GiB,30d]
+    #[arg(long, value_name = "SIZE,AGE")]
+    pub history_keep: Option<String>,
+    /// Reading for the content index, when it is built anew, takes at most so many bytes a second [default: 128MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub index_rate: Option<String>,
 }
 
 /// What the file may hold.
@@ -43,10 +59,69 @@ struct File {
     runtime: Option<PathBuf>,
     log_level: Option<String>,
     log_json: Option<bool>,
+    history_keep: Option<String>,
+    index_rate: Option<String>,
 }
 
 /// The keys of the file.
-const KEYS: [&str; 5] = ["data", "listen", "runtime", "log-level", "log-json"];
+const KEYS: [&str; 7] = ["data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate"];
+
+/// How much of what resyncs replaced is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepRule {
+    /// At most so much.
+    pub bytes: Option<u64>,
+    /// At most so long.
+    pub age: Option<Duration>,
+}
+
+/// Bounds of each volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `--history-keep`.
+    pub history_keep: KeepRule,
+    /// `--index-rate`.
+    pub index_rate_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let history_keep = KeepRule { bytes: Some(10 << 30), age: Some(Duration::from_secs(30 * 24 * 3600)) };
+        Limits { history_keep, index_rate_bytes: 128 << 20 }
+    }
+}
+
+impl Limits {
+    fn load(history_keep: Option<String>, index_rate: Option<String>) -> Result<Limits, ConfigError> {
+        let mut limits = Limits::default();
+        if let Some(text) = history_keep {
+            limits.history_keep = keep_rule(&text)?;
+        }
+        if let Some(text) = index_rate {
+            limits.index_rate_bytes = units::bytes(&text)
+                .filter(|rate| *rate > 0)
+                .ok_or_else(|| ConfigError(format!("--index-rate {text}: not a size; write it as 128MiB")))?;
+        }
+        Ok(limits)
+    }
+}
+
+/// `10GiB,30d`, `10GiB`, `30d` or `all`.
+fn keep_rule(text: &str) -> Result<KeepRule, ConfigError> {
+    let mut rule = KeepRule { bytes: None, age: None };
+    if text == "all" {
+        return Ok(rule);
+    }
+    for part in text.split(',').map(str::trim) {
+        match (units::bytes(part), units::age(part)) {
+            // `1m` would be a size and an age: sizes in a rule have their whole unit.
+            (_, Some(age)) if rule.age.is_none() => rule.age = Some(age),
+            (Some(bytes), None) if rule.bytes.is_none() => rule.bytes = Some(bytes),
+            _ => return wrong(format!("--history-keep {text}: write a size, an age or both, as 10GiB,30d, or all")),
+        }
+    }
+    Ok(rule)
+}
 
 /// Checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +136,8 @@ pub struct Config {
     pub log_level: Option<String>,
     /// JSON lines.
     pub log_json: bool,
+    /// Bounds of each volume.
+    pub limits: Limits,
 }
 
 /// The configuration cannot be used.
@@ -93,6 +170,7 @@ impl Config {
             runtime: flags.runtime.or(file.runtime).unwrap_or_else(dirs::runtime_dir),
             log_level: flags.log_level.or(file.log_level),
             log_json: flags.log_json || file.log_json.unwrap_or(false),
+            limits: Limits::load(flags.history_keep.or(file.history_keep), flags.index_rate.or(file.index_rate))?,
         })
     }
 }
@@ -171,7 +249,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
 mod tests {
     use std::io::Write as _;
 
-    use super::{Config, Flags, listen_address, parse};
+    use super::{Config, Flags, KeepRule, listen_address, parse};
 
     fn load(text: &str, flags: Flags) -> Result<Config, String> {
         let mut file = tempfile::NamedTempFile::new().expect("temporary file");
@@ -198,6 +276,24 @@ mod tests {
         assert!(parse("colour = 'red'").expect_err("unknown").contains("the keys are data"));
         assert!(parse("log-json = 'yes'").is_err());
         assert!(parse("log-json = true\nlog_json = true").is_err());
+    }
+
+    #[test]
+    fn what_is_kept_of_history_is_a_size_an_age_or_both() {
+        let keep = |text: &str| {
+            let flags = Flags { history_keep: Some(text.to_owned()), ..Default::default() };
+            load("data = 'x'", flags).map(|config| config.limits.history_keep)
+        };
+        let day = std::time::Duration::from_secs(24 * 3600);
+        assert_eq!(keep("5GiB,7d"), Ok(KeepRule { bytes: Some(5 << 30), age: Some(7 * day) }));
+        assert_eq!(keep("1d"), Ok(KeepRule { bytes: None, age: Some(day) }));
+        assert_eq!(keep("all"), Ok(KeepRule { bytes: None, age: None }));
+        for wrong in ["", "5GiB,7GiB", "ever", "1d,2d"] {
+            assert!(keep(wrong).expect_err("refused").contains("10GiB,30d"), "{wrong}");
+        }
+        let file = load("data = 'x'\nindex_rate = '1MiB'\nhistory-keep = '2d'", Flags::default()).expect("good");
+        assert_eq!(file.limits.index_rate_bytes, 1 << 20);
+        assert_eq!(file.limits.history_keep.age, Some(2 * day));
     }
 
     #[test]

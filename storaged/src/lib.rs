@@ -11,6 +11,7 @@ pub mod history;
 pub mod index;
 pub mod ingest;
 pub mod log;
+pub mod offline;
 pub mod pull;
 pub mod reader;
 pub mod server;

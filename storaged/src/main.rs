@@ -1,4 +1,5 @@
-//! `tandem-storaged`: parses flags, starts the log, runs the server. Exit codes: 0 stopped, 1 failed, 64 wrong usage.
+//! `tandem-storaged`: parses flags, starts the log, runs the server or an offline command. Exit codes: 0
+//! stopped or done, 1 failed, 64 wrong usage; those of the offline commands are in [`tandem_storaged::offline`].
 
 use std::process::ExitCode;
 
@@ -6,7 +7,7 @@ use clap::Parser as _;
 use tandem_runtime::telemetry::{self, LogOptions};
 use tandem_storaged::{
     config::{Config, Flags},
-    server,
+    offline, server,
 };
 
 /// Wrong usage, as in sysexits.h.
@@ -22,6 +23,8 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let mut flags = flags;
+    let command = flags.command.take();
     let config = match Config::load(flags) {
         Ok(config) => config,
         Err(error) => return fail(&error.to_string(), EXIT_USAGE),
@@ -29,6 +32,12 @@ fn main() -> ExitCode {
     let log = LogOptions { level: config.log_level.clone(), json: config.log_json };
     if let Err(error) = telemetry::start(&log) {
         return fail(&error, EXIT_USAGE);
+    }
+    if let Some(command) = command {
+        return match offline::run(&config.data, &command) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => fail(&error.to_string(), 1),
+        };
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

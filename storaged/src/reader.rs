@@ -71,6 +71,16 @@ impl<T: ReplicaTree> ReplicaReader<T> {
         *self.applied.lock()
     }
 
+    /// The catalog that it reads.
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The tree that it reads.
+    pub(crate) fn tree(&self) -> &T {
+        &self.tree
+    }
+
     /// The inode, `None` if the replica has none with this id.
     pub fn node(&self, id: &InodeId) -> Result<Option<ReplicaNode>, ApplyError> {
         let Some((record, node)) = self.open_node(id)? else { return Ok(None) };

@@ -162,10 +162,10 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 }
 
 async fn open(config: &Config) -> Result<(Storage, Arc<Volumes>), ServeError> {
-    let data = config.data.clone();
+    let (data, limits) = (config.data.clone(), config.limits.clone());
     let opened = tokio::task::spawn_blocking(move || {
         let storage = Storage::open_or_create(&data)?;
-        let volumes = Volumes::open(storage.path()).map_err(io_error("listing the storage directory"))?;
+        let volumes = Volumes::open(storage.path(), &limits).map_err(io_error("listing the storage directory"))?;
         Ok::<_, ServeError>((storage, Arc::new(volumes)))
     });
     opened.await.map_err(|error| ServeError::Io { what: "opening volumes", source: io::Error::other(error) })?

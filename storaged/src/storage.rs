@@ -111,6 +111,17 @@ impl Storage {
         Ok(Storage { path, _lock: lock })
     }
 
+    /// Locks a storage directory that exists, for work without a daemon.
+    pub fn open_existing(path: &Path) -> Result<Storage, StorageError> {
+        let text = fs::read_to_string(path.join(FORMAT_FILE)).map_err(|source| StorageError::Io {
+            path: path.to_owned(),
+            what: "is not one: its file `format` cannot be read",
+            source,
+        })?;
+        check_format(path, &text)?;
+        Self::open_or_create(path)
+    }
+
     /// Its absolute path.
     pub fn path(&self) -> &Path {
         &self.path

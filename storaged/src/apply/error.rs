@@ -38,7 +38,8 @@ pub enum ApplyError {
     Log(#[from] LogError),
     /// Tree, catalog and log do not fit together: somebody changed the tree, or the disk lost something. Needs a full resync.
     #[error(
-        "{object} is not what the catalog says: {problem}; the replica was changed from outside or lost data, resync it in full"
+        "{object} is not what the catalog says: {problem}; the replica was changed from outside or lost data: stop storaged and \
+         run tandem-storaged check --repair"
     )]
     Damaged {
         /// Which object.

@@ -10,6 +10,7 @@
 
 mod codec;
 pub mod store;
+pub mod verify;
 
 use std::{collections::BTreeMap, ops::Bound, path::Path, sync::Arc};
 

@@ -91,10 +91,26 @@ impl MemoryStore {
 impl Store {
     /// Opens the store in `directory`, or makes it.
     pub fn open(directory: &Path) -> Result<Self, CatalogError> {
-        let path = directory.join("catalog.redb");
+        let path = Self::path(directory);
         DiskStore::open(&path)
             .map(|store| Store::Disk(Arc::new(store)))
             .map_err(|error| CatalogError::new(&path, "opened", error))
+    }
+
+    /// Its file.
+    pub fn path(directory: &Path) -> PathBuf {
+        directory.join("catalog.redb")
+    }
+
+    /// Checks all pages of an existing store, and completes what a crash cut short.
+    pub fn check(directory: &Path) -> Result<(), CatalogError> {
+        let path = Self::path(directory);
+        let checked = std::panic::catch_unwind(|| Database::open(&path)?.check_integrity());
+        match checked {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(CatalogError::new(&path, "read", error)),
+            Err(_) => Err(CatalogError::new(&path, "read", "its store panicked; its pages are damaged")),
+        }
     }
 
     fn failed(&self, action: &'static str, error: impl ToString) -> CatalogError {

@@ -19,6 +19,7 @@ mod files;
 mod queue;
 mod recipe;
 mod store;
+mod verify;
 mod worker;
 
 use std::{
@@ -41,6 +42,7 @@ pub use files::CatalogFiles;
 use recipe::Summary;
 pub use recipe::{Chunk, FileStamp, Recipe};
 use store::Store;
+pub use verify::{IndexFinding, verify};
 use worker::{Event, Worker};
 
 /// Marks a directory whose database failed while it was in use; the next open begins an empty one.
@@ -78,6 +80,8 @@ pub struct IndexOptions {
     /// Large files must be left alone longer: one second for so many bytes, so that a large file that is written now and then
     /// is not read over and over.
     pub idle_bytes_per_second: u64,
+    /// A walk reads at most so much: the disk is the replica's first. Files that were touched are read as fast as they can be.
+    pub rebuild_bytes_per_second: u64,
     /// Files that wait; about 200 bytes each.
     pub waiting_max_files: usize,
 }
@@ -88,6 +92,7 @@ impl Default for IndexOptions {
             cache_bytes: 32 << 20,
             idle: Duration::from_secs(1),
             idle_bytes_per_second: 64 << 20,
+            rebuild_bytes_per_second: 128 << 20,
             waiting_max_files: 128 << 10,
         }
     }

@@ -145,6 +145,11 @@ impl MemDisk {
         }
     }
 
+    /// Loses a small file behind everybody's back.
+    pub fn forget_small(&self, name: &str) {
+        self.state().small.remove(name);
+    }
+
     /// The bytes of a file as readers see them.
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.state();

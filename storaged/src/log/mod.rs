@@ -19,6 +19,7 @@
 
 pub mod codec;
 pub mod disk;
+pub mod image;
 pub mod mem;
 mod open;
 mod read;
@@ -65,8 +66,8 @@ pub enum LogError {
     },
     /// Acknowledged data is damaged or missing. Nothing was changed.
     #[error(
-        "the log is damaged at {at}: {problem}. Data that was acknowledged is affected, so it is not repaired by itself. \
-         Move the volume's directory away and let its mount sync again, or restore it from a copy"
+        "the log is damaged at {at}: {problem}. Data that was acknowledged may be affected, so it is not repaired by itself. \
+         Stop storaged and run tandem-storaged check --repair, or restore the volume from a copy"
     )]
     Damaged {
         /// Where.

@@ -93,7 +93,7 @@ fn rename_free<D: Disk>(disk: &D, free: &mut [String]) -> Result<u64, LogError> 
     Ok(next)
 }
 
-fn read_format<D: Disk>(disk: &D) -> Result<Nonce, LogError> {
+pub(super) fn read_format<D: Disk>(disk: &D) -> Result<Nonce, LogError> {
     let damaged = |problem: &str| LogError::Damaged { at: LogPos::default(), problem: problem.to_owned() };
     let bytes = disk.read_small(FORMAT_FILE).map_err(LogError::io("reading", FORMAT_FILE))?;
     let text =

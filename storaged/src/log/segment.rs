@@ -47,6 +47,12 @@ pub(super) fn segment_index(name: &str) -> Option<u64> {
     (segment_name(index) == name).then_some(index)
 }
 
+/// The generation that a segment's bytes claim for themselves, if its header is whole: for a log whose nonce is lost.
+pub(super) fn generation_in(bytes: &[u8]) -> Option<u32> {
+    let generation = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
+    matches!(frame::parse(bytes, generation), Parsed::Record(frame) if frame.kind == KIND_HEADER).then_some(generation)
+}
+
 /// Bytes that a record with such a payload takes.
 pub(super) fn frame_bytes(payload_len: usize) -> u64 {
     (HEADER_LEN + DURABLE_BYTES + payload_len) as u64

@@ -91,6 +91,24 @@ impl FsTree {
         })
     }
 
+    /// All of what stands at a name that makes its kind: also where a symlink leads, and which device it is.
+    pub fn kind(&self, dir: &FsNode, name: &[u8]) -> io::Result<NodeKind> {
+        let stat = statx(&*dir.fd, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE)?;
+        let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
+        Ok(match node_type(FileType::from_raw_mode(stat.stx_mode.into()))? {
+            NodeType::Regular => NodeKind::Regular,
+            NodeType::Directory => NodeKind::Directory,
+            NodeType::Symlink => {
+                let target = rustix::fs::readlinkat(&*dir.fd, name, Vec::new())?;
+                NodeKind::Symlink(Bytes::from(target.into_bytes()))
+            }
+            NodeType::Fifo => NodeKind::Fifo,
+            NodeType::Socket => NodeKind::Socket,
+            NodeType::CharDevice => NodeKind::CharDevice { major, minor },
+            NodeType::BlockDevice => NodeKind::BlockDevice { major, minor },
+        })
+    }
+
     fn open_flags(node_type: NodeType) -> (OFlags, bool) {
         match node_type {
             NodeType::Regular => (OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOATIME, false),

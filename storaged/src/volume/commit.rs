@@ -133,6 +133,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             Ok(published) => {
                 self.publishing = None;
                 self.staging_start = None;
+                // It was a full one: nothing else is accepted before it.
+                self.unproven = None;
                 let client = self.receiver.writer().map_or("", |writer| &writer.name);
                 self.behind.published(&published, position, client);
                 tracing::info!(%position, changed = published.changed.len(), removed = published.removed.len(), "published");

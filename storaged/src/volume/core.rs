@@ -83,7 +83,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> OpenError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> OpenError {
         let what = what.into();
         move |source| OpenError::Io { what, source }
     }
@@ -170,6 +170,8 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     /// At most one of each kind.
     pub(super) faults: Vec<Fault>,
     pub(super) damaged: Option<Arc<str>>,
+    /// See [`State::unproven`].
+    pub(super) unproven: Option<Arc<str>>,
     pub(super) last_error: Arc<str>,
     /// The fault that the writer was told of.
     pub(super) told_fault: Option<Arc<str>>,
@@ -211,6 +213,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             attached_ns: 0,
             log_start: log.start(),
             log_end: log.synced_end(),
+            unproven: None,
         };
         parts.home.replace_durably(STATE_FILE, &state.encode()).map_err(OpenError::io("writing the file `state`"))
     }
@@ -226,15 +229,20 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         let log = Log::open(log_disk, log_options, state.log_start, state.log_end)?;
         let recovered = replica.recover(&log.source(state.log_start))?;
         let mut durable = state.durable;
+        let mut unproven = state.unproven.map(Arc::from);
         for record in record::RecordSource::records(&log.source(state.log_start))? {
-            note(&mut durable, record?);
+            let record = record?;
+            if matches!(record, Record::Publish { .. }) {
+                unproven = None;
+            }
+            note(&mut durable, record);
         }
         durable.empty &= replica.is_empty();
         let at_end = !durable.live || replica.applied() == durable.tip;
         if !at_end {
             return Err(OpenError::Other(format!(
                 "the tree is at {} and the log ends at {}: they are not of one volume, or one of them was restored from an \
-                 older copy. Move the volume's directory away and let its mount sync again",
+                 older copy. Stop storaged and run tandem-storaged check --repair: then its mount can sync again",
                 replica.applied(),
                 durable.tip
             )));
@@ -263,6 +271,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             held: None,
             faults: Vec::new(),
             damaged: None,
+            unproven,
             last_error: Arc::from(""),
             told_fault: None,
             holds: Holds::default(),
@@ -444,6 +453,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             attached_ns: self.attached_ns,
             log_start,
             log_end: end,
+            unproven: self.unproven.as_deref().map(str::to_owned),
         };
         self.home.replace_durably(STATE_FILE, &state.encode()).map_err(|source| LogError::Io {
             what: "replacing",
@@ -460,7 +470,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
 }
 
 /// Moves what survived forward by one record.
-fn note(durable: &mut crate::ingest::receiver::Durable, record: Record) {
+pub(crate) fn note(durable: &mut crate::ingest::receiver::Durable, record: Record) {
     match record {
         Record::Epoch { position, writer } => {
             durable.tip = position;

@@ -17,6 +17,8 @@ pub enum VolumeState {
     Applying,
     /// State is staged.
     Staging,
+    /// It was repaired: what it holds is no state of the folder until the next full resync is published.
+    Unproven,
     /// The disk refused; it is tried again.
     Faulted,
     /// It needs a person.
@@ -30,6 +32,7 @@ impl VolumeState {
             VolumeState::Settled => "settled",
             VolumeState::Applying => "applying",
             VolumeState::Staging => "staging",
+            VolumeState::Unproven => "unproven",
             VolumeState::Faulted => "faulted",
             VolumeState::Damaged => "damaged",
         }
@@ -85,6 +88,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             VolumeState::Applying
         } else if staging {
             VolumeState::Staging
+        } else if self.unproven.is_some() {
+            VolumeState::Unproven
         } else {
             VolumeState::Settled
         };
@@ -92,7 +97,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             .damaged
             .clone()
             .or_else(|| self.held_back_reason())
-            .or_else(|| self.faults.first().map(|fault| fault.message.clone()));
+            .or_else(|| self.faults.first().map(|fault| fault.message.clone()))
+            .or_else(|| self.unproven.clone());
         let holder = self.receiver.writer().map(|writer| match &before.holder {
             Some((name, id)) if *id == writer.client_id && **name == *writer.name => (name.clone(), *id),
             _ => (Arc::from(writer.name.as_str()), writer.client_id),

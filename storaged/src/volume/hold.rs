@@ -101,8 +101,22 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             self.holds.decided.push((number, Err(Refusal::unavailable(message))));
             return;
         }
+        if let Some(refusal) = self.unproven_refusal() {
+            self.holds.decided.push((number, Err(refusal)));
+            return;
+        }
         self.holds.waiting.push((number, target));
         self.decide_holds();
+    }
+
+    /// A replica that was repaired is at no position.
+    fn unproven_refusal(&self) -> Option<Refusal> {
+        let why = self.unproven.as_ref()?;
+        let message = format!(
+            "there is no state to read: {why}. Its mount must sync it in full first (-o init=push). If that folder is lost, stop \
+             storaged and take the tree as it is with tandem-storaged check --accept"
+        );
+        Some(Refusal::new(Reason::Damaged, message))
     }
 
     /// A reader ends, or gives up waiting.

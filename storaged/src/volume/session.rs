@@ -112,6 +112,13 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             if let Some(expected) = expected
                 && expected != found
             {
+                if let Some(why) = &self.unproven {
+                    let message = format!(
+                        "{why}. What this folder relied on may be missing, so both must be compared in full: unmount, then mount \
+                         with -o init=push (the replica becomes equal to this folder)"
+                    );
+                    return Err(Refusal::new(Reason::OtherVolume, message).of(expected, found));
+                }
                 let message = format!(
                     "this is another {what} than the one this folder was synced to: it was made anew, or the storage daemon was \
                      replaced. Nothing was changed. If it is the right one, mount with -o init=push or -o init=pull"
@@ -187,6 +194,10 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     fn take_begin(&mut self, session: u64, round: u64, full: bool, s0: Position, now: Instant) -> Result<(), Refusal> {
+        if let Some(why) = self.unproven.as_ref().filter(|_| round == 1 && !full) {
+            let message = format!("{why}: it must be compared in full, mount with -o init=push");
+            return Err(Refusal::new(Reason::Damaged, message));
+        }
         // What came before belongs before it: flushed, and applied or staged.
         if !self.settle(now) {
             self.held = Some(Incoming::Begin { round, full, s0 });

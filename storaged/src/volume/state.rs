@@ -38,6 +38,9 @@ pub struct State {
     pub log_start: LogPos,
     /// The log was durable up to here.
     pub log_end: LogPos,
+    /// It was repaired after damage (why, when): what it holds is no state that the folder ever had, until the next full
+    /// resync is published.
+    pub unproven: Option<String>,
 }
 
 /// The file cannot be used.
@@ -51,7 +54,8 @@ pub enum StateError {
     },
     /// It is not what was written.
     #[error(
-        "the file `state` of the volume is damaged: {0}. Restore it from a copy, or move the volume's directory away"
+        "the file `state` of the volume is damaged: {0}. Restore it from a copy, or stop storaged and run \
+         tandem-storaged check --repair"
     )]
     Damaged(String),
 }
@@ -82,6 +86,9 @@ struct StateFile {
     holder_since_ns: i64,
     log_start: LogPos,
     log_end: LogPos,
+    /// Older versions, which do not know it, refuse a file that has it: its checksum does not fit then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unproven: Option<String>,
     /// crc32c of the file with this field being 0.
     crc32c: u32,
 }
@@ -110,6 +117,7 @@ impl State {
             holder_since_ns: self.attached_ns,
             log_start: self.log_start,
             log_end: self.log_end,
+            unproven: self.unproven.clone(),
             crc32c: 0,
         };
         file.crc32c = crc32c::crc32c(&file.text());
@@ -149,6 +157,7 @@ impl State {
             attached_ns: file.holder_since_ns,
             log_start: file.log_start,
             log_end: file.log_end,
+            unproven: file.unproven,
         })
     }
 }
@@ -178,12 +187,16 @@ mod tests {
             attached_ns: 5,
             log_start: LogPos { segment: 3, offset: 4 },
             log_end: LogPos { segment: 4, offset: 0 },
+            unproven: None,
         }
     }
 
     #[test]
     fn state_survives_its_file() {
         assert_eq!(State::decode(&state().encode()).expect("whole"), state());
+        let repaired = State { unproven: Some("why".to_owned()), ..state() };
+        assert_eq!(State::decode(&repaired.encode()).expect("whole"), repaired);
+        assert!(!String::from_utf8_lossy(&state().encode()).contains("unproven"), "known to older versions");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     apply::Replica,
     catalog::Catalog,
+    config::Limits,
     history::History,
     index::{CatalogFiles, Index, IndexOptions},
     ingest::refusal::{Reason, Refusal},
@@ -86,6 +87,7 @@ pub struct Broken {
 /// All volumes.
 pub struct Volumes {
     data: PathBuf,
+    limits: Limits,
     entries: Mutex<BTreeMap<VolumeName, Entry>>,
     /// Making a volume takes long; only one at a time is made. True once the daemon stops: then none is made.
     making: Mutex<bool>,
@@ -97,7 +99,7 @@ fn stopping() -> Refusal {
 
 impl Volumes {
     /// Opens all volumes of a storage directory, which is locked by the caller.
-    pub fn open(data: &Path) -> io::Result<Volumes> {
+    pub fn open(data: &Path, limits: &Limits) -> io::Result<Volumes> {
         let mut names = Vec::new();
         for entry in fs::read_dir(data)? {
             let entry = entry?;
@@ -114,7 +116,8 @@ impl Volumes {
             .into_iter()
             .map(|name| {
                 let directory = data.join(name.as_str());
-                let opened = std::thread::spawn(move || open_entry(directory));
+                let limits = limits.clone();
+                let opened = std::thread::spawn(move || open_entry(directory, &limits));
                 (name, opened)
             })
             .collect();
@@ -126,7 +129,8 @@ impl Volumes {
             });
             entries.insert(name, entry);
         }
-        Ok(Volumes { data: data.to_owned(), entries: Mutex::new(entries), making: Mutex::new(false) })
+        let (entries, making) = (Mutex::new(entries), Mutex::new(false));
+        Ok(Volumes { data: data.to_owned(), limits: limits.clone(), entries, making })
     }
 
     /// All volumes by name.
@@ -159,7 +163,7 @@ impl Volumes {
             None if *stopped => Err(stopping()),
             None => {
                 let directory = self.data.join(name.as_str());
-                let volume = make(&directory).map_err(|error| {
+                let volume = make(&directory, &self.limits).map_err(|error| {
                     tracing::error!(volume = %name, %error, "the volume cannot be made");
                     Refusal::unavailable(format!("volume {name} cannot be made in {}: {error}", self.data.display()))
                 })?;
@@ -196,8 +200,8 @@ impl Volumes {
     }
 }
 
-fn open_entry(directory: PathBuf) -> Entry {
-    match serve(&directory) {
+fn open_entry(directory: PathBuf, limits: &Limits) -> Entry {
+    match serve(&directory, limits) {
         Ok(volume) => Entry::Open(volume),
         Err(error) => {
             tracing::error!(directory = %directory.display(), %error, "the volume cannot be opened");
@@ -216,7 +220,8 @@ fn open_entry(directory: PathBuf) -> Entry {
     }
 }
 
-fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenError> {
+/// What a volume's directory holds. The storage directory is locked by the caller.
+pub(crate) fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenError> {
     let disk = |path: &Path| {
         DirDisk::open_or_create(path).map_err(OpenError::io(format!("opening the directory {}", path.display())))
     };
@@ -233,13 +238,13 @@ fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenError> {
     })
 }
 
-fn random_id() -> Result<[u8; 16], OpenError> {
+pub(crate) fn random_id() -> Result<[u8; 16], OpenError> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|error| OpenError::Other(format!("no random numbers: {error}")))?;
     Ok(id)
 }
 
-fn make(directory: &Path) -> Result<Arc<Volume>, OpenError> {
+fn make(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let tree = directory.join("tree");
     let used = fs::read_dir(&tree).is_ok_and(|mut entries| entries.next().is_some());
     if used {
@@ -266,16 +271,16 @@ fn make(directory: &Path) -> Result<Arc<Volume>, OpenError> {
     if let Some(parent) = directory.parent() {
         durable::sync_directory(parent).map_err(OpenError::io("syncing the storage directory"))?;
     }
-    serve(directory)
+    serve(directory, limits)
 }
 
 /// Opens a volume, recovers it and starts its thread.
-fn serve(directory: &Path) -> Result<Arc<Volume>, OpenError> {
+fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let started = Instant::now();
     pull::clear(directory).map_err(OpenError::io("removing old snapshots"))?;
     let (mut core, recovered) = Core::open(parts(directory)?, started)?;
     let reader = core.replica().reader();
-    let behind = behind(directory, &reader, &recovered);
+    let behind = behind(directory, &reader, &recovered, limits);
     let index = behind.index.clone();
     core.follow(behind);
     let facts = Arc::new(Mutex::new(Facts::default()));
@@ -316,9 +321,15 @@ fn serve(directory: &Path) -> Result<Arc<Volume>, OpenError> {
 }
 
 /// Starts what follows behind apply. The replica is as good without it.
-fn behind(directory: &Path, reader: &ReplicaReader<FsTree>, recovered: &crate::apply::Recovered) -> Behind {
+fn behind(
+    directory: &Path,
+    reader: &ReplicaReader<FsTree>,
+    recovered: &crate::apply::Recovered,
+    limits: &Limits,
+) -> Behind {
+    let options = IndexOptions { rebuild_bytes_per_second: limits.index_rate_bytes, ..IndexOptions::default() };
     let files = Box::new(CatalogFiles::new(reader.clone()));
-    let index = Index::open(&directory.join("index"), files, recovered.applied, &IndexOptions::default());
+    let index = Index::open(&directory.join("index"), files, recovered.applied, &options);
     let index = index.inspect_err(|error| tracing::warn!(%error, "the volume has no content index")).ok();
     let paths = reader.clone();
     let history = History::open(
