@@ -48,12 +48,14 @@ impl World {
             writer.ops(create(id(2), &format!("f{number}"), file, "content")).await;
         }
         writer.applied().await;
+        let known = (writer.attached.clone(), writer.position);
         if kill {
             storaged.kill();
         } else {
+            drop(writer);
             assert_eq!(storaged.stop(), Some(0));
         }
-        (writer.attached.clone(), writer.position)
+        known
     }
 
     fn offline(&self, arguments: &[&str]) -> (Option<i32>, String) {
@@ -135,10 +137,10 @@ impl World {
         writer.applied().await;
         assert_eq!(self.state(&storaged).await.state, "settled");
         pull(&storaged).await.expect("a state again");
+        drop(writer);
         assert_eq!(storaged.stop(), Some(0));
-        let names: Vec<_> = self.files().into_iter().collect();
         let expected = [("d/b", "abc"), ("renamed", "hello")].map(|(name, text)| (name.to_owned(), text.to_owned()));
-        assert_eq!(names, expected);
+        assert_eq!(self.files(), expected);
         self.assert_sound();
     }
 }
