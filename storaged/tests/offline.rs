@@ -1,6 +1,8 @@
 //! The offline commands on volumes of a real daemon: what `check` finds, what repair leads to, and that nobody syncs silently over
 //! a replica that lost something.
 
+// Not every test uses all of it.
+#[allow(dead_code)]
 mod client;
 
 use std::{
