@@ -16,6 +16,7 @@ use tandem_proto::VolumeName;
 use tandem_runtime::{connect::ServerAddress, dirs, telemetry::LogOptions};
 
 use crate::{
+    commit::throttle::Congestion,
     link::start::Init,
     replication::DEFAULT_WINDOW_BYTES,
     vfs::{FsyncMode, FsyncRules},
@@ -70,6 +71,8 @@ pub struct Settings {
     pub fsync: FsyncRules,
     /// `fsync_timeout=SECONDS`; `None`: wait for ever.
     pub fsync_timeout: Option<Duration>,
+    /// `congestion=lag|throttle`.
+    pub congestion: Congestion,
     /// `window=SIZE`.
     pub window_bytes: usize,
     /// `state=DIR`.
@@ -101,6 +104,7 @@ impl Default for Settings {
             init: None,
             fsync: FsyncRules::default(),
             fsync_timeout: None,
+            congestion: Congestion::default(),
             window_bytes: DEFAULT_WINDOW_BYTES,
             state: dirs::state_dir(),
             runtime: dirs::runtime_dir(),
@@ -152,7 +156,11 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("log_level", Some("LEVEL"), "error, warn, info, debug or trace, or a filter"),
     ("log_json", None, "log one JSON object a line"),
     ("cache", Some("strict"), "kernel mode; strict is the only one"),
-    ("congestion", Some("lag"), "when the link is slower than the writer: fall behind, consistently"),
+    (
+        "congestion",
+        Some("lag|throttle"),
+        "when the link is slower than the writer: fall behind, or slow the writer (lag)",
+    ),
     ("weak_ids", None, "accept a file system whose files have no lasting identity"),
     ("allow_other", None, "let other users in, as permissions say (the default for root)"),
     ("config", Some("FILE"), "read keys from a TOML file first"),
@@ -326,7 +334,10 @@ impl Settings {
             ("fsync", Some(value)) => fsync_rule(&mut self.fsync, &value)?,
             ("fsync_timeout", Some(value)) => self.fsync_timeout = seconds(key, &value)?,
             ("window", Some(value)) => self.window_bytes = window(&value)?,
-            ("congestion", Some(value)) => one_of(key, &value, &[("lag", ())])?,
+            ("congestion", Some(value)) => {
+                let modes = [("lag", Congestion::Lag), ("throttle", Congestion::Throttle)];
+                self.congestion = one_of(key, &value, &modes)?;
+            }
             ("cache", Some(value)) => one_of(key, &value, &[("strict", ())])?,
             ("log_level", Some(value)) => self.log.level = Some(value.to_string_lossy().into_owned()),
             ("log_json", value) => self.log.json = flag(key, value)?,

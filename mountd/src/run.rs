@@ -23,7 +23,7 @@ use crate::{
     backing::{Backing, BackingError, IdForm},
     commit::{Commit, shadow::DEFAULT_LIMIT_BYTES},
     daemonize::{self, Reporter},
-    fuse::{Audience, Connection},
+    fuse::Connection,
     link::{
         client::describe_blocking,
         start::{Start, StartFacts, StartRefused, decide},
@@ -222,6 +222,7 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
             client_name: client_name(place.backing.dir()),
             window_bytes: settings.window_bytes,
             fsync_timeout: settings.fsync_timeout,
+            congestion: settings.congestion,
         },
         place.backing.clone(),
     )?);
@@ -246,13 +247,11 @@ fn serve(
     let fuse_failed = |source| RunError::Fuse { dir: place.dir.clone(), source };
     let vfs = Vfs::new(place.backing.clone(), replication.commit.clone(), settings.fsync.clone());
     let vfs = Arc::new(vfs.map_err(system("looking at the backing directory"))?);
-    let (connection, detached) = match prepared {
-        Some(Prepared { fuse, detached }) => {
-            let audience = if spec.allow_other { Audience::Everybody } else { Audience::Owner };
-            (Connection::open(fuse, vfs.clone(), audience).map_err(fuse_failed)?, Some(detached))
-        }
-        None => (Connection::mount_by_helper(&place.dir, spec, vfs.clone()).map_err(fuse_failed)?, None),
+    let (fuse, detached) = match prepared {
+        Some(Prepared { fuse, detached }) => (fuse, Some(detached)),
+        None => (mount::mount_by_helper(&place.dir, spec).map_err(fuse_failed)?, None),
     };
+    let connection = Connection::open(fuse, vfs.clone()).map_err(fuse_failed)?;
     let (send_end, ended) = mpsc::channel();
     let settling = vfs.clone();
     spawn("settler", move || settling.run_settler())?;

@@ -24,10 +24,10 @@ use support::{
 use tandem_mountd::{
     admin::MountOps as _,
     backing::Backing,
-    fuse::{Audience, Connection},
+    fuse::Connection,
     mount::{self, MountError, MountSpec, Prepared, Present},
     mounted::Mounted,
-    vfs::{FsyncMode, Vfs},
+    vfs::{FsyncMode, FsyncRules, Vfs},
 };
 
 /// A mount of this process. Dropped, it is taken off.
@@ -42,6 +42,10 @@ struct TestMount {
 
 /// Mounts over `dir`; `None`, with a message, where that is not possible.
 fn mount_over(dir: &Path) -> Option<TestMount> {
+    mount_with(dir, FsyncMode::Local)
+}
+
+fn mount_with(dir: &Path, fsync: impl Into<FsyncRules>) -> Option<TestMount> {
     let (dir, present) = mount::survey(dir).expect("a mountpoint");
     let spec = MountSpec {
         source: "localhost:7440:/test".into(),
@@ -58,8 +62,8 @@ fn mount_over(dir: &Path) -> Option<TestMount> {
     let backing = Arc::new(Backing::open(&dir, present == Present::DeadMount, true).expect("backing"));
     let before = Model::read(&*backing);
     let recorder = Arc::new(Recorder::default());
-    let vfs = Arc::new(Vfs::new(backing.clone(), recorder.clone(), FsyncMode::Local).expect("vfs"));
-    let connection = Connection::open(fuse, vfs.clone(), Audience::Everybody).expect("handshake");
+    let vfs = Arc::new(Vfs::new(backing.clone(), recorder.clone(), fsync).expect("vfs"));
+    let connection = Connection::open(fuse, vfs.clone()).expect("handshake");
     let (send, ended) = mpsc::channel();
     thread::spawn(move || {
         let _ = send.send(connection.serve());

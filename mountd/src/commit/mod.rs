@@ -19,6 +19,7 @@ pub mod marks;
 mod replica;
 pub mod shadow;
 mod shadowed;
+pub mod throttle;
 mod types;
 pub mod waiters;
 pub mod window;
@@ -44,6 +45,7 @@ use self::{
     marks::{Check, MarkRecord, Marks, Pins},
     shadow::Intent,
     shadowed::Shadowed,
+    throttle::{Congestion, Throttle},
     waiters::{Done, Ticket, Waiters},
     window::Window,
 };
@@ -65,6 +67,7 @@ struct Inner {
     first_published: Seq,
     epoch: Epoch,
     waiters: Waiters,
+    throttle: Throttle,
     /// Collected while a resync still lists directories.
     moved: Option<Vec<Moved>>,
     fenced: Option<String>,
@@ -79,6 +82,7 @@ pub struct Commit {
     log: Mutex<Option<ActivityLog>>,
     read_only: AtomicBool,
     fsync_timeout: Option<Duration>,
+    throttles: AtomicBool,
     begun: Instant,
     /// Something was filled, or the window overflowed.
     filled: Notify,
@@ -146,6 +150,7 @@ impl Commit {
                 first_published: Seq(0),
                 epoch: Epoch(0),
                 waiters: Waiters::default(),
+                throttle: Throttle::default(),
                 moved: None,
                 fenced: None,
                 stopping: false,
@@ -154,6 +159,7 @@ impl Commit {
             log: Mutex::new(log),
             read_only: AtomicBool::new(false),
             fsync_timeout,
+            throttles: AtomicBool::new(false),
             begun: Instant::now(),
             filled: Notify::new(),
             watermarks: watch::Sender::new(Watermarks::default()),
@@ -257,6 +263,26 @@ impl Commit {
     /// A signal came to a call that waits: it is let go with EINTR if it still waits after [`waiters::INTERRUPT_GRACE`].
     pub fn interrupt(&self, ticket: Ticket) {
         self.inner.lock().waiters.interrupt(ticket, Instant::now());
+    }
+
+    /// What to do when the link is slower than the writer.
+    pub fn set_congestion(&self, congestion: Congestion) {
+        self.throttles.store(congestion == Congestion::Throttle, Ordering::Relaxed);
+    }
+
+    /// Whether there is a connection over which the window can drain.
+    pub fn set_connected(&self, connected: bool) {
+        self.inner.lock().throttle.set_connected(connected);
+    }
+
+    /// Whether writes have to be held back now, see [`throttle`].
+    pub fn congested(&self) -> bool {
+        if !self.throttles.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut inner = self.inner.lock();
+        let (bytes, limit, keeping) = (inner.window.bytes(), inner.window.limit_bytes(), inner.window.is_keeping());
+        inner.throttle.is_closed(bytes, limit, keeping)
     }
 
     /// Whether mutating calls must be refused with EROFS (fenced).

@@ -1,105 +1,158 @@
-//! The connection to the kernel: handshake, serving, and what the daemon tells the kernel unasked.
+//! The connection to the kernel: handshake, and the threads that serve.
 
-use std::{io, os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{io, os::fd::OwnedFd, sync::Arc, thread};
 
-use fuser::{INodeNo, MountOption, Session, SessionACL};
-
-use super::Adapter;
-use crate::{
-    mount::{MountSpec, SUBTYPE},
-    vfs::{Journal, Vfs},
+use super::{
+    WRITE_MAX,
+    abi::{self, init, opcode},
+    adapter::Adapter,
+    device::{Device, Reply},
+    gate::Gate,
+    interrupts::Interrupts,
+    wire::{self, Fields, Out},
 };
+use crate::vfs::{Journal, Vfs};
 
-/// Threads that read requests. Calls may block on the local disk (a cold mark, an fsync), so more than there are cores.
+/// Threads that take requests. Calls may block on the local disk (a cold mark, an fsync), so more than there are cores.
 const THREADS: usize = 4;
 
-/// Who may use the mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// Everybody, as file permissions say.
-    Everybody,
-    /// The daemon's user only.
-    Owner,
-}
+/// What a request may be long: the largest write, and a page for what stands before it.
+const BUFFER_BYTES: usize = WRITE_MAX as usize + 4096;
+
+/// Requests that the kernel has under way without anybody waiting for each (read-ahead, write-back).
+const BACKGROUND_MAX: u16 = 64;
+
+/// Without these, permissions of what is made would be wrong.
+const NEEDS: u64 = init::DONT_MASK | init::POSIX_ACL;
+
+/// What the kernel is asked for beyond that, as far as it has it.
+const WISHES: u64 = init::ASYNC_READ
+    | init::BIG_WRITES
+    | init::DO_READDIRPLUS
+    | init::READDIRPLUS_AUTO
+    | init::ASYNC_DIO
+    | init::PARALLEL_DIROPS
+    | init::MAX_PAGES
+    | init::CACHE_SYMLINKS
+    | init::NO_OPENDIR_SUPPORT
+    | init::EXPLICIT_INVAL_DATA
+    | init::HANDLE_KILLPRIV_V2
+    | init::EXT
+    | init::DIRECT_IO_ALLOW_MMAP;
 
 /// A connection to the kernel whose handshake is done.
 pub struct Connection<J: Journal> {
-    session: Session<Adapter<J>>,
+    device: Arc<Device>,
+    adapter: Arc<Adapter<J>>,
 }
 
 impl<J: Journal> Connection<J> {
     /// Takes over a FUSE descriptor whose superblock exists, and shakes hands.
-    pub fn open(fuse: OwnedFd, vfs: Arc<Vfs<J>>, audience: Audience) -> io::Result<Connection<J>> {
-        let acl = match audience {
-            Audience::Everybody => SessionACL::All,
-            Audience::Owner => SessionACL::Owner,
-        };
-        let session = Session::from_fd(Adapter { vfs: vfs.clone() }, fuse, acl, config(acl))?;
-        Ok(Connection::new(session, &vfs))
-    }
-
-    /// Mounts by fusermount3, for whom the kernel does not allow it, and shakes hands. The mount shows before it serves.
-    pub fn mount_by_helper(dir: &Path, spec: &MountSpec, vfs: Arc<Vfs<J>>) -> io::Result<Connection<J>> {
-        let mut config = config(if spec.allow_other { SessionACL::All } else { SessionACL::Owner });
-        config.mount_options = vec![
-            MountOption::FSName(spec.source.clone()),
-            MountOption::Subtype(SUBTYPE.to_owned()),
-            MountOption::DefaultPermissions,
-        ];
-        if spec.read_only {
-            config.mount_options.push(MountOption::RO);
-        }
-        if !spec.exec {
-            config.mount_options.push(MountOption::NoExec);
-        }
-        let session = Session::new(Adapter { vfs: vfs.clone() }, dir, &config)?;
-        Ok(Connection::new(session, &vfs))
-    }
-
-    fn new(session: Session<Adapter<J>>, vfs: &Vfs<J>) -> Connection<J> {
-        let notifier = session.notifier();
+    pub fn open(fuse: OwnedFd, vfs: Arc<Vfs<J>>) -> io::Result<Connection<J>> {
+        let device = Arc::new(Device::new(fuse));
+        shake_hands(&device)?;
+        let invalidating = device.clone();
         vfs.when_attributes_change(Box::new(move |node| {
-            // A negative offset: attributes only. It takes no lock that a call under way could hold.
-            if let Err(error) = notifier.inval_inode(INodeNo(node), -1, 0) {
+            if let Err(error) = invalidating.forget_attributes(node) {
                 tracing::debug!(%error, node, "the kernel keeps old attributes");
             }
         }));
-        Connection { session }
+        let gate = Gate::default();
+        vfs.when_asked_for_held(gate.count());
+        let interrupts = Arc::new(Interrupts::default());
+        Ok(Connection { device, adapter: Arc::new(Adapter { vfs, interrupts, gate }) })
     }
 
     /// Answers requests until the file system is unmounted.
     pub fn serve(self) -> io::Result<()> {
-        end_of_connection(self.session.run())
+        let Connection { device, adapter } = self;
+        let mut devices = vec![device];
+        while devices.len() < THREADS {
+            // Where it cannot be had, threads share one queue.
+            let another = devices[0].another().map(Arc::new);
+            devices.push(another.unwrap_or_else(|_| devices[0].clone()));
+        }
+        let mut threads = Vec::new();
+        for (number, device) in devices.into_iter().enumerate() {
+            let adapter = adapter.clone();
+            let serve = move || serve_thread(&device, &adapter);
+            threads.push(thread::Builder::new().name(format!("fuse-{number}")).spawn(serve)?);
+        }
+        let releasing = adapter.clone();
+        let releaser = thread::Builder::new().name("fuse-gate".into()).spawn(move || release(&releasing))?;
+        let mut served = Ok(());
+        for thread in threads {
+            let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread that serves panicked")));
+            served = served.and(ended);
+        }
+        adapter.gate.stop();
+        if releaser.join().is_err() {
+            tracing::error!("the thread that carries out held writes panicked");
+        }
+        served
     }
 }
 
-/// The end of the connection shows as ENODEV, which fuser takes for the end. A thread that was just taking a request when the kernel
-/// shut the connection gets ECONNABORTED instead (`fuse_dev_do_read`): the same end, seen a moment earlier.
-fn end_of_connection(served: io::Result<()>) -> io::Result<()> {
-    match served {
-        Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
-        other => other,
+fn serve_thread<J: Journal>(device: &Arc<Device>, adapter: &Adapter<J>) -> io::Result<()> {
+    let (mut buffer, mut scratch) = (vec![0; BUFFER_BYTES], Vec::new());
+    while let Some(len) = device.take(&mut buffer)? {
+        adapter.handle(&buffer[..len], device, &mut scratch);
+    }
+    Ok(())
+}
+
+/// Carries out writes that were held back, as soon as they may go on.
+fn release<J: Journal>(adapter: &Adapter<J>) {
+    let mut scratch = Vec::new();
+    while let Some(held) = adapter.gate.next(|| adapter.vfs.journal().congested()) {
+        if let Ok((header, fields)) = wire::request(&held.bytes) {
+            adapter.call(header, fields, &held.device, &mut scratch);
+        }
     }
 }
 
-fn config(acl: SessionACL) -> fuser::Config {
-    let mut config = fuser::Config::default();
-    config.acl = acl;
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    config
+/// INIT: versions, capabilities, limits.
+fn shake_hands(device: &Arc<Device>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let Some(len) = device.take(&mut buffer)? else {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the mount went before it was served"));
+        };
+        let (header, mut fields) = wire::request(&buffer[..len]).map_err(io::Error::other)?;
+        let reply = Reply::new(header.unique, device);
+        if header.opcode != opcode::INIT {
+            return Err(io::Error::other(format!("the kernel begins with request {}", header.opcode)));
+        }
+        let (major, minor) = (fields.u32().map_err(io::Error::other)?, fields.u32().map_err(io::Error::other)?);
+        if major > abi::MAJOR {
+            // It asks again with ours.
+            reply.out(&Out::default().u32(abi::MAJOR).u32(abi::MINOR).zeroes(56));
+            continue;
+        }
+        if major < abi::MAJOR || minor < abi::MINOR_MIN {
+            reply.error(libc::EPROTO);
+            return Err(io::Error::other(format!("this kernel speaks FUSE {major}.{minor}, which is too old")));
+        }
+        return answer_init(reply, fields).map_err(io::Error::other);
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use super::end_of_connection;
-
-    #[test]
-    fn a_request_taken_while_the_mount_goes_is_no_broken_connection() {
-        assert!(end_of_connection(Err(io::Error::from_raw_os_error(libc::ECONNABORTED))).is_ok());
-        assert!(end_of_connection(Err(io::Error::from_raw_os_error(libc::EIO))).is_err());
-        assert!(end_of_connection(Ok(())).is_ok());
+fn answer_init(reply: Reply, mut fields: Fields<'_>) -> Result<(), String> {
+    let (read_ahead, low) = match (fields.u32(), fields.u32()) {
+        (Ok(read_ahead), Ok(low)) => (read_ahead, u64::from(low)),
+        _ => return Err("the kernel's INIT is too short".to_owned()),
+    };
+    let high = if low & init::EXT != 0 { fields.u32().unwrap_or_default() } else { 0 };
+    let offered = low | u64::from(high) << 32;
+    if offered & NEEDS != NEEDS {
+        reply.error(libc::EPROTO);
+        return Err(format!("this kernel's FUSE lacks what is needed (capabilities {offered:#x}, needed {NEEDS:#x})"));
     }
+    let taken = offered & (NEEDS | WISHES);
+    tracing::debug!("FUSE capabilities: offered {offered:#x}, taken {taken:#x}");
+    let out = Out::default().u32(abi::MAJOR).u32(abi::MINOR).u32(read_ahead).u32(taken as u32);
+    let out = out.u16(BACKGROUND_MAX).u16(BACKGROUND_MAX / 4 * 3).u32(WRITE_MAX);
+    // Times count in nanoseconds; pages of a request; no alignment; the rest is for what is not taken.
+    reply.out(&out.u32(1).u16((WRITE_MAX / 4096) as u16).u16(0).u32((taken >> 32) as u32).zeroes(28));
+    Ok(())
 }

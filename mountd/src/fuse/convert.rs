@@ -1,80 +1,133 @@
-//! Between fuser's types and ours.
+//! Between the kernel's structures and ours.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
-use tandem_proto::{Timestamp, stage::NodeType};
+use rustix::fs::StatVfs;
+use tandem_proto::Timestamp;
 
+use super::{
+    abi::{FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, fattr},
+    wire::{Fields, Header, Out, Short},
+};
 use crate::{
     backing::sys::Stat,
-    vfs::{Caller, SetTime, VfsError},
+    vfs::{Caller, Entry, SetAttr, SetTime, VfsError},
 };
 
-/// The answer that a name means nothing, which the kernel may believe: inode 0.
-pub const NOTHING: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: UNIX_EPOCH,
-    mtime: UNIX_EPOCH,
-    ctime: UNIX_EPOCH,
-    crtime: UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};
+/// How long the kernel may believe names and attributes: the backing directory has one owner, which is the kernel's own cache.
+const TTL: Duration = Duration::from_secs(3600);
+
+/// Length of `struct fuse_entry_out`.
+pub const ENTRY_BYTES: usize = 128;
 
 /// Who asks.
-pub fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+pub fn caller(header: &Header) -> Caller {
+    Caller { uid: header.uid, gid: header.gid, pid: header.pid }
 }
 
 /// What the application gets; what the application cannot be blamed for is also logged.
-pub fn errno(error: &VfsError) -> Errno {
+pub fn errno(error: &VfsError) -> i32 {
     let errno = error.errno();
-    if matches!(error, VfsError::Commit(_)) || errno == libc::EIO {
+    if errno == libc::EINTR {
+        tracing::debug!(%error, "a file system call was interrupted");
+    } else if matches!(error, VfsError::Commit(_)) || errno == libc::EIO {
         tracing::warn!(%error, errno, "a file system call failed");
     }
-    Errno::from_i32(errno)
+    errno
 }
 
-/// Attributes as the kernel wants them. `ino` is what it takes for the node id where an entry is answered.
-pub fn file_attr(ino: u64, stat: &Stat) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(ino),
-        size: stat.size,
-        blocks: stat.blocks,
-        atime: system_time(stat.atime),
-        mtime: system_time(stat.mtime),
-        ctime: system_time(stat.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(stat.node_type()),
-        perm: (stat.mode & 0o7777) as u16,
-        nlink: stat.nlink,
-        uid: stat.uid,
-        gid: stat.gid,
-        rdev: kernel_device(stat.rdev),
-        blksize: stat.blksize,
-        flags: 0,
+/// `struct fuse_attr`.
+fn attr(out: Out, ino: u64, stat: &Stat) -> Out {
+    let times = [stat.atime, stat.mtime, stat.ctime];
+    let mut out = out.u64(ino).u64(stat.size).u64(stat.blocks);
+    for time in times {
+        out = out.u64(time.seconds as u64);
     }
+    for time in times {
+        out = out.u32(time.nanos);
+    }
+    out.u32(stat.mode)
+        .u32(stat.nlink)
+        .u32(stat.uid)
+        .u32(stat.gid)
+        .u32(kernel_device(stat.rdev))
+        .u32(stat.blksize)
+        .u32(0)
 }
 
-/// A node's type.
-pub fn file_type(node_type: NodeType) -> FileType {
-    match node_type {
-        NodeType::Regular => FileType::RegularFile,
-        NodeType::Directory => FileType::Directory,
-        NodeType::Symlink => FileType::Symlink,
-        NodeType::Fifo => FileType::NamedPipe,
-        NodeType::Socket => FileType::Socket,
-        NodeType::CharDevice => FileType::CharDevice,
-        NodeType::BlockDevice => FileType::BlockDevice,
-    }
+/// `struct fuse_attr_out`.
+pub fn attributes(stat: &Stat) -> Out {
+    attr(Out::default().u64(TTL.as_secs()).u32(0).u32(0), stat.ino, stat)
+}
+
+/// `struct fuse_entry_out`.
+pub fn entry(entry: &Entry) -> Out {
+    let out = Out::default().u64(entry.node).u64(entry.generation).u64(TTL.as_secs()).u64(TTL.as_secs());
+    attr(out.u32(0).u32(0), entry.stat.ino, &entry.stat)
+}
+
+/// The answer that a name means nothing, which the kernel may believe: node 0.
+pub fn nothing() -> Out {
+    Out::default().u64(0).u64(0).u64(TTL.as_secs()).zeroes(ENTRY_BYTES - 24)
+}
+
+/// `struct fuse_open_out`. What was read stays valid over opens, because nobody else writes; mtimes are settled at release, so close
+/// costs no round trip.
+pub fn opened(out: Out, handle: u64) -> Out {
+    out.u64(handle).u32(FOPEN_KEEP_CACHE | FOPEN_NOFLUSH).u32(0)
+}
+
+/// `struct fuse_statfs_out`.
+pub fn statfs(fs: &StatVfs) -> Out {
+    Out::default()
+        .u64(fs.f_blocks)
+        .u64(fs.f_bfree)
+        .u64(fs.f_bavail)
+        .u64(fs.f_files)
+        .u64(fs.f_ffree)
+        .u32(fs.f_bsize as u32)
+        .u32(fs.f_namemax as u32)
+        .u32(fs.f_frsize as u32)
+        .zeroes(28)
+}
+
+/// `struct fuse_statx_out`: what `stat` has, and the time of birth.
+pub fn statx(stat: &Stat) -> Out {
+    let birth = if stat.btime.is_some() { libc::STATX_BTIME } else { 0 };
+    let time = |out: Out, time: Timestamp| out.u64(time.seconds as u64).u32(time.nanos).u32(0);
+    let out = Out::default().u64(TTL.as_secs()).u32(0).u32(0).u64(0).u64(0);
+    let out = out.u32(libc::STATX_BASIC_STATS | birth).u32(stat.blksize).u64(0);
+    let out = out.u32(stat.nlink).u32(stat.uid).u32(stat.gid).u16(stat.mode as u16).u16(0);
+    let out = out.u64(stat.ino).u64(stat.size).u64(stat.blocks).u64(0);
+    let times = [stat.atime, stat.btime.unwrap_or_default(), stat.ctime, stat.mtime];
+    let out = times.into_iter().fold(out, time);
+    out.u32(stat.rdev.0).u32(stat.rdev.1).u32(stat.dev.0).u32(stat.dev.1).zeroes(112)
+}
+
+/// `struct fuse_setattr_in`: the handle, if one is given, and what to set.
+pub fn set_attr(fields: &mut Fields<'_>) -> Result<(Option<u64>, SetAttr), Short> {
+    let valid = fields.u32()?;
+    fields.u32()?;
+    let (handle, size, _lock_owner) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let seconds = [fields.u64()?, fields.u64()?, fields.u64()?];
+    let nanos = [fields.u32()?, fields.u32()?, fields.u32()?];
+    let mode = fields.u32()?;
+    fields.u32()?;
+    let (uid, gid) = (fields.u32()?, fields.u32()?);
+    let given = |flag: u32| valid & flag != 0;
+    let time = |at: usize, flag: u32, now: u32| {
+        let set = Timestamp { seconds: seconds[at] as i64, nanos: nanos[at] };
+        given(flag).then_some(if given(now) { SetTime::Now } else { SetTime::At(set) })
+    };
+    let set = SetAttr {
+        mode: given(fattr::MODE).then_some(mode),
+        uid: given(fattr::UID).then_some(uid),
+        gid: given(fattr::GID).then_some(gid),
+        size: given(fattr::SIZE).then_some(size),
+        atime: time(0, fattr::ATIME, fattr::ATIME_NOW),
+        mtime: time(1, fattr::MTIME, fattr::MTIME_NOW),
+    };
+    Ok((given(fattr::FH).then_some(handle), set))
 }
 
 /// The kernel's 32-bit form of a device number (`new_encode_dev`).
@@ -88,45 +141,36 @@ pub fn device(rdev: u32) -> u64 {
     rustix::fs::makedev(major, minor)
 }
 
-/// A time that is before 1970 as well as after.
-fn system_time(time: Timestamp) -> SystemTime {
-    let nanos = Duration::from_nanos(u64::from(time.nanos));
-    let whole = Duration::from_secs(time.seconds.unsigned_abs());
-    let seconds = if time.seconds >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
-    seconds.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
-}
-
-/// A time to set. Before 1970 fuser takes the nanoseconds off instead of adding them; that is undone here.
-pub fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(at) => SetTime::At(match at.duration_since(UNIX_EPOCH) {
-            Ok(since) => Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() },
-            Err(before) => {
-                let before = before.duration();
-                Timestamp { seconds: -(before.as_secs() as i64), nanos: before.subsec_nanos() }
-            }
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
-    use fuser::TimeOrNow;
     use tandem_proto::Timestamp;
 
-    use super::{device, kernel_device, set_time, system_time};
-    use crate::vfs::SetTime;
+    use super::{ENTRY_BYTES, attributes, device, entry, kernel_device, nothing, set_attr, statx};
+    use crate::{
+        backing::sys::Stat,
+        fuse::wire::{Out, request},
+        vfs::{Entry, SetAttr, SetTime},
+    };
+
+    #[test]
+    fn structures_have_the_lengths_that_the_kernel_checks() {
+        let stat = Stat::of_directory(7);
+        assert_eq!(attributes(&stat).as_bytes().len(), 104);
+        assert_eq!(entry(&Entry { node: 7, generation: 0, stat }).as_bytes().len(), ENTRY_BYTES);
+        assert_eq!(nothing().as_bytes().len(), ENTRY_BYTES);
+        assert_eq!(statx(&stat).as_bytes().len(), 288);
+    }
 
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
-        let time = Timestamp { seconds: -2, nanos: 800_000_000 };
-        assert_eq!(system_time(time), UNIX_EPOCH - Duration::new(1, 200_000_000));
-        // As fuser hands in -2 s and 800,000,000 ns.
-        let handed = TimeOrNow::SpecificTime(UNIX_EPOCH - Duration::new(2, 800_000_000));
-        assert_eq!(set_time(handed), SetTime::At(time));
+        let body = Out::default().u32(1 << 5 | 1 << 4 | 1 << 7).u32(0).zeroes(24).u64(0).u64((-2i64) as u64).u64(0);
+        let body = body.u32(0).u32(800_000_000).u32(0).zeroes(20);
+        let header = Out::default().u32(40 + body.as_bytes().len() as u32).zeroes(36);
+        let bytes = [header.as_bytes(), body.as_bytes()].concat();
+        let (_, mut fields) = request(&bytes).expect("whole");
+        let mtime = Some(SetTime::At(Timestamp { seconds: -2, nanos: 800_000_000 }));
+        let expected = SetAttr { atime: Some(SetTime::Now), mtime, ..SetAttr::default() };
+        assert_eq!(set_attr(&mut fields), Ok((None, expected)));
     }
 
     #[test]

@@ -242,6 +242,7 @@ impl Driver {
 
     fn show(&self) {
         let facts = self.core.facts();
+        self.commit.set_connected(matches!(facts.state, "initial" | "live" | "lagging" | "catching-up"));
         let mut shown = self.shared.facts.lock();
         let changed = shown.state != facts.state || shown.reason != facts.reason;
         *shown = facts;

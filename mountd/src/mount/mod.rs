@@ -9,6 +9,10 @@
 pub mod bypass;
 pub mod table;
 
+mod helper;
+
+pub use self::helper::mount_by_helper;
+
 use std::{
     fs, io,
     os::fd::{AsRawFd as _, OwnedFd},

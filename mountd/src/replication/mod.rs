@@ -23,6 +23,7 @@ use crate::{
         Commit,
         activity_log::Recovered,
         dirty::{DirtySet, Scope},
+        throttle::Congestion,
     },
     link::{
         core::{CoreConfig, LinkCore},
@@ -55,6 +56,8 @@ pub struct ReplicationConfig {
     pub window_bytes: usize,
     /// After how long a durable fsync fails; `None`: never.
     pub fsync_timeout: Option<Duration>,
+    /// What to do when the link is slower than the writer.
+    pub congestion: Congestion,
 }
 
 /// Default bound of the window in bytes.
@@ -138,6 +141,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     let (commit, recovered) = Commit::open(&log_path, config.window_bytes, config.fsync_timeout)
         .map_err(|error| ReplicationError::ActivityLog(log_path, error))?;
     let commit = Arc::new(commit);
+    commit.set_congestion(config.congestion);
     let replace = matches!(start, Start::Push | Start::Pull);
     let since = if fresh {
         None

@@ -30,6 +30,8 @@ pub trait Journal: Send + Sync + 'static {
     fn interrupt(&self, ticket: Ticket);
     /// See [`Commit::suspect`].
     fn suspect(&self, cell: MarkCell);
+    /// See [`Commit::congested`].
+    fn congested(&self) -> bool;
     /// See [`Commit::read_only`].
     fn read_only(&self) -> bool;
     /// See [`Commit::unnamed`].
@@ -70,6 +72,10 @@ impl Journal for Commit {
 
     fn suspect(&self, cell: MarkCell) {
         Commit::suspect(self, cell);
+    }
+
+    fn congested(&self) -> bool {
+        Commit::congested(self)
     }
 
     fn read_only(&self) -> bool {

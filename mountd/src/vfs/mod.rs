@@ -35,7 +35,10 @@ use std::{
     ffi::OsStr,
     io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -92,6 +95,8 @@ pub struct Vfs<J> {
     flushers: Mutex<Vec<u32>>,
     /// See [`Vfs::when_attributes_change`].
     invalidate: OnceLock<Invalidate>,
+    /// See [`Vfs::held_writes`].
+    held: OnceLock<Arc<AtomicUsize>>,
 }
 
 /// Tells the kernel that it must ask for the attributes of a node again.
@@ -116,6 +121,7 @@ impl<J: Journal> Vfs<J> {
             daemon: Caller::daemon(),
             flushers: Mutex::default(),
             invalidate: OnceLock::new(),
+            held: OnceLock::new(),
             backing,
             journal,
             fsync: fsync.into(),
@@ -136,6 +142,16 @@ impl<J: Journal> Vfs<J> {
     /// Only the first is kept.
     pub fn when_attributes_change(&self, invalidate: Invalidate) {
         let _ = self.invalidate.set(invalidate);
+    }
+
+    /// Where to look for the number of writes that are held back. Only the first is kept.
+    pub fn when_asked_for_held(&self, count: Arc<AtomicUsize>) {
+        let _ = self.held.set(count);
+    }
+
+    /// How many writes are held back because the link is slower than the writer.
+    pub fn held_writes(&self) -> usize {
+        self.held.get().map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     /// What fsync promises where.

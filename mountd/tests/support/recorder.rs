@@ -1,10 +1,16 @@
 //! A journal that keeps every op, and objects when a rule of the commit is broken.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Instant,
+};
 
 use parking_lot::Mutex;
 use tandem_mountd::{
-    commit::{CommitError, MarkCell, waiters::Ticket},
+    commit::{
+        CommitError, MarkCell,
+        waiters::{INTERRUPT_GRACE, Ticket, Waiters},
+    },
     vfs::{Journal, Reserved, journal::Promise},
 };
 use tandem_proto::{Changes, Origin, Seq};
@@ -14,8 +20,13 @@ use tandem_proto::{Changes, Origin, Seq};
 pub struct Recorder {
     slots: Mutex<Vec<Option<Changes>>>,
     marked: Mutex<Vec<MarkCell>>,
+    /// Whether the replica is away: who waits for it goes on waiting.
+    pub away: AtomicBool,
+    waiters: Mutex<Waiters>,
     /// How often somebody waited for the replica.
     pub promises: AtomicUsize,
+    /// Whether writes are to be held back.
+    pub congested: AtomicBool,
     /// Whether the mount is fenced.
     pub fenced: AtomicBool,
 }
@@ -31,6 +42,22 @@ impl Recorder {
     #[allow(dead_code, reason = "not every test that shares this looks at marks")]
     pub fn take_marked(&self) -> Vec<MarkCell> {
         std::mem::take(&mut self.marked.lock())
+    }
+
+    /// How many wait for the replica.
+    #[allow(dead_code, reason = "not every test that shares this waits")]
+    pub fn waiting(&self) -> usize {
+        self.waiters.lock().len()
+    }
+
+    /// The replica is back, and has everything.
+    #[allow(dead_code, reason = "not every test that shares this waits")]
+    pub fn come_back(&self) {
+        self.away.store(false, Ordering::Relaxed);
+        let waiters = self.waiters.lock().take_all();
+        for done in waiters {
+            done(Ok(()));
+        }
     }
 
     /// How many ops there are.
@@ -87,15 +114,31 @@ impl Journal for Recorder {
         Seq(self.len() as u64)
     }
 
-    fn when_durable(&self, _seq: Seq, done: Promise) -> Option<Ticket> {
+    fn when_durable(&self, seq: Seq, done: Promise) -> Option<Ticket> {
         self.promises.fetch_add(1, Ordering::Relaxed);
+        if self.away.load(Ordering::Relaxed) {
+            return Some(self.waiters.lock().add(seq, None, done));
+        }
         done(Ok(()));
         None
     }
 
-    fn interrupt(&self, _ticket: Ticket) {}
+    fn interrupt(&self, ticket: Ticket) {
+        let mut waiters = self.waiters.lock();
+        let now = Instant::now();
+        waiters.interrupt(ticket, now);
+        let expired = waiters.expired(now + INTERRUPT_GRACE);
+        drop(waiters);
+        for (_, done) in expired {
+            done(Err(CommitError::Interrupted));
+        }
+    }
 
     fn suspect(&self, _cell: MarkCell) {}
+
+    fn congested(&self) -> bool {
+        self.congested.load(Ordering::Relaxed)
+    }
 
     fn read_only(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)

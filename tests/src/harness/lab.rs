@@ -61,11 +61,9 @@ impl Lab {
         }
         let daemons = Arc::new(Mutex::new(Vec::new()));
         let watchdog = watch(name.to_owned(), Arc::clone(&daemons));
-        // fuser says so when the kernel took a request back, as it does when its process was interrupted or the mount is going.
-        let taken_back = ("Failed to send FUSE reply: No such file".to_owned(), "a request was interrupted".to_owned());
         Some(Lab {
             dir: Some(dir),
-            allowed: Mutex::new(vec![taken_back]),
+            allowed: Mutex::default(),
             daemons,
             mountpoints: Mutex::default(),
             _watchdog: watchdog,

@@ -1,0 +1,344 @@
+//! Which call of the vfs a request is.
+
+use std::{ffi::OsStr, sync::Arc};
+
+use super::{
+    WRITE_MAX,
+    abi::{self, opcode},
+    convert::{self, caller, errno},
+    device::{Device, Reply},
+    gate::Gate,
+    interrupts::Interrupts,
+    listing::Listing,
+    wire::{self, Fields, Header, Out, Short},
+};
+use crate::{
+    commit::waiters::Ticket,
+    vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsError, VfsResult},
+};
+
+/// What all threads that take requests share.
+pub struct Adapter<J: Journal> {
+    /// What is asked.
+    pub vfs: Arc<Vfs<J>>,
+    /// Calls that wait for the replica.
+    pub interrupts: Arc<Interrupts<Ticket>>,
+    /// Writes that are held back.
+    pub gate: Gate,
+}
+
+type Called = Result<(), Short>;
+
+fn answer<T>(reply: Reply, result: VfsResult<T>, done: impl FnOnce(Reply, T)) {
+    match result {
+        Ok(value) => done(reply, value),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn answer_empty(reply: Reply, result: VfsResult<()>) {
+    answer(reply, result, |reply, ()| reply.ok());
+}
+
+fn answer_entry(reply: Reply, result: VfsResult<Entry>) {
+    answer(reply, result, |reply, entry| reply.out(&convert::entry(&entry)));
+}
+
+fn answer_written(reply: Reply, result: VfsResult<usize>) {
+    answer(reply, result, |reply, written| reply.out(&Out::default().u32(written as u32).u32(0)));
+}
+
+fn answer_xattr(reply: Reply, size: u32, result: VfsResult<impl AsRef<[u8]>>) {
+    answer(reply, result, |reply, value| match value.as_ref() {
+        value if size == 0 => reply.out(&Out::default().u32(value.len() as u32).u32(0)),
+        value if value.len() > size as usize => reply.error(libc::ERANGE),
+        value => reply.data(value),
+    });
+}
+
+fn making<'a>(header: &Header, umask: u32, name: &'a OsStr) -> Making<'a> {
+    Making { caller: caller(header), umask, parent: header.node, name }
+}
+
+impl<J: Journal> Adapter<J> {
+    /// Answers the request in `bytes`, now or later. `scratch` is what reads read into.
+    pub fn handle(&self, bytes: &[u8], device: &Arc<Device>, scratch: &mut Vec<u8>) {
+        let Ok((header, fields)) = wire::request(bytes) else {
+            tracing::error!(len = bytes.len(), "a request of the kernel makes no sense");
+            return;
+        };
+        let held_back = header.opcode == opcode::WRITE
+            && self.gate.holds_back(header.unique, fields, || self.vfs.journal().congested(), bytes, device);
+        if !held_back {
+            self.call(header, fields, device, scratch);
+        }
+    }
+
+    /// Answers a request that nothing holds back.
+    pub fn call(&self, header: Header, fields: Fields<'_>, device: &Arc<Device>, scratch: &mut Vec<u8>) {
+        let called = match header.opcode {
+            // These have no answer.
+            opcode::FORGET | opcode::BATCH_FORGET => self.forget(header, fields),
+            opcode::INTERRUPT => self.interrupt(fields),
+            _ => self.call_answered(header, fields, Reply::new(header.unique, device), scratch),
+        };
+        if let Err(Short) = called {
+            tracing::error!(opcode = header.opcode, "a request of the kernel is too short");
+        }
+    }
+
+    /// A reply that is dropped because the request is too short answers EIO.
+    fn call_answered(&self, header: Header, fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
+        match header.opcode {
+            opcode::READ => self.read(fields, reply, scratch),
+            opcode::WRITE => self.write(header, fields, reply),
+            opcode::FSYNC | opcode::FSYNCDIR => self.fsync(header, fields, reply),
+            opcode::LOOKUP | opcode::GETATTR | opcode::SETATTR | opcode::STATX | opcode::STATFS | opcode::READLINK => {
+                self.look(header, fields, reply)
+            }
+            opcode::OPEN
+            | opcode::FLUSH
+            | opcode::RELEASE
+            | opcode::FALLOCATE
+            | opcode::LSEEK
+            | opcode::COPY_FILE_RANGE
+            | opcode::IOCTL => self.file(header, fields, reply),
+            opcode::READDIR | opcode::READDIRPLUS => self.list(header, fields, reply),
+            opcode::CREATE | opcode::MKNOD | opcode::MKDIR | opcode::SYMLINK | opcode::LINK => {
+                self.make(header, fields, reply)
+            }
+            opcode::UNLINK | opcode::RMDIR | opcode::RENAME | opcode::RENAME2 => self.unmake(header, fields, reply),
+            opcode::SETXATTR | opcode::GETXATTR | opcode::LISTXATTR | opcode::REMOVEXATTR => {
+                self.xattr(header, fields, reply)
+            }
+            opcode::RELEASEDIR | opcode::DESTROY => {
+                reply.ok();
+                Ok(())
+            }
+            // The kernel then does it by itself (OPENDIR: it opens directories and caches listings), or without.
+            _ => {
+                reply.error(libc::ENOSYS);
+                Ok(())
+            }
+        }
+    }
+
+    fn forget(&self, header: Header, mut fields: Fields<'_>) -> Called {
+        if header.opcode == opcode::FORGET {
+            self.vfs.forget(header.node, fields.u64()?);
+            return Ok(());
+        }
+        let count = fields.u32()?;
+        fields.u32()?;
+        for _ in 0..count {
+            let (node, lookups) = (fields.u64()?, fields.u64()?);
+            self.vfs.forget(node, lookups);
+        }
+        Ok(())
+    }
+
+    /// A signal came to the process of a request.
+    fn interrupt(&self, mut fields: Fields<'_>) -> Called {
+        let unique = fields.u64()?;
+        if !self.gate.interrupt(unique)
+            && let Some(ticket) = self.interrupts.interrupt(unique)
+        {
+            self.vfs.interrupt(ticket);
+        }
+        Ok(())
+    }
+
+    fn fsync(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        let (handle, flags) = (fields.u64()?, fields.u32()?);
+        let unique = header.unique;
+        self.interrupts.begin(unique);
+        let interrupts = self.interrupts.clone();
+        let done = Box::new(move |result| {
+            interrupts.end(unique);
+            answer_empty(reply, result);
+        });
+        let waits = match header.opcode {
+            opcode::FSYNCDIR => self.vfs.fsync_dir(header.node, done),
+            _ => self.vfs.fsync(caller(&header), handle, flags & abi::FSYNC_FDATASYNC != 0, done),
+        };
+        if let Some(ticket) = waits
+            && self.interrupts.waits(unique, ticket)
+        {
+            self.vfs.interrupt(ticket);
+        }
+        Ok(())
+    }
+
+    fn read(&self, mut fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
+        let (handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()?.min(WRITE_MAX) as usize);
+        if scratch.len() < size {
+            scratch.resize(size, 0);
+        }
+        let result = self.vfs.read(handle, offset, &mut scratch[..size]);
+        answer(reply, result, |reply, read| reply.data(&scratch[..read]));
+        Ok(())
+    }
+
+    fn write(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        let (handle, offset, size, flags) = (fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?);
+        fields.bytes(abi::WRITE_IN_BYTES - 24)?;
+        let data = fields.bytes(size as usize)?;
+        let kill = flags & abi::WRITE_KILL_SUIDGID != 0;
+        answer_written(reply, self.vfs.write(caller(&header), handle, offset, data, kill));
+        Ok(())
+    }
+
+    fn look(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        let node = header.node;
+        match header.opcode {
+            opcode::LOOKUP => match self.vfs.lookup(node, fields.name()?) {
+                Err(error) if error.errno() == libc::ENOENT => reply.out(&convert::nothing()),
+                other => answer_entry(reply, other),
+            },
+            opcode::SETATTR => {
+                let (handle, set) = convert::set_attr(&mut fields)?;
+                let set = self.vfs.setattr(caller(&header), node, handle, set);
+                answer(reply, set, |reply, stat| reply.out(&convert::attributes(&stat)));
+            }
+            opcode::READLINK => answer(reply, self.vfs.readlink(node), |reply, target| reply.data(&target)),
+            opcode::STATFS => answer(reply, self.vfs.statfs(), |reply, fs| reply.out(&convert::statfs(&fs))),
+            // GETATTR and STATX begin alike.
+            _ => {
+                let flags = fields.u32()?;
+                fields.u32()?;
+                let handle = fields.u64()?;
+                let stat = self.vfs.getattr(node, (flags & abi::GETATTR_FH != 0).then_some(handle));
+                let statx = header.opcode == opcode::STATX;
+                answer(reply, stat, |reply, stat| {
+                    reply.out(&if statx { convert::statx(&stat) } else { convert::attributes(&stat) });
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        if header.opcode == opcode::OPEN {
+            let opened = self.vfs.open(header.node, fields.u32()? as i32);
+            answer(reply, opened, |reply, opened| reply.out(&convert::opened(Out::default(), opened.handle)));
+            return Ok(());
+        }
+        let handle = fields.u64()?;
+        match header.opcode {
+            opcode::FLUSH => answer_empty(reply, self.vfs.flush(caller(&header), handle)),
+            opcode::RELEASE => answer_empty(reply, self.vfs.release(caller(&header), handle)),
+            opcode::FALLOCATE => {
+                let (offset, len, mode) = (fields.u64()?, fields.u64()?, fields.u32()? as i32);
+                answer_empty(reply, self.vfs.fallocate(caller(&header), handle, mode, offset, len));
+            }
+            opcode::LSEEK => {
+                let (offset, whence) = (fields.u64()?, fields.u32()? as i32);
+                let found = i64::try_from(offset).map_err(|_| VfsError::Invalid);
+                let found = found.and_then(|_| self.vfs.lseek(handle, offset, whence));
+                answer(reply, found, |reply, found| reply.out(&Out::default().u64(found)));
+            }
+            opcode::COPY_FILE_RANGE => {
+                let (from_offset, _node, to, to_offset) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+                let copy = CopyRange { from: handle, from_offset, to, to_offset, len: fields.u64()? };
+                answer_written(reply, self.vfs.copy_file_range(caller(&header), copy));
+            }
+            _ => {
+                let (flags, command) = (fields.u32()?, fields.u32()?);
+                let (_argument, _in_size, out_size) = (fields.u64()?, fields.u32()?, fields.u32()?);
+                if flags & abi::IOCTL_UNRESTRICTED != 0 {
+                    reply.error(libc::ENOSYS);
+                } else {
+                    let result = self.vfs.ioctl(header.node, command, out_size as usize);
+                    answer(reply, result, |reply, data| reply.parts(&Out::default().zeroes(16), &data));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        let (_handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()?);
+        let plus = header.opcode == opcode::READDIRPLUS;
+        let mut listing = Listing::new(size as usize, plus);
+        let listed = match plus {
+            true => self.vfs.readdir_plus(header.node, offset, &mut listing),
+            false => self.vfs.readdir(header.node, offset, &mut listing),
+        };
+        match listed {
+            // What was taken counts lookups, so it must reach the kernel even if the listing failed further on.
+            Err(error) if listing.as_bytes().is_empty() => reply.error(errno(&error)),
+            Ok(()) | Err(_) => reply.data(listing.as_bytes()),
+        }
+        Ok(())
+    }
+
+    fn make(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        match header.opcode {
+            opcode::CREATE => {
+                let (flags, mode, umask) = (fields.u32()? as i32, fields.u32()?, fields.u32()?);
+                fields.u32()?;
+                let created = self.vfs.create(making(&header, umask, fields.name()?), mode, flags);
+                answer(reply, created, |reply, (entry, opened)| {
+                    reply.out(&convert::opened(convert::entry(&entry), opened.handle));
+                });
+            }
+            opcode::MKNOD => {
+                let (mode, device, umask) = (fields.u32()?, fields.u32()?, fields.u32()?);
+                fields.u32()?;
+                let making = making(&header, umask, fields.name()?);
+                answer_entry(reply, self.vfs.mknod(making, mode, convert::device(device)));
+            }
+            opcode::MKDIR => {
+                let (mode, umask) = (fields.u32()?, fields.u32()?);
+                answer_entry(reply, self.vfs.mkdir(making(&header, umask, fields.name()?), mode));
+            }
+            opcode::SYMLINK => {
+                let making = making(&header, 0, fields.name()?);
+                answer_entry(reply, self.vfs.symlink(making, fields.name()?));
+            }
+            _ => {
+                let node = fields.u64()?;
+                answer_entry(reply, self.vfs.link(caller(&header), node, header.node, fields.name()?));
+            }
+        }
+        Ok(())
+    }
+
+    fn unmake(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        let caller = caller(&header);
+        match header.opcode {
+            opcode::UNLINK => answer_empty(reply, self.vfs.unlink(caller, header.node, fields.name()?)),
+            opcode::RMDIR => answer_empty(reply, self.vfs.rmdir(caller, header.node, fields.name()?)),
+            _ => {
+                let new_parent = fields.u64()?;
+                let mut flags = 0;
+                if header.opcode == opcode::RENAME2 {
+                    flags = fields.u32()?;
+                    fields.u32()?;
+                }
+                let from = Place { parent: header.node, name: fields.name()? };
+                let to = Place { parent: new_parent, name: fields.name()? };
+                answer_empty(reply, self.vfs.rename(caller, from, to, flags));
+            }
+        }
+        Ok(())
+    }
+
+    fn xattr(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+        let (caller, node) = (caller(&header), header.node);
+        if header.opcode == opcode::REMOVEXATTR {
+            answer_empty(reply, self.vfs.removexattr(caller, node, fields.name()?));
+            return Ok(());
+        }
+        let (size, flags) = (fields.u32()?, fields.u32()? as i32);
+        match header.opcode {
+            opcode::SETXATTR => {
+                let (name, value) = (fields.name()?, fields.bytes(size as usize)?);
+                answer_empty(reply, self.vfs.setxattr(caller, node, name, value, flags));
+            }
+            opcode::GETXATTR => answer_xattr(reply, size, self.vfs.getxattr(node, fields.name()?)),
+            _ => answer_xattr(reply, size, self.vfs.listxattr(caller, node)),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! `/dev/fuse`: one request per read, one answer per write.
+
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::Arc,
+};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{
+    abi::{DEV_IOC_CLONE, NOTIFY_INVAL_INODE, OUT_HEADER_BYTES},
+    wire::Out,
+};
+
+/// A descriptor of the connection to the kernel.
+#[derive(Debug)]
+pub struct Device {
+    fd: OwnedFd,
+}
+
+impl Device {
+    /// Over a descriptor whose superblock exists.
+    pub fn new(fd: OwnedFd) -> Device {
+        Device { fd }
+    }
+
+    /// Another descriptor of the same connection, with a queue of its own for what it has read and not answered yet.
+    pub fn another(&self) -> io::Result<Device> {
+        let fd = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let mut source = self.fd.as_raw_fd() as u32;
+        // SAFETY: the ioctl reads one u32 from the pointer.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), DEV_IOC_CLONE, &raw mut source) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Device { fd }) }
+    }
+
+    /// Takes one request; how long it is. `None`: the file system is unmounted.
+    pub fn take(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::io::read(&self.fd, &mut *buffer) {
+                Ok(len) => return Ok(Some(len)),
+                // ENOENT: the request was taken back while it was read.
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(error) => return end_of_connection(error.into()).map(|()| None),
+            }
+        }
+    }
+
+    /// Makes the kernel ask for the attributes of a node again. It takes no lock that a call under way could hold.
+    pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
+        // A negative offset: attributes only.
+        let message = Out::default().u64(node).u64((-1i64) as u64).u64(0);
+        self.write(0, NOTIFY_INVAL_INODE, &[message.as_bytes()])
+    }
+
+    /// One message: an answer, or with `unique` 0 something that nobody asked for.
+    fn write(&self, unique: u64, code: i32, parts: &[&[u8]]) -> io::Result<()> {
+        let len = OUT_HEADER_BYTES + parts.iter().map(|part| part.len()).sum::<usize>();
+        let header = Out::default().u32(len as u32).u32(code as u32).u64(unique);
+        let mut slices = [IoSlice::new(header.as_bytes()), IoSlice::new(&[]), IoSlice::new(&[])];
+        for (slice, part) in slices[1..].iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        debug_assert!(parts.len() < slices.len());
+        // The kernel takes a message whole or not at all.
+        rustix::io::writev(&self.fd, &slices[..=parts.len()])?;
+        Ok(())
+    }
+}
+
+/// The end of the connection shows as ENODEV. A thread that was just taking a request when the kernel shut the connection gets
+/// ECONNABORTED instead (`fuse_dev_do_read`): the same end, seen a moment earlier.
+fn end_of_connection(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::ENODEV | libc::ECONNABORTED) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// The answer that a request waits for; it can be given later, from any thread. Dropped without one, the answer is EIO.
+#[derive(Debug)]
+#[must_use]
+pub struct Reply {
+    unique: u64,
+    device: Option<Arc<Device>>,
+}
+
+impl Reply {
+    /// To this request, which was taken from this device.
+    pub fn new(unique: u64, device: &Arc<Device>) -> Reply {
+        Reply { unique, device: Some(device.clone()) }
+    }
+
+    /// Done; nothing to say.
+    pub fn ok(self) {
+        self.send(0, &[]);
+    }
+
+    /// Refused, or failed.
+    pub fn error(self, errno: i32) {
+        self.send(-errno, &[]);
+    }
+
+    /// Done, with this.
+    pub fn data(self, data: &[u8]) {
+        self.send(0, &[data]);
+    }
+
+    /// Done, with these two.
+    pub fn parts(self, first: &Out, second: &[u8]) {
+        self.send(0, &[first.as_bytes(), second]);
+    }
+
+    /// Done, with this structure.
+    pub fn out(self, out: &Out) {
+        self.send(0, &[out.as_bytes()]);
+    }
+
+    /// Some requests are not answered.
+    pub fn none(mut self) {
+        self.device = None;
+    }
+
+    fn send(mut self, code: i32, parts: &[&[u8]]) {
+        let Some(device) = self.device.take() else { return };
+        match device.write(self.unique, code, parts) {
+            Ok(()) => {}
+            // Its process was killed before the request was taken, or the mount is gone.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ECONNABORTED)) => {
+                tracing::debug!(%error, "nobody waits for an answer any more");
+            }
+            Err(error) => tracing::error!(%error, "the kernel does not take an answer"),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(device) = self.device.take() {
+            tracing::error!(unique = self.unique, "a request was dropped unanswered");
+            let _ = device.write(self.unique, -libc::EIO, &[]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::end_of_connection;
+
+    #[test]
+    fn a_request_taken_while_the_mount_goes_is_no_broken_connection() {
+        assert!(end_of_connection(io::Error::from_raw_os_error(libc::ECONNABORTED)).is_ok());
+        assert!(end_of_connection(io::Error::from_raw_os_error(libc::ENODEV)).is_ok());
+        assert!(end_of_connection(io::Error::from_raw_os_error(libc::EIO)).is_err());
+    }
+}

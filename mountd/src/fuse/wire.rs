@@ -1,0 +1,143 @@
+//! Requests taken apart and answers put together, field by field in the order of the kernel's structures. What is too short is an
+//! error, never a panic: the kernel is trusted, a proxy of it need not be.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
+use smallvec::SmallVec;
+
+use super::abi::IN_HEADER_BYTES;
+
+/// The request ends before what it must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a request of the kernel is shorter than its kind")]
+pub struct Short;
+
+/// `struct fuse_in_header`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What is asked for.
+    pub opcode: u32,
+    /// Names the request.
+    pub unique: u64,
+    /// The inode that it is about.
+    pub node: u64,
+    /// Who asks.
+    pub uid: u32,
+    /// His group.
+    pub gid: u32,
+    /// His thread; 0 in another pid namespace.
+    pub pid: u32,
+}
+
+/// What follows the header.
+#[derive(Clone, Copy, Debug)]
+pub struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+/// Takes a request apart.
+pub fn request(bytes: &[u8]) -> Result<(Header, Fields<'_>), Short> {
+    let mut fields = Fields { rest: bytes };
+    let len = fields.u32()? as usize;
+    let opcode = fields.u32()?;
+    let (unique, node) = (fields.u64()?, fields.u64()?);
+    let (uid, gid, pid) = (fields.u32()?, fields.u32()?, fields.u32()?);
+    // Extensions, which nobody asked for.
+    fields.u32()?;
+    let body = bytes.get(IN_HEADER_BYTES..len).ok_or(Short)?;
+    Ok((Header { opcode, unique, node, uid, gid, pid }, Fields { rest: body }))
+}
+
+impl<'a> Fields<'a> {
+    /// The next bytes.
+    pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], Short> {
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(Short)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// The next field.
+    pub fn u32(&mut self) -> Result<u32, Short> {
+        Ok(u32::from_ne_bytes(self.bytes(4)?.try_into().map_err(|_| Short)?))
+    }
+
+    /// The next field.
+    pub fn u64(&mut self) -> Result<u64, Short> {
+        Ok(u64::from_ne_bytes(self.bytes(8)?.try_into().map_err(|_| Short)?))
+    }
+
+    /// A text that ends with NUL.
+    pub fn name(&mut self) -> Result<&'a OsStr, Short> {
+        let end = self.rest.iter().position(|byte| *byte == 0).ok_or(Short)?;
+        let name = OsStr::from_bytes(&self.rest[..end]);
+        self.rest = &self.rest[end + 1..];
+        Ok(name)
+    }
+}
+
+/// An answer, or a part of one, as long as the longest structure.
+#[derive(Debug, Default)]
+pub struct Out {
+    bytes: SmallVec<[u8; 160]>,
+}
+
+impl Out {
+    /// One more field.
+    pub fn u16(mut self, value: u16) -> Out {
+        self.bytes.extend_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    /// One more field.
+    pub fn u32(mut self, value: u32) -> Out {
+        self.bytes.extend_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    /// One more field.
+    pub fn u64(mut self, value: u64) -> Out {
+        self.bytes.extend_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    /// Fields that are 0.
+    pub fn zeroes(mut self, len: usize) -> Out {
+        self.bytes.resize(self.bytes.len() + len, 0);
+        self
+    }
+
+    /// All of it.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Out, Short, request};
+
+    fn bytes(len: u32, body: &[u8]) -> Vec<u8> {
+        let header = Out::default().u32(len).u32(1).u64(7).u64(1).u32(1000).u32(100).u32(42).u32(0);
+        [header.as_bytes(), body].concat()
+    }
+
+    #[test]
+    fn a_request_is_taken_apart() {
+        let bytes = bytes(50, b"\x05\0\0\0name\0x");
+        let (header, mut fields) = request(&bytes).expect("whole");
+        assert_eq!((header.opcode, header.unique, header.node), (1, 7, 1));
+        assert_eq!((header.uid, header.gid, header.pid), (1000, 100, 42));
+        assert_eq!(fields.u32(), Ok(5));
+        assert_eq!(fields.name(), Ok("name".as_ref()));
+        assert_eq!(fields.bytes(2), Err(Short));
+        assert_eq!(fields.name(), Err(Short));
+    }
+
+    #[test]
+    fn what_is_cut_is_refused() {
+        assert!(request(&bytes(41, b"")).is_err());
+        assert!(request(&bytes(39, b"")).is_err());
+        assert!(request(&bytes(40, b"")[..39]).is_err());
+        assert!(request(&bytes(40, b"")).is_ok());
+    }
+}
