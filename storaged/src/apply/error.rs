@@ -30,6 +30,15 @@ pub enum ApplyError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The replica's file system could not bring to the disk what it had taken. It says so once, and what it dropped still looks
+    /// written: nothing since the checkpoint before can be relied on. [`super::Replica::redo`] writes it again.
+    #[error("cannot sync {object}: {source}; what was not on the disk yet is written again from the log")]
+    Sync {
+        /// What was synced.
+        object: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The catalog could not be read or written. Try the same call again later.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -61,7 +70,11 @@ impl ApplyError {
     /// Whether the same call may succeed later without anybody's decision.
     pub fn is_retryable(&self) -> bool {
         match self {
-            ApplyError::NoSpace { .. } | ApplyError::Io { .. } | ApplyError::Catalog(_) | ApplyError::Log(_) => true,
+            ApplyError::NoSpace { .. }
+            | ApplyError::Io { .. }
+            | ApplyError::Sync { .. }
+            | ApplyError::Catalog(_)
+            | ApplyError::Log(_) => true,
             ApplyError::Damaged { .. } | ApplyError::Protocol { .. } => false,
         }
     }

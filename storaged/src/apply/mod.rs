@@ -139,7 +139,7 @@ impl<T: ReplicaTree> Replica<T> {
         self.objects.adopt_root()?;
         self.objects.empty_area(crate::tree::Area::Discard)?;
         let mut progress = Progress {
-            applied: self.applied(),
+            applied: self.checkpoint,
             serial: self.serial,
             begun: self.begun,
             changed: Default::default(),
@@ -150,7 +150,11 @@ impl<T: ReplicaTree> Replica<T> {
             objects.sync()?;
             objects.catalog.checkpoint_durably(position, serial)?;
             *reached = position;
-            *applied.lock() = position;
+            // In a redo the old position is shown until it is reached again.
+            let mut applied = applied.lock();
+            if applied.is_before(&position) {
+                *applied = position;
+            }
             Ok(())
         });
         // It looked closely already: what is not as expected now was changed from outside.
@@ -167,6 +171,21 @@ impl<T: ReplicaTree> Replica<T> {
         let changed = changed.collect();
         self.checkpoint()?;
         Ok(Recovered { applied: self.applied(), staging_dropped: progress.staging_dropped, changed })
+    }
+
+    /// A sync failed: goes back to the last checkpoint and redoes the log from there. A staging under way is gone, with all its bytes;
+    /// unless `published`: its bytes were synced before, and the redo needs them. Until it has worked nothing else may be called.
+    pub fn redo(&mut self, log: &dyn RecordSource, published: bool) -> Result<Recovered, ApplyError> {
+        self.staging = None;
+        if !published {
+            // They can be read, but whether they are on the disk nobody knows.
+            self.objects.clear_staging()?;
+        }
+        self.objects.forget();
+        self.objects.catalog.revert()?;
+        let meta = self.objects.catalog.meta()?;
+        (self.checkpoint, self.serial) = (meta.position, meta.serial);
+        self.recover(log)
     }
 
     /// Applies a live op whose record is durable. After a retryable error call it again with the same op.

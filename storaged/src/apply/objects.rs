@@ -79,6 +79,14 @@ impl<T: ReplicaTree> Objects<T> {
         Ok(())
     }
 
+    /// Forgets everything but the tree and the catalog.
+    pub fn forget(&mut self) {
+        self.handles.clear();
+        self.parked.clear();
+        self.staged.clear();
+        self.touched.clear();
+    }
+
     /// Forgets open handles.
     pub fn close_handles(&mut self) {
         self.handles.clear();

@@ -4,7 +4,7 @@ use tandem_proto::{ids::InodeId, op::Op, position::Position};
 
 use super::{
     Published,
-    error::{ApplyError, OnObject as _},
+    error::ApplyError,
     execute::{Manner, data_target},
     objects::Objects,
     record::{Record, RecordSource},
@@ -127,7 +127,7 @@ impl<T: ReplicaTree> Objects<T> {
 
     /// Makes the tree durable.
     pub fn sync(&self) -> Result<(), ApplyError> {
-        self.tree.sync().on("sync", "the replica's tree")
+        self.tree.sync().map_err(|source| ApplyError::Sync { object: "the replica's tree", source })
     }
 
     /// The names part of a redo of live ops, over a tree that may be ahead.

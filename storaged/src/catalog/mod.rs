@@ -247,6 +247,18 @@ impl Catalog {
         self.inner.write().commit(None)
     }
 
+    /// Goes back to the last durable commit: what came since describes a tree that may have lost it.
+    pub fn revert(&self) -> Result<(), CatalogError> {
+        let mut inner = self.inner.write();
+        inner.store.revert()?;
+        inner.overlay = Default::default();
+        inner.inodes = match inner.store.meta()? {
+            None => 0,
+            Some(bytes) => codec::decode_meta(&bytes).ok_or_else(|| Self::damaged("checkpoint"))?.inodes,
+        };
+        Ok(())
+    }
+
     /// Makes everything durable, as the state of `position` after publish number `serial`.
     pub fn checkpoint_durably(&self, position: Position, serial: u64) -> Result<(), CatalogError> {
         let mut inner = self.inner.write();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
+use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase as _, Savepoint, TableDefinition};
 
 use super::CatalogError;
 
@@ -60,9 +60,10 @@ pub struct DiskStore {
 struct Opened {
     /// Open for reading at the last commit, so that a look-up opens nothing. Dropped before the database.
     tables: ReadTables,
+    /// Rows were committed without durability since this place, the last durable commit: they are nowhere else, so the database must
+    /// not be dropped, because that would make them durable.
+    relieved: Option<Savepoint>,
     database: Database,
-    /// Rows were committed without durability since the last durable commit: they are nowhere else, so it must not be dropped.
-    relieved: bool,
 }
 
 type MemoryTable = BTreeMap<Box<[u8]>, Box<[u8]>>;
@@ -180,6 +181,17 @@ impl Store {
         }
     }
 
+    /// Goes back to the last durable commit.
+    pub fn revert(&self) -> Result<(), CatalogError> {
+        match self {
+            Store::Disk(store) => store.revert().map_err(|error| self.failed("written", error)),
+            Store::Memory(store) => {
+                *store.current.lock() = store.durable.lock().clone();
+                Ok(())
+            }
+        }
+    }
+
     /// Commits changes. With `meta` the commit is durable; without, it may be lost and is then lost as a whole.
     pub fn commit(&self, changes: &[Overlay; TABLES], meta: Option<&[u8]>) -> Result<(), CatalogError> {
         match self {
@@ -229,16 +241,17 @@ impl DiskStore {
         }
         let Some(opened) = guard.as_ref() else { return Err(redb::Error::PreviousIo) };
         match opened.commit(changes, meta) {
-            Ok(tables) => {
+            Ok((tables, before)) => {
                 guard.with_upgraded(|opened| {
                     if let Some(opened) = opened {
-                        (opened.tables, opened.relieved) = (tables, meta.is_none());
+                        opened.tables = tables;
+                        opened.relieved = if meta.is_some() { None } else { opened.relieved.take().or(before) };
                     }
                 });
                 Ok(())
             }
             Err(error) => {
-                if !opened.relieved {
+                if opened.relieved.is_none() {
                     guard.with_upgraded(|opened| {
                         *opened = None;
                         *opened = Database::open(&self.path).ok().and_then(|database| Opened::new(database).ok());
@@ -250,9 +263,45 @@ impl DiskStore {
     }
 }
 
+impl DiskStore {
+    fn revert(&self) -> Result<(), redb::Error> {
+        let mut guard = self.opened.write();
+        let Some(opened) = guard.as_mut() else { return Ok(()) };
+        let Some(savepoint) = opened.relieved.take() else { return Ok(()) };
+        match opened.restore(&savepoint) {
+            Ok(tables) => opened.tables = tables,
+            Err(error) => {
+                opened.relieved = Some(savepoint);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DiskStore {
+    /// Closing the database makes everything durable; what is ahead of the checkpoint must not become so.
+    fn drop(&mut self) {
+        if let Err(error) = self.revert()
+            && let Some(opened) = self.opened.get_mut().take()
+        {
+            tracing::warn!(%error, "the catalog is left as a crash would leave it");
+            std::mem::forget(opened);
+        }
+    }
+}
+
 impl Opened {
     fn new(database: Database) -> Result<Opened, redb::Error> {
-        Ok(Opened { tables: read_tables(&database)?, database, relieved: false })
+        Ok(Opened { tables: read_tables(&database)?, relieved: None, database })
+    }
+
+    fn restore(&self, savepoint: &Savepoint) -> Result<ReadTables, redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::None)?;
+        transaction.restore_savepoint(savepoint)?;
+        transaction.commit()?;
+        read_tables(&self.database)
     }
 
     fn meta(&self) -> Result<Option<Vec<u8>>, redb::Error> {
@@ -260,8 +309,15 @@ impl Opened {
         Ok(table.get(META_KEY)?.map(|value| value.value().to_vec()))
     }
 
-    fn commit(&self, changes: &[Overlay; TABLES], meta: Option<&[u8]>) -> Result<ReadTables, redb::Error> {
+    /// Also the place before it, if it is the first that is not durable.
+    fn commit(
+        &self,
+        changes: &[Overlay; TABLES],
+        meta: Option<&[u8]>,
+    ) -> Result<(ReadTables, Option<Savepoint>), redb::Error> {
         let mut transaction = self.database.begin_write()?;
+        let first = meta.is_none() && self.relieved.is_none();
+        let before = first.then(|| transaction.ephemeral_savepoint()).transpose()?;
         if meta.is_none() {
             transaction.set_durability(Durability::None)?;
         } else {
@@ -281,7 +337,7 @@ impl Opened {
             transaction.open_table(META)?.insert(META_KEY, meta)?;
         }
         transaction.commit()?;
-        read_tables(&self.database)
+        Ok((read_tables(&self.database)?, before))
     }
 }
 
@@ -302,6 +358,29 @@ mod tests {
     fn rows(from: u32, count: u32) -> [Overlay; TABLES] {
         let row = |n: u32| (n.to_be_bytes().as_slice().into(), Some(vec![7; 1000].into()));
         [(from..from + count).map(row).collect(), Overlay::new(), Overlay::new()]
+    }
+
+    #[test]
+    fn what_is_ahead_of_the_checkpoint_goes_with_a_revert_and_with_the_process() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let has = |store: &Store, n: u32| store.get(Table::Nodes, &n.to_be_bytes()).expect("read").is_some();
+        let store = Store::open(dir.path()).expect("made");
+        store.commit(&rows(0, 10), Some(b"first")).expect("durable");
+        for from in [10, 20] {
+            store.commit(&rows(from, 10), None).expect("not durable");
+        }
+        assert!(has(&store, 25));
+        store.revert().expect("went back");
+        assert!(has(&store, 9) && !has(&store, 10) && !has(&store, 25));
+        store.commit(&rows(30, 10), None).expect("not durable");
+        store.commit(&rows(40, 10), Some(b"second")).expect("durable, with what came before");
+        store.revert().expect("nothing to go back from");
+        assert!(has(&store, 35) && has(&store, 45));
+        store.commit(&rows(50, 10), None).expect("not durable");
+        drop(store);
+        let store = Store::open(dir.path()).expect("opened");
+        assert_eq!(store.meta().expect("read").as_deref(), Some(&b"second"[..]));
+        assert!(has(&store, 45) && !has(&store, 55), "the log brings it again");
     }
 
     #[test]

@@ -51,10 +51,47 @@ struct State {
     inodes: BTreeMap<Ino, Inode>,
 }
 
+/// Syncs that fail.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failing {
+    /// So many work before.
+    after: u32,
+    /// So many fail then.
+    count: u32,
+    /// Decides what is lost.
+    salt: u64,
+    /// One has failed: what readers see is not what the disk will have.
+    happened: bool,
+}
+
+impl Failing {
+    /// Whether the sync that begins now fails.
+    fn next(&mut self) -> bool {
+        match (self.after, self.count) {
+            (_, 0) => false,
+            (0, _) => {
+                self.count -= 1;
+                self.happened = true;
+                true
+            }
+            _ => {
+                self.after -= 1;
+                false
+            }
+        }
+    }
+
+    fn loses(&self, at: usize) -> bool {
+        (self.salt ^ (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd134_2543_de82_ef95) >> 63 == 0
+    }
+}
+
 struct Disk {
     current: State,
     synced: State,
-    since_sync: Vec<Mutation>,
+    /// With the clock of each.
+    since_sync: Vec<(u32, Mutation)>,
+    failing: Failing,
     next: Ino,
     /// A clock that moves with every change, so that a forgotten mtime shows.
     clock: u32,
@@ -245,14 +282,29 @@ impl MemTree {
         for area in Area::ALL {
             state.inodes.insert(area as Ino, Inode::new(NodeKind::Directory, 0));
         }
-        let disk =
-            Disk { current: state.clone(), synced: state, since_sync: Vec::new(), next: 100, clock: 1, budget: None };
+        let disk = Disk {
+            current: state.clone(),
+            synced: state,
+            since_sync: Vec::new(),
+            failing: Failing::default(),
+            next: 100,
+            clock: 1,
+            budget: None,
+        };
         MemTree { disk: Arc::new(Mutex::new(disk)) }
     }
 
     /// After so many more changes every further one fails, as if the process had died; `None`: no limit.
     pub fn set_budget(&self, changes: Option<u64>) {
         self.disk.lock().budget = changes;
+    }
+
+    /// After `after` more syncs the next `count` fail, as Linux does it: the error is told once, and about half of the data that was
+    /// not on the disk yet, by `salt`, never gets there, although readers go on seeing it. Names and attributes have a journal.
+    pub fn fail_syncs(&self, after: u32, count: u32, salt: u64) {
+        let mut disk = self.disk.lock();
+        let happened = disk.failing.happened;
+        disk.failing = Failing { after, count, salt, happened };
     }
 
     /// Number of changes since the last sync.
@@ -265,16 +317,17 @@ impl MemTree {
     pub fn crash(&self, keep: usize, lose: impl Fn(usize) -> bool) {
         let mut disk = self.disk.lock();
         let mut state = disk.synced.clone();
-        for (at, mutation) in disk.since_sync.iter().enumerate().take(keep) {
+        for (at, (clock, mutation)) in disk.since_sync.iter().enumerate().take(keep) {
             let data = matches!(mutation, Mutation::Write(..) | Mutation::Punch(..));
             if !(data && lose(at)) {
                 // A change may need one of data that was lost; then it is lost too.
-                let _ = state.apply(mutation, at as u32);
+                let _ = state.apply(mutation, *clock);
             }
         }
         disk.current = state.clone();
         disk.synced = state;
         disk.since_sync.clear();
+        disk.failing = Failing::default();
         disk.budget = None;
     }
 
@@ -289,7 +342,7 @@ impl MemTree {
         disk.clock += 1;
         let clock = disk.clock;
         disk.current.apply(&mutation, clock)?;
-        disk.since_sync.push(mutation);
+        disk.since_sync.push((clock, mutation));
         Ok(())
     }
 
@@ -440,9 +493,19 @@ impl ReplicaTree for MemTree {
         if disk.budget == Some(0) {
             return Err(io::Error::other("the simulated process has stopped"));
         }
-        disk.synced = disk.current.clone();
-        disk.since_sync.clear();
-        Ok(())
+        let fails = disk.failing.next();
+        if !disk.failing.happened {
+            disk.synced = disk.current.clone();
+            disk.since_sync.clear();
+            return Ok(());
+        }
+        for (at, (clock, mutation)) in std::mem::take(&mut disk.since_sync).into_iter().enumerate() {
+            let data = matches!(mutation, Mutation::Write(..) | Mutation::Punch(..));
+            if !(fails && data && disk.failing.loses(at)) {
+                let _ = disk.synced.apply(&mutation, clock);
+            }
+        }
+        if fails { Err(error(libc::EIO)) } else { Ok(()) }
     }
 
     fn is_unprivileged(&self) -> bool {

@@ -128,6 +128,11 @@ impl Backlog {
         bytes
     }
 
+    /// Forgets everything: it was applied in another way.
+    pub fn clear(&mut self) {
+        *self = Backlog::new(self.max_bytes, self.max_ops);
+    }
+
     /// Reads back what comes next, if nothing is in memory any more.
     pub fn refill<D: Disk>(&mut self, log: &Log<D>) -> Result<(), LogError> {
         let Some(mut spilled) = self.spilled.filter(|_| self.ready.is_empty()) else { return Ok(()) };

@@ -122,7 +122,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     pub(super) fn settle(&mut self, now: Instant) -> bool {
         self.flush(now);
         while self.pending.is_empty() && !self.backlog.is_empty() && self.apply_some(now, usize::MAX) > 0 {}
-        self.pending.is_empty() && self.backlog.is_empty() && self.damaged.is_none() && !self.is_held()
+        let done = self.pending.is_empty() && self.backlog.is_empty() && self.damaged.is_none();
+        done && !self.is_held() && !self.is_stuck(Stuck::Redo)
     }
 
     /// Brings the tree to the published state. It is durable already, so this is tried until it works.
@@ -142,6 +143,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 self.checkpoint(now);
                 self.decide_holds();
             }
+            Err(error @ ApplyError::Sync { .. }) => self.sync_failed(&error, now),
             Err(error) if error.is_retryable() => self.set_fault(Stuck::Publish, &error, now),
             Err(error) => self.set_damaged(&error),
         }
@@ -162,7 +164,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// Makes tree and catalog durable where they are, then lets the log before that go.
     pub(super) fn checkpoint(&mut self, now: Instant) {
         if let Err(error) = self.replica.checkpoint() {
-            if error.is_retryable() {
+            if matches!(error, ApplyError::Sync { .. }) {
+                self.sync_failed(&error, now);
+            } else if error.is_retryable() {
                 self.set_fault(Stuck::Checkpoint, &error, now);
             } else {
                 self.set_damaged(&error);

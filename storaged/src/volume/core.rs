@@ -124,6 +124,8 @@ pub(super) enum Stuck {
     Publish,
     /// A checkpoint.
     Checkpoint,
+    /// Everything: a sync has failed, and what is not certain to be on the disk is written again.
+    Redo,
 }
 
 pub(super) struct Fault {
@@ -355,7 +357,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     pub(super) fn can_apply(&self) -> bool {
-        !self.is_held() && !self.is_stuck(Stuck::Apply) && self.publishing.is_none()
+        !self.is_held() && !self.is_stuck(Stuck::Apply) && !self.is_stuck(Stuck::Redo) && self.publishing.is_none()
     }
 
     fn can_take_held(&self) -> bool {
@@ -386,6 +388,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 Stuck::Stage => self.take_held(now),
                 Stuck::Publish => self.finish_publish(now),
                 Stuck::Checkpoint => self.checkpoint(now),
+                Stuck::Redo => self.redo(now),
             }
         }
         if self.faults.is_empty() && self.damaged.is_none() {

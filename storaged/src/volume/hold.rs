@@ -153,7 +153,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
         let applied = self.replica.applied();
         // An op that failed in the middle left a tree of no position.
-        let between = self.publishing.is_some() || self.is_stuck(Stuck::Apply);
+        let between = self.publishing.is_some() || self.is_stuck(Stuck::Apply) || self.is_stuck(Stuck::Redo);
         let ended = self.backlog.is_empty() && self.publishing.is_none();
         let mut waiting = std::mem::take(&mut self.holds.waiting);
         waiting.retain(|(number, target)| {

@@ -11,6 +11,7 @@ pub mod core;
 pub mod facts;
 pub mod flow;
 pub mod hold;
+mod redo;
 mod session;
 pub mod state;
 pub mod thread;

@@ -260,6 +260,14 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         match error {
             ApplyError::Damaged { .. } => self.set_damaged(&error),
             ApplyError::Protocol { .. } => return Err(Refusal::new(Reason::BadRequest, error.to_string())),
+            ApplyError::Sync { .. } => {
+                if let Incoming::Begin { round, .. } = &message {
+                    // There is no staging yet that could have lost anything.
+                    self.receiver.begin_failed(*round);
+                    self.held = Some(message);
+                }
+                self.sync_failed(&error, now);
+            }
             _ => {
                 self.make_room(&error);
                 if let Incoming::Begin { round, .. } = &message {

@@ -595,3 +595,6 @@ proptest! {
 
 #[path = "flow_tests.rs"]
 mod flow;
+
+#[path = "sync_tests.rs"]
+mod sync;
