@@ -5,6 +5,7 @@
 //! The tests themselves are in `tests/tests`.
 
 pub mod compare;
+pub mod databases;
 pub mod figures;
 pub mod generic;
 pub mod harness;
