@@ -86,6 +86,8 @@ pub fn run(kind: Kind, mode: Mode, options: &Options) -> Option<Report> {
         }
     };
     let database = made.unwrap_or_else(|error| panic!("{kind} does not start on the mount: {error}"));
+    // The first sync has no position that could be cloned.
+    mount.wait(SETTLES);
     let trials = Trials {
         name: format!("{kind} {mode}{}", if options.resync_mib.is_some() { " during a resync" } else { "" }),
         lab: &lab,
@@ -197,7 +199,10 @@ impl Trials<'_> {
                 let _ = fs::remove_dir_all(&copy);
             }
             Err(why) => {
-                println!("{which}: BAD: {why}; the copy is {}", copy.display());
+                // Out of the lab, which ends with the run.
+                let kept = std::env::temp_dir().join(format!("tandem-bad-{}-{}", std::process::id(), report.trials));
+                let _ = fs::rename(&copy, &kept);
+                println!("{which}: BAD: {why}; the copy is {}", kept.display());
                 report.bad.push(format!("{which}: {why}"));
             }
         }
