@@ -10,6 +10,7 @@ mod faults;
 mod first_sync;
 mod links;
 mod names;
+mod outages;
 mod promises;
 mod speed;
 mod starts;
