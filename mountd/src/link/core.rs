@@ -92,6 +92,8 @@ struct Stream {
     held_back: bool,
     round: Option<Round>,
     empty: bool,
+    /// The replica has bytes of a resync that was not finished.
+    staged: bool,
 }
 
 #[derive(Debug)]

@@ -57,6 +57,8 @@ pub enum Step {
 pub struct Manner {
     /// The replica has nothing: send data without asking.
     pub direct: bool,
+    /// It has bytes of a resync that was not finished: ask for all but the smallest.
+    pub ask: bool,
     /// See [`Scope`].
     pub scope: Scope,
     /// See [`DirtySet::born_since`].
@@ -160,6 +162,11 @@ impl Plan {
         };
         plan.merge(taken);
         plan
+    }
+
+    /// The replica has bytes of a resync that was not finished: they are not sent again.
+    pub fn ask_for_all(&mut self) {
+        (self.manner.direct, self.manner.ask) = (false, true);
     }
 
     /// Adds what was frozen for a further round of the same staging. All steps that were handed out must be done.

@@ -25,9 +25,10 @@ use crate::{
     },
 };
 
-/// Files up to this length are sent without asking: a digest and its answer cost as much.
-const SMALL_FILE: u64 = 4096;
-/// Dirty extents from this length on are compared by digest before they are sent.
+/// Files up to this length are sent without asking: a digest and its answer cost as much. The files of the simulation are small.
+const SMALL_FILE: u64 = if cfg!(test) { 8 } else { 4096 };
+/// Dirty extents from this length on are compared by digest before they are sent; where an unfinished resync left bytes, from
+/// [`SMALL_FILE`] on.
 const COMPARE_FROM: u64 = 1 << 20;
 /// Read at once while chunks are cut.
 const READ_BYTES: usize = 1 << 20;
@@ -186,7 +187,8 @@ fn send_ranges(
             continue;
         }
         bytes += end - start;
-        let compare = !manner.direct && end - start >= COMPARE_FROM;
+        let from = if manner.ask { SMALL_FILE } else { COMPARE_FROM };
+        let compare = !manner.direct && end - start >= from;
         let mut at = start;
         while at < end {
             let data = match file.next_data(at)? {

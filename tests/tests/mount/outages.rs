@@ -7,7 +7,10 @@ use std::{
 };
 
 use tandem_proto::pb::MountStatus;
-use tandem_tests::harness::{Lab, Mount, Storage, eventually};
+use tandem_tests::{
+    harness::{Lab, Mount, Storage, eventually},
+    rng::content,
+};
 
 use crate::support::assert_equal_and_unmount;
 
@@ -114,5 +117,32 @@ fn mtimes_that_were_not_told_yet_survive_a_kill() {
     mount.start_again().expect("a known folder");
     mount.wait(Duration::from_secs(60));
     assert_eq!(mount.status().listed_dirs, 0);
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn a_first_sync_that_is_cut_goes_on_with_what_was_staged() {
+    const FILES: usize = 12;
+    const LEN: usize = 8 << 20;
+    let Some(lab) = Lab::new("outage-first") else { return };
+    lab.allow_lost_peers();
+    let storage = lab.storage();
+    let folder = lab.new_dir("folder");
+    for file in 0..FILES {
+        fs::write(folder.join(format!("big{file}")), content(file as u64, LEN)).expect("writable");
+    }
+    let mount = lab.mount(&storage, "vol", &folder);
+    let all = (FILES * LEN) as u64;
+    assert!(eventually(Duration::from_secs(120), || mount.status().sent_bytes > all / 2), "{:#?}", mount.status());
+    storage.kill();
+    let cut = mount.status();
+    storage.restart();
+    mount.wait(Duration::from_secs(300));
+    let sent = mount.status().sent_bytes;
+    println!("cut after {} of {all} bytes, {sent} in all", cut.sent_bytes);
+    if cut.sent_bytes < all {
+        // Beside what was on its way when it was cut (the link's buffers), nothing travels twice.
+        assert!(sent < all + all / 4 + (16 << 20), "{sent} bytes for {all}");
+    }
     assert_equal_and_unmount(&mount, &storage, "vol");
 }

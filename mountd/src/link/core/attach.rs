@@ -73,6 +73,7 @@ impl LinkCore {
             held_back: false,
             round: None,
             empty: attached.empty,
+            staged: attached.staged,
         };
         let same = known_epoch == Some(epoch)
             && position.epoch == epoch

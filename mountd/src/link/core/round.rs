@@ -22,7 +22,10 @@ impl LinkCore {
         let now = self.now;
         let Phase::Streaming(stream) = &mut self.phase else { return };
         let (frozen, taken) = self.commit.freeze();
-        let plan = Plan::new(&taken, stream.empty);
+        let mut plan = Plan::new(&taken, stream.empty);
+        if stream.staged {
+            plan.ask_for_all();
+        }
         let manner = plan.manner();
         let begin = pb::ResyncBegin {
             session: stream.session,
@@ -197,7 +200,7 @@ impl LinkCore {
         if (position.seq, position.chain) != (stream.sent, stream.sent_chain) {
             return Err(format!("published {position}, but {} was asked for", stream.sent));
         }
-        stream.empty = false;
+        (stream.empty, stream.staged) = (false, false);
         stream.in_flight.clear();
         (stream.in_flight_bytes, stream.held_back) = (0, false);
         self.listed += round.plan.progress().listed;

@@ -58,6 +58,9 @@ pub struct Replica {
     session: u64,
     run: Vec<u8>,
     staging: Option<Staging>,
+    /// Bytes of stagings that were cut, by inode and offset: hints for recipes.
+    salvage: BTreeMap<InodeId, BTreeMap<u64, Bytes>>,
+    pub salvaged: u64,
     pub replies: VecDeque<Reply>,
     /// Positions reached since the last look, with the state there.
     pub reached: Vec<(Position, Model)>,
@@ -77,6 +80,8 @@ impl Replica {
             session: 0,
             run: Vec::new(),
             staging: None,
+            salvage: BTreeMap::new(),
+            salvaged: 0,
             replies: VecDeque::new(),
             reached: Vec::new(),
             publishes: 0,
@@ -84,7 +89,13 @@ impl Replica {
     }
 
     pub fn cut(&mut self) {
-        self.staging = None;
+        if let Some(staging) = self.staging.take() {
+            for assigned in staging.rounds.into_iter().flat_map(|round| round.state) {
+                if let Assigned::Data(data) = assigned {
+                    self.salvage.entry(data.id).or_default().insert(data.offset, data.data);
+                }
+            }
+        }
         self.replies.clear();
         self.session += 1;
     }
@@ -139,7 +150,7 @@ impl Replica {
             applied: if self.live { self.tip.seq.0 } else { 0 },
             empty: self.empty,
             published: Some((&published).into()),
-            ..Default::default()
+            staged: !self.salvage.is_empty(),
         }));
     }
 
@@ -256,7 +267,11 @@ impl Replica {
                 Some(digest) => {
                     let have =
                         self.model.nodes.get(&stage.id).and_then(|node| node.data.get(range)).map(<[u8]>::to_vec);
-                    have.filter(|bytes| Digest::of(bytes) == digest)
+                    let own = have.filter(|bytes| Digest::of(bytes) == digest);
+                    let left = self.salvage.get(&stage.id).and_then(|file| file.get(&piece.offset));
+                    let left = left.filter(|bytes| Digest::of(bytes) == digest).map(|bytes| bytes.to_vec());
+                    self.salvaged += u64::from(own.is_none() && left.is_some());
+                    own.or(left)
                 }
             };
             match bytes {
@@ -293,6 +308,7 @@ impl Replica {
         (self.live, self.empty) = (true, false);
         self.chains = BTreeMap::from([(position.seq, position.chain)]);
         self.publishes += 1;
+        self.salvage.clear();
         self.reached.push((position, self.model.clone()));
         self.replies.push_back(Reply::Published(pb::Published { position: Some((&position).into()) }));
     }
