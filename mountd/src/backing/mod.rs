@@ -28,11 +28,15 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
+use smallvec::SmallVec;
 use tandem_proto::{InodeId, Name};
 
 use self::{cache::PathCache, handle::Handle, identity::Identity, private::Hold, sys::Stat};
@@ -42,6 +46,12 @@ const FORM_INO_BTIME: u8 = 0xff;
 
 /// O_PATH descriptors that are kept at most. 20,000 descriptors must suffice for any tree, and open files need most of them.
 const PATH_CACHE_MAX: usize = 2048;
+
+/// Names of an object: its directory, and what it is called there.
+type Places = SmallVec<[(InodeId, Name); 1]>;
+
+/// Names of one object that are kept; older ones are forgotten.
+const HINTS_MAX: usize = 8;
 
 /// Deepest chain of name hints that is followed before something must be wrong.
 const HINT_DEPTH_MAX: usize = 100_000;
@@ -88,7 +98,10 @@ pub struct Backing {
     identity: Identity,
     form: IdForm,
     cache: PathCache,
-    hints: Mutex<HashMap<InodeId, (InodeId, Name)>>,
+    /// How often an object was let go of: who opens one meanwhile must not keep it.
+    forgotten: AtomicU64,
+    /// Where objects were seen, the newest place last.
+    hints: Mutex<HashMap<InodeId, Places>>,
 }
 
 impl Backing {
@@ -113,6 +126,7 @@ impl Backing {
             identity,
             form,
             cache: PathCache::new(PATH_CACHE_MAX),
+            forgotten: AtomicU64::new(0),
             hints: Mutex::default(),
         })
     }
@@ -193,9 +207,11 @@ impl Backing {
     pub fn lost_name(&self, id: &InodeId, dir: &InodeId, name: &OsStr) {
         if self.form != IdForm::HandlesOpen {
             let mut hints = self.hints.lock();
-            let was_this = hints.get(id).is_some_and(|(hint, at)| hint == dir && at.as_bytes() == name.as_bytes());
-            if was_this {
-                hints.remove(id);
+            if let Some(places) = hints.get_mut(id) {
+                places.retain(|(hint, at)| hint != dir || at.as_bytes() != name.as_bytes());
+                if places.is_empty() {
+                    hints.remove(id);
+                }
             }
         }
     }
@@ -206,7 +222,17 @@ impl Backing {
             && !id.is_root()
             && let Some(name) = Name::new(name.as_bytes().to_vec())
         {
-            self.hints.lock().insert(*id, (*dir, name));
+            let mut hints = self.hints.lock();
+            let places = hints.entry(*id).or_default();
+            let place = (*dir, name);
+            if places.last() == Some(&place) {
+                return;
+            }
+            places.retain(|other| *other != place);
+            if places.len() >= HINTS_MAX {
+                places.remove(0);
+            }
+            places.push(place);
         }
     }
 
@@ -216,7 +242,7 @@ impl Backing {
         let mut names = Vec::new();
         let mut at = *id;
         while !at.is_root() {
-            let (dir, name) = hints.get(&at).filter(|_| names.len() < HINT_DEPTH_MAX)?;
+            let (dir, name) = hints.get(&at).filter(|_| names.len() < HINT_DEPTH_MAX)?.last()?;
             names.push(name.clone());
             at = *dir;
         }
@@ -226,6 +252,7 @@ impl Backing {
 
     /// Lets go of what is kept for an object whose last name is gone.
     pub fn forget(&self, id: &InodeId) {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.cache.remove(id);
         if self.form != IdForm::HandlesOpen {
             self.hints.lock().remove(id);
@@ -234,7 +261,12 @@ impl Backing {
 
     /// Hands over a descriptor that was just opened, so that the next use finds it.
     pub fn keep_path_fd(&self, id: &InodeId, fd: Arc<OwnedFd>) {
+        let kept = fd.clone();
         self.cache.insert(*id, fd);
+        // Somebody may have removed it already; a descriptor would keep its space.
+        if sys::stat(&*kept).is_ok_and(|stat| stat.nlink == 0) {
+            self.cache.remove(id);
+        }
     }
 
     /// An O_PATH descriptor of the object; `None`: it is gone.
@@ -242,9 +274,14 @@ impl Backing {
         if let Some(fd) = self.cache.get(id) {
             return Ok(Some(fd));
         }
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
         let Some(fd) = self.open_uncached(id, OFlags::PATH | OFlags::NOFOLLOW)? else { return Ok(None) };
         let fd = Arc::new(fd);
         self.cache.insert(*id, fd.clone());
+        if self.forgotten.load(Ordering::SeqCst) != forgotten {
+            // Perhaps this one, after it was opened: kept, it would stay on the disk without a name.
+            self.cache.remove(id);
+        }
         Ok(Some(fd))
     }
 
@@ -281,23 +318,31 @@ impl Backing {
         }
     }
 
-    /// Follows the hints up to something that is open, then opens downwards, checking that each step is what it should be.
+    /// Tries the places where the object was seen, the newest first.
     fn open_by_hint(&self, id: &InodeId) -> io::Result<Option<OwnedFd>> {
-        let mut steps = Vec::new();
-        let mut at = *id;
+        let places = self.hints.lock().get(id).cloned().unwrap_or_default();
+        for (dir, name) in places.into_iter().rev() {
+            if let Some(fd) = self.open_at_place(*id, dir, name)? {
+                return Ok(Some(fd));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Follows the hints up to something that is open, then opens downwards, checking that each step is what it should be.
+    fn open_at_place(&self, id: InodeId, dir: InodeId, name: Name) -> io::Result<Option<OwnedFd>> {
+        let mut steps = vec![(id, name)];
+        let mut at = dir;
         let mut fd = loop {
-            let hint = self.hints.lock().get(&at).cloned();
-            let Some((dir, name)) = hint else { return Ok(None) };
-            steps.push((at, name));
-            if dir.is_root() {
+            if at.is_root() {
                 break Arc::new(self.root.try_clone()?);
             }
-            if let Some(fd) = self.cache.get(&dir) {
+            if let Some(fd) = self.cache.get(&at) {
                 break fd;
             }
-            if steps.len() > HINT_DEPTH_MAX {
-                return Ok(None);
-            }
+            let hint = self.hints.lock().get(&at).and_then(|places| places.last().cloned());
+            let Some((dir, name)) = hint.filter(|_| steps.len() <= HINT_DEPTH_MAX) else { return Ok(None) };
+            steps.push((at, name));
             at = dir;
         };
         while let Some((id, name)) = steps.pop() {
@@ -428,6 +473,40 @@ mod tests {
         fs::remove_dir_all(dir.path().join("d0")).expect("remove");
         backing.cache.clear();
         assert!(backing.path_fd(&parent.0).expect("path").is_none());
+    }
+
+    #[test]
+    fn without_handles_a_file_is_found_by_any_of_its_names_that_is_left() {
+        let (dir, mut backing) = temporary();
+        backing.form = IdForm::InoBtime;
+        fs::write(dir.path().join("a"), b"x").expect("write");
+        fs::hard_link(dir.path().join("a"), dir.path().join("b")).expect("link");
+        let fd = sys::open_path_at(backing.root(), OsStr::new("a")).expect("open");
+        let id = backing.id_of(&fd, &sys::stat(&fd).expect("stat")).expect("id");
+        for name in ["a", "b"] {
+            backing.remember(&id, &InodeId::ROOT, OsStr::new(name));
+        }
+        fs::remove_file(dir.path().join("b")).expect("remove");
+        backing.lost_name(&id, &InodeId::ROOT, OsStr::new("b"));
+        assert!(backing.path_fd(&id).expect("path").is_some());
+        // Also if nobody said so.
+        backing.cache.clear();
+        fs::rename(dir.path().join("a"), dir.path().join("c")).expect("rename");
+        backing.remember(&id, &InodeId::ROOT, OsStr::new("c"));
+        fs::rename(dir.path().join("c"), dir.path().join("a")).expect("rename");
+        assert!(backing.path_fd(&id).expect("path").is_some());
+    }
+
+    #[test]
+    fn what_was_removed_meanwhile_is_not_kept_open() {
+        let (dir, backing) = temporary();
+        fs::create_dir(dir.path().join("d")).expect("mkdir");
+        let fd = std::sync::Arc::new(sys::open_path_at(backing.root(), OsStr::new("d")).expect("open"));
+        let id = backing.id_of(&*fd, &sys::stat(&*fd).expect("stat")).expect("id");
+        fs::remove_dir(dir.path().join("d")).expect("rmdir");
+        backing.forget(&id);
+        backing.keep_path_fd(&id, fd);
+        assert!(backing.path_fd(&id).expect("path").is_none());
     }
 
     #[test]

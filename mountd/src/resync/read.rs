@@ -102,8 +102,11 @@ fn list(dir: InodeId, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) 
         }
         Ok(())
     })?;
-    // A directory that vanished in the middle: the op that removed it follows. The listing is closed all the same.
-    let _ = there;
+    // A directory that vanished in the middle: the op that removed it follows. The listing is closed all the same. One that is still there
+    // must not be taken for an empty one.
+    if !there && reader.node(&dir)?.is_some_and(|view| view.kind.is_directory()) {
+        return Err(io::Error::other(format!("directory {dir} is there, and cannot be listed")));
+    }
     sink(Stage::Dir(StageDir { dir, listing: Listing::CompleteEnd, entries, born_since: manner.born_since }))?;
     Ok(done)
 }

@@ -129,15 +129,12 @@ impl<J: Journal> Vfs<J> {
         let (fd, dir_fd) = (self.fd(&inode)?, self.fd(&dir)?);
         let _locks = Locks::take(&[&inode, &dir]);
         let slot = self.journal.reserve();
-        link_fd(fd.as_fd(), dir_fd.as_fd(), name)?;
+        self.failed(&cells, link_fd(fd.as_fd(), dir_fd.as_fd(), name).map_err(Into::into))?;
+        let mut changes: Changes =
+            smallvec![Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) }];
+        changes.extend(self.dir_mtime(&dir, &dir_fd));
+        slot.fill(caller.origin(), changes);
         let stat = sys::stat(&fd)?;
-        slot.fill(
-            caller.origin(),
-            smallvec![
-                Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) },
-                mtime_change(dir.id, &sys::stat(&dir_fd)?),
-            ],
-        );
         self.backing.remember(&inode.id, &dir.id, name);
         let inode = self.inodes.remember(inode.id, &stat);
         self.saw_name(&inode, &dir, name);
@@ -153,26 +150,23 @@ impl<J: Journal> Vfs<J> {
         let Making { caller, umask, parent, name } = making;
         let op_name = checked_name(name)?;
         let dir = self.inode(parent)?;
-        let _mark = self.mark(&[MarkCell::Dir(dir.id)])?;
+        let cells = [MarkCell::Dir(dir.id)];
+        let _mark = self.mark(&cells)?;
         let dir_fd = self.fd(&dir)?;
         adopt_umask(umask)?;
         let _lock = dir.lock();
         let slot = self.journal.reserve();
-        let made = make(dir_fd.as_fd(), name)?;
-        let born = self.adopt(caller, &dir_fd, name, made).inspect_err(|_| {
+        let made = self.failed(&cells, make(dir_fd.as_fd(), name).map_err(Into::into))?;
+        let born = self.adopt(caller, &dir_fd, name, made).and_then(|(born, dir_stat)| {
+            let changes = birth_changes(&dir, op_name, &born, &dir_stat)?;
+            Ok((born, changes))
+        });
+        let born = born.inspect_err(|_| {
             // What cannot be told to the replica must not stay.
             let _ = remove_born(dir_fd.as_fd(), name);
         });
-        let (born, changes) = match born.and_then(|(born, dir_stat)| {
-            let changes = birth_changes(&dir, op_name, &born, &dir_stat)?;
-            Ok((born, changes))
-        }) {
-            Ok(done) => done,
-            Err(error) => {
-                slot.void();
-                return Err(error);
-            }
-        };
+        // Also if it went again: the directory's mtime is another.
+        let (born, changes) = self.unsaid(&cells, born)?;
         slot.fill(caller.origin(), changes);
         self.backing.remember(&born.id, &dir.id, name);
         let inode = self.inodes.remember(born.id, &born.stat);

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     backing::sys,
     commit::{
-        MarkCell, MarkCells,
+        ATTRIBUTES, MarkCell, MarkCells,
         marks::{FILE_BLOCKS_MAX, WHOLE_FILE},
         waiters::Ticket,
     },
@@ -106,14 +106,15 @@ impl<J: Journal> Vfs<J> {
         let file = self.file(handle)?;
         let data = &data[..data.len().min(limits::DATA_MAX)];
         let inode = &*file.inode;
-        let _mark = self.mark(&data_cells(inode.id, offset, data.len() as u64))?;
+        let cells = data_cells(inode.id, offset, data.len() as u64);
+        let _mark = self.mark(&cells)?;
         let mut state = inode.lock();
         let before = Privileged::look(&file, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let written = loop {
             match rustix::io::pwrite(&file.fd, data, offset) {
                 Err(rustix::io::Errno::INTR) => {}
-                other => break other?,
+                other => break self.failed(&cells, other.map_err(Into::into))?,
             }
         };
         if let Some(slot) = slot {
@@ -156,6 +157,11 @@ impl<J: Journal> Vfs<J> {
             return Ok(());
         }
         state.privileges = Privileges::Unknown;
+        let cells = [MarkCell::File { id: file.inode.id, block: ATTRIBUTES }];
+        self.unsaid(&cells, self.kill_privileges(file, before, kill, changes))
+    }
+
+    fn kill_privileges(&self, file: &OpenFile, before: Privileged, kill: bool, changes: &mut Changes) -> VfsResult<()> {
         let id = file.inode.id;
         let mut stat = sys::stat(&file.fd)?;
         if kill {

@@ -55,8 +55,10 @@ impl<J: Journal> Vfs<J> {
         let before = sys::stat(&file.fd)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         // A call that ran out of space in the middle may have grown the file all the same.
-        let done = rustix::fs::fallocate(&file.fd, flags, offset, len);
-        let after = sys::stat(&file.fd)?;
+        let done: VfsResult<()> = rustix::fs::fallocate(&file.fd, flags, offset, len).map_err(Into::into);
+        // One that clears may have cleared a part before it failed.
+        let done = if clears { self.unsaid_if_begun(&cells, done) } else { self.failed(&cells, done) };
+        let after = self.unsaid(&cells, sys::stat(&file.fd).map_err(Into::into))?;
         let mut changes = Changes::new();
         let cleared = before.size.min(end).saturating_sub(offset);
         if done.is_ok() && clears && cleared > 0 {
@@ -80,6 +82,17 @@ impl<J: Journal> Vfs<J> {
         kept
     }
 
+    /// Refused as a whole it did nothing; failed for want of space or by an I/O error it may have done a part.
+    fn unsaid_if_begun(&self, cells: &[MarkCell], done: VfsResult<()>) -> VfsResult<()> {
+        let begun = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EINTR, libc::ENOMEM];
+        match &done {
+            Err(VfsError::Backing(error)) if error.raw_os_error().is_some_and(|errno| begun.contains(&errno)) => {
+                self.unsaid(cells, done)
+            }
+            _ => done,
+        }
+    }
+
     /// Copies between files inside the backing file system; how much. The op carries the bytes that resulted, and one call copies
     /// at most what one op can carry, so that no half of it is ever a state of the replica.
     pub fn copy_file_range(&self, caller: Caller, copy: CopyRange) -> VfsResult<usize> {
@@ -90,16 +103,18 @@ impl<J: Journal> Vfs<J> {
         }
         let len = usize::try_from(copy.len).unwrap_or(usize::MAX).min(limits::DATA_MAX);
         let inode = &*to.inode;
-        let _mark = self.mark(&data_cells(inode.id, copy.to_offset, len as u64))?;
+        let cells = data_cells(inode.id, copy.to_offset, len as u64);
+        let _mark = self.mark(&cells)?;
         let mut state = inode.lock();
         let privileged = Privileged::look(&to, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
-        let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len)?;
+        let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len);
+        let copied = self.failed(&cells, copied.map_err(Into::into))?;
         let (mut changes, mut cleared) = (Changes::new(), Ok(()));
         if copied > 0 {
             if slot.is_some() {
-                let data = read_back(&to, copy.to_offset, copied)?;
+                let data = self.unsaid(&cells, read_back(&to, copy.to_offset, copied))?;
                 changes = smallvec![Change::Data { id: inode.id, offset: copy.to_offset, data }];
             }
             cleared = self.clear_privileges(&to, privileged, caller.uid != 0, &mut state, &mut changes);

@@ -200,6 +200,31 @@ impl<J: Journal> Vfs<J> {
         Ok(self.journal.mark(cells)?)
     }
 
+    /// For what may fail after the backing directory was changed: the change happened, but what resulted cannot be said in an op. Its
+    /// cells then differ, and are compared. To be called before the slot is void.
+    fn unsaid<T>(&self, cells: &[MarkCell], result: VfsResult<T>) -> VfsResult<T> {
+        result.inspect_err(|error| {
+            tracing::warn!(%error, ?cells, "a change happened, and what resulted cannot be read: it is compared");
+            for cell in cells {
+                self.journal.suspect(*cell);
+            }
+        })
+    }
+
+    /// The same for a system call that failed: only after an I/O error may it have changed something all the same.
+    fn failed<T>(&self, cells: &[MarkCell], result: VfsResult<T>) -> VfsResult<T> {
+        match &result {
+            Err(VfsError::Backing(error)) if error.raw_os_error() == Some(libc::EIO) => self.unsaid(cells, result),
+            _ => result,
+        }
+    }
+
+    /// The mtime of a directory whose names just changed, for their op.
+    fn dir_mtime(&self, dir: &Inode, fd: &OwnedFd) -> Option<Change> {
+        let stat = self.unsaid(&[MarkCell::Dir(dir.id)], sys::stat(fd).map_err(VfsError::from));
+        stat.ok().map(|stat| mtime_change(dir.id, &stat))
+    }
+
     /// The id of what a name means, and its attributes.
     fn identify(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<(InodeId, Stat)> {
         let stat = sys::stat_at(dir_fd, name)?;

@@ -4,14 +4,13 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
 use rustix::fs::AtFlags;
 use smallvec::smallvec;
-use tandem_proto::Change;
+use tandem_proto::{Change, Changes};
 
 use super::{
     Caller, Child, Journal, Reserved as _, Vfs, VfsResult, checked_name,
     inodes::{Inode, Locks},
-    mtime_change,
 };
-use crate::{backing::sys, commit::MarkCell};
+use crate::commit::MarkCell;
 
 impl<J: Journal> Vfs<J> {
     /// Removes a name of anything but a directory.
@@ -27,7 +26,8 @@ impl<J: Journal> Vfs<J> {
     fn remove(&self, caller: Caller, parent: u64, name: &OsStr, flags: AtFlags) -> VfsResult<()> {
         let op_name = checked_name(name)?;
         let dir = self.inode(parent)?;
-        let _mark = self.mark(&[MarkCell::Dir(dir.id)])?;
+        let cells = [MarkCell::Dir(dir.id)];
+        let _mark = self.mark(&cells)?;
         let dir_fd = self.fd(&dir)?;
         loop {
             let child = self.child(&dir, &dir_fd, name)?;
@@ -36,14 +36,11 @@ impl<J: Journal> Vfs<J> {
                 continue;
             }
             let slot = self.journal.reserve();
-            rustix::fs::unlinkat(&dir_fd, name, flags)?;
-            slot.fill(
-                caller.origin(),
-                smallvec![
-                    Change::Entry { dir: dir.id, name: op_name, old: Some(child.inode.id), new: None },
-                    mtime_change(dir.id, &sys::stat(&dir_fd)?),
-                ],
-            );
+            self.failed(&cells, rustix::fs::unlinkat(&dir_fd, name, flags).map_err(Into::into))?;
+            let mut changes: Changes =
+                smallvec![Change::Entry { dir: dir.id, name: op_name, old: Some(child.inode.id), new: None }];
+            changes.extend(self.dir_mtime(&dir, &dir_fd));
+            slot.fill(caller.origin(), changes);
             self.lost_name(&mut locks, &child, &dir, name);
             return Ok(());
         }

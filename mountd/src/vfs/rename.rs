@@ -9,9 +9,8 @@ use tandem_proto::{Change, Changes, Name};
 use super::{
     Caller, Child, Journal, Reserved as _, Vfs, VfsError, VfsResult, checked_name,
     inodes::{Inode, Locks},
-    mtime_change,
 };
-use crate::{backing::sys, commit::MarkCell};
+use crate::commit::MarkCell;
 
 /// A name in a directory.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +31,8 @@ impl<J: Journal> Vfs<J> {
         }
         let names = (checked_name(from.name)?, checked_name(to.name)?);
         let (old_dir, new_dir) = (self.inode(from.parent)?, self.inode(to.parent)?);
-        let _mark = self.mark(&[MarkCell::Dir(old_dir.id), MarkCell::Dir(new_dir.id)])?;
+        let cells = [MarkCell::Dir(old_dir.id), MarkCell::Dir(new_dir.id)];
+        let _mark = self.mark(&cells)?;
         let (old_fd, new_fd) = (self.fd(&old_dir)?, self.fd(&new_dir)?);
         loop {
             let moved = self.child(&old_dir, &old_fd, from.name)?;
@@ -46,7 +46,8 @@ impl<J: Journal> Vfs<J> {
                 continue;
             }
             let slot = self.journal.reserve();
-            rustix::fs::renameat_with(&old_fd, from.name, &new_fd, to.name, flags)?;
+            let renamed = rustix::fs::renameat_with(&old_fd, from.name, &new_fd, to.name, flags);
+            self.failed(&cells, renamed.map_err(Into::into))?;
             if target.as_ref().is_some_and(|target| target.inode.id == moved.inode.id) {
                 // Two names of one object: POSIX keeps both, and nothing changed.
                 slot.void();
@@ -54,9 +55,9 @@ impl<J: Journal> Vfs<J> {
             }
             let exchange = flags.contains(RenameFlags::EXCHANGE);
             let mut changes = entry_changes((&old_dir, &new_dir), names, &moved, target.as_ref(), exchange);
-            changes.push(mtime_change(old_dir.id, &sys::stat(&old_fd)?));
+            changes.extend(self.dir_mtime(&old_dir, &old_fd));
             if old_dir.id != new_dir.id {
-                changes.push(mtime_change(new_dir.id, &sys::stat(&new_fd)?));
+                changes.extend(self.dir_mtime(&new_dir, &new_fd));
             }
             slot.fill(caller.origin(), changes);
             self.backing.remember(&moved.inode.id, &new_dir.id, to.name);

@@ -65,7 +65,8 @@ impl<J: Journal> Vfs<J> {
             set_times(&fd, &set)?;
             return Ok(sys::stat(&fd)?);
         }
-        let _mark = self.mark(&self.cells(&inode, &fd, &set)?)?;
+        let cells = self.cells(&inode, &fd, &set)?;
+        let _mark = self.mark(&cells)?;
         // Opened before the lock: it may be slow, and fail.
         let opened = match (&file, set.size) {
             (Some(file), _) if file.writable => None,
@@ -77,25 +78,15 @@ impl<J: Journal> Vfs<J> {
         let capability_before = set.size.is_some() || set.uid.is_some() || set.gid.is_some() && inode.node_type == FILE;
         let capability_before = capability_before && sys::get_xattr(&fd, CAPABILITY)?.is_some();
         let slot = (!state.unnamed).then(|| self.journal.reserve());
-        let done = apply(caller, &fd, writer, &set);
-        let after = sys::stat(&fd)?;
+        let done = self.failed(&cells, apply(caller, &fd, writer, &set));
         state.privileges = Privileges::Unknown;
         state.written = None;
+        let resulted = resulted(&inode, &fd, &set, capability_before);
+        let (after, changes) = match slot {
+            Some(_) => self.unsaid(&cells, resulted)?,
+            None => resulted?,
+        };
         if let Some(slot) = slot {
-            let mut changes = Changes::new();
-            if set.size.is_some() {
-                changes.push(Change::Size { id: inode.id, size: after.size });
-            }
-            changes.push(attr_change(inode.id, &after));
-            if set.mode.is_some()
-                && let Some(acl) = sys::get_xattr(&fd, ACL_ACCESS)?
-            {
-                // The ACL's mask is part of the mode.
-                changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(ACL_ACCESS), value: Some(acl) });
-            }
-            if capability_before && sys::get_xattr(&fd, CAPABILITY)?.is_none() {
-                changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(CAPABILITY), value: None });
-            }
             slot.fill(caller.origin(), changes);
         }
         done?;
@@ -121,6 +112,26 @@ impl<J: Journal> Vfs<J> {
 }
 
 const FILE: tandem_proto::stage::NodeType = tandem_proto::stage::NodeType::Regular;
+
+/// What an inode is after attributes were set, and the op that says so.
+fn resulted(inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr, capability_before: bool) -> VfsResult<(Stat, Changes)> {
+    let after = sys::stat(fd)?;
+    let mut changes = Changes::new();
+    if set.size.is_some() {
+        changes.push(Change::Size { id: inode.id, size: after.size });
+    }
+    changes.push(attr_change(inode.id, &after));
+    if set.mode.is_some()
+        && let Some(acl) = sys::get_xattr(fd, ACL_ACCESS)?
+    {
+        // The ACL's mask is part of the mode.
+        changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(ACL_ACCESS), value: Some(acl) });
+    }
+    if capability_before && sys::get_xattr(fd, CAPABILITY)?.is_none() {
+        changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(CAPABILITY), value: None });
+    }
+    Ok((after, changes))
+}
 
 fn apply(caller: Caller, fd: &Arc<OwnedFd>, writer: Option<&OwnedFd>, set: &SetAttr) -> VfsResult<()> {
     if let (Some(size), Some(writer)) = (set.size, writer) {

@@ -1,6 +1,10 @@
 //! Extended attributes, and POSIX ACLs, which are two of them.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+use std::{
+    ffi::OsStr,
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+};
 
 use bytes::Bytes;
 use rustix::fs::XattrFlags;
@@ -49,46 +53,42 @@ impl<J: Journal> Vfs<J> {
             // The daemon may keep sgid where the caller may not.
             let sgid = before.mode & libc::S_ISGID != 0;
             if name.as_bytes() == ACL_ACCESS && sgid && caller.uid != 0 && !caller.in_group(before.gid) {
-                sys::chmod(fd, sys::stat(fd)?.mode & 0o7777 & !libc::S_ISGID)?;
+                return Ok(sys::stat(fd).and_then(|stat| sys::chmod(fd, stat.mode & 0o7777 & !libc::S_ISGID)));
             }
-            Ok(())
+            Ok(Ok(()))
         })
     }
 
     /// Removes one.
     pub fn removexattr(&self, caller: Caller, node: u64, name: &OsStr) -> VfsResult<()> {
-        self.change_xattr(caller, node, name, |fd, _| Ok(sys::remove_xattr(fd, name)?))
+        self.change_xattr(caller, node, name, |fd, _| sys::remove_xattr(fd, name).map(Ok))
     }
 
+    /// `change`: the outer error means that nothing was changed, the inner one that it was done in part; what resulted is the op.
     fn change_xattr(
         &self,
         caller: Caller,
         node: u64,
         name: &OsStr,
-        change: impl FnOnce(&std::os::fd::OwnedFd, &Stat) -> VfsResult<()>,
+        change: impl FnOnce(&OwnedFd, &Stat) -> io::Result<io::Result<()>>,
     ) -> VfsResult<()> {
         let inode = self.inode(node)?;
-        let _mark = self.mark(&[MarkCell::File { id: inode.id, block: ATTRIBUTES }])?;
+        let cells = [MarkCell::File { id: inode.id, block: ATTRIBUTES }];
+        let _mark = self.mark(&cells)?;
         let fd = self.fd(&inode)?;
         let mut state = inode.lock();
         let before = sys::stat(&fd)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
-        change(&fd, &before)?;
+        let done = self.failed(&cells, change(&fd, &before).map_err(Into::into))?;
         state.privileges = Privileges::Unknown;
         if let Some(slot) = slot {
-            slot.fill(caller.origin(), self.xattr_changes(&inode, &fd, name, &before)?);
+            slot.fill(caller.origin(), self.unsaid(&cells, self.xattr_changes(&inode, &fd, name, &before))?);
         }
-        Ok(())
+        Ok(done?)
     }
 
     /// What resulted: an ACL that says no more than the mode is not kept, and one that is kept changes the mode.
-    fn xattr_changes(
-        &self,
-        inode: &Inode,
-        fd: &std::os::fd::OwnedFd,
-        name: &OsStr,
-        before: &Stat,
-    ) -> VfsResult<Changes> {
+    fn xattr_changes(&self, inode: &Inode, fd: &OwnedFd, name: &OsStr, before: &Stat) -> VfsResult<Changes> {
         let mut changes = Changes::new();
         if sys::is_replicated_xattr(name.as_bytes()) {
             let value = sys::get_xattr(fd, name.as_bytes())?;
