@@ -155,7 +155,18 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
             ),
         ),
         ("wire", format!("{} sent, {} received", bytes(status.sent_bytes), bytes(status.received_bytes))),
-        ("modes", format!("cache={} fsync={}", status.cache_mode, status.fsync_mode)),
+        (
+            "modes",
+            format!("cache={} fsync={} congestion={}", status.cache_mode, status.fsync_mode, status.congestion),
+        ),
+        (
+            "waiting",
+            format!(
+                "{} for the replica, {} held back",
+                count(status.waiting_fsyncs, "fsync", "fsyncs"),
+                count(status.held_writes, "write", "writes")
+            ),
+        ),
         ("state", status.state_dir.clone()),
         ("daemon", daemon(&mount.daemon)),
     ];

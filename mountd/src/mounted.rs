@@ -106,6 +106,7 @@ impl<J: Journal> MountOps for Mounted<J> {
             bypass: self.bypass.clone(),
             cache_mode: "strict".to_owned(),
             fsync_mode: self.vfs.fsync_rules().to_string(),
+            held_writes: self.vfs.held_writes(),
         }
     }
 }

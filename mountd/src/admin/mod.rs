@@ -45,8 +45,10 @@ pub struct MountFacts {
     pub bypass: Vec<String>,
     /// strict or writeback.
     pub cache_mode: String,
-    /// local or durable.
+    /// What fsync promises, for the mount and for paths.
     pub fsync_mode: String,
+    /// Writes that are held back because the link is slower than the writer.
+    pub held_writes: usize,
 }
 
 /// What the services share.

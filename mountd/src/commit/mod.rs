@@ -306,6 +306,8 @@ impl Commit {
             dirty_bytes: inner.dirty.bytes() + frozen.map_or(0, DirtySet::bytes),
             marks: inner.marks.len(),
             mark_writes: self.mark_writes.load(Ordering::Relaxed),
+            congestion: if self.throttles.load(Ordering::Relaxed) { Congestion::Throttle } else { Congestion::Lag },
+            waiting: inner.waiters.len(),
             oldest_time_ns: inner.window.oldest_time_ns(),
         }
     }

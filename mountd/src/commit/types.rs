@@ -3,6 +3,8 @@
 use smallvec::SmallVec;
 use tandem_proto::{InodeId, Name, Position, Seq};
 
+use super::throttle::Congestion;
+
 /// What a mark of the activity log covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MarkCell {
@@ -95,6 +97,10 @@ pub struct CommitFacts {
     pub marks: usize,
     /// Writes to the activity log.
     pub mark_writes: u64,
+    /// What happens when the link is slower than the writer.
+    pub congestion: Congestion,
+    /// Calls that wait for the replica.
+    pub waiting: usize,
     /// Unix time of the oldest op in the window.
     pub oldest_time_ns: Option<i64>,
 }
