@@ -155,10 +155,7 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
             ),
         ),
         ("wire", format!("{} sent, {} received", bytes(status.sent_bytes), bytes(status.received_bytes))),
-        (
-            "modes",
-            format!("cache={} fsync={} congestion={}", status.cache_mode, status.fsync_mode, status.congestion),
-        ),
+        ("modes", format!("cache={} fsync={} congestion={}", status.cache_mode, status.fsync_mode, status.congestion)),
         (
             "waiting",
             format!(

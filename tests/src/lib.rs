@@ -4,6 +4,7 @@
 //! [`trials`] hits them with faults under load, [`sim`] runs the production core of both sides on simulated disks and a simulated network.
 //! The tests themselves are in `tests/tests`.
 
+pub mod bench;
 pub mod compare;
 pub mod databases;
 pub mod figures;

@@ -1,0 +1,128 @@
+//! The price of a durable fsync: a 4 KiB write and fsync on the mount, against the parts that it cannot do without: the same on the
+//! backing file system, an append and fdatasync where the replica's log lies, and a round trip over loopback. The four take turns.
+
+use std::{
+    fmt,
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{harness::median, rng::content};
+
+/// Bytes of a write.
+const WRITE_BYTES: usize = 4096;
+/// Length of the files that are written.
+const FILE_BYTES: u64 = 4 << 20;
+/// Writes of each kind before the next kind has its turn.
+const TURN: usize = 25;
+
+/// Medians of one run.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// Write and fsync on the backing file system.
+    pub native: Duration,
+    /// Append and fdatasync on the file system of the replica.
+    pub log: Duration,
+    /// 4 KiB there, 64 bytes back.
+    pub round_trip: Duration,
+    /// Write and fsync on the mount.
+    pub mount: Duration,
+}
+
+impl Figures {
+    /// The mount's time as a multiple of the sum of its parts.
+    pub fn ratio(&self) -> f64 {
+        self.mount.as_secs_f64() / (self.native + self.log + self.round_trip).as_secs_f64()
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = |time: Duration| time.as_micros();
+        write!(
+            f,
+            "p50 µs: native {}, log {}, round trip {}, mount {}; ratio {:.2}",
+            micros(self.native),
+            micros(self.log),
+            micros(self.round_trip),
+            micros(self.mount),
+            self.ratio()
+        )
+    }
+}
+
+/// A file that is full, so that writes change nothing but data.
+fn full_file(path: &Path) -> io::Result<File> {
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+    file.write_all(&content(1, FILE_BYTES as usize))?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+fn timed(times: &mut Vec<Duration>, mut act: impl FnMut(u64) -> io::Result<()>) -> io::Result<()> {
+    for _ in 0..TURN {
+        let at = times.len() as u64;
+        let begun = Instant::now();
+        act(at)?;
+        times.push(begun.elapsed());
+    }
+    Ok(())
+}
+
+fn write_and_sync(file: &File, data: &[u8], at: u64) -> io::Result<()> {
+    // Spread over the file, not in order.
+    let blocks = FILE_BYTES / WRITE_BYTES as u64;
+    file.write_all_at(data, at.wrapping_mul(379) % blocks * WRITE_BYTES as u64)?;
+    file.sync_all()
+}
+
+/// Answers each 4 KiB with 64 bytes, as the storage daemon answers a batch, until the other side ends.
+fn answer(listener: &TcpListener) -> io::Result<()> {
+    let (mut stream, _) = listener.accept()?;
+    stream.set_nodelay(true)?;
+    let mut data = [0; WRITE_BYTES];
+    while stream.read_exact(&mut data).is_ok() {
+        stream.write_all(&data[..64])?;
+    }
+    Ok(())
+}
+
+/// Measures. `mount`: a mount with `fsync=durable` that is live; `native`: a directory of its backing file system; `storage`: one of
+/// the replica's.
+pub fn measure(mount: &Path, native: &Path, storage: &Path, writes: usize) -> io::Result<Figures> {
+    let data = content(2, WRITE_BYTES);
+    let (on_mount, on_native) = (full_file(&mount.join("bench-fsync"))?, full_file(&native.join("bench-fsync"))?);
+    let log = full_file(&storage.join("bench-log"))?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let answering = thread::spawn(move || answer(&listener));
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let (mut natives, mut logs, mut trips, mut mounts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut reply = [0; 64];
+    while mounts.len() < writes {
+        timed(&mut mounts, |at| write_and_sync(&on_mount, &data, at))?;
+        timed(&mut natives, |at| write_and_sync(&on_native, &data, at))?;
+        timed(&mut logs, |at| {
+            log.write_all_at(&data, at * WRITE_BYTES as u64 % FILE_BYTES)?;
+            log.sync_data()
+        })?;
+        timed(&mut trips, |_| {
+            stream.write_all(&data)?;
+            stream.read_exact(&mut reply)
+        })?;
+    }
+    drop(stream);
+    answering.join().map_err(|_| io::Error::other("the answering thread panicked"))??;
+    Ok(Figures {
+        native: median(&mut natives),
+        log: median(&mut logs),
+        round_trip: median(&mut trips),
+        mount: median(&mut mounts),
+    })
+}

@@ -1,0 +1,84 @@
+//! Benches that need daemons of their own, in a temporary directory: `fsync [--writes N]`, `steady [--rate BYTES] [--seconds S]`.
+//! Prints figures; exit code 1 if one is out of its bound (`--no-bound`: never).
+
+use std::{env, process::ExitCode, time::Duration};
+
+use tandem_tests::{
+    bench::{fsync, steady},
+    figures,
+    harness::{Lab, MountSpec},
+};
+
+const USAGE: &str =
+    "usage: tandem-bench fsync [--writes N] [--no-bound] | steady [--rate BYTES] [--seconds S] [--no-bound]";
+
+/// A durable fsync may cost so many times the sum of its parts.
+const FSYNC_RATIO_MAX: f64 = 1.5;
+/// After a steady load the replica is equal within this.
+const BEHIND_MAX: Duration = Duration::from_millis(100);
+/// Bytes on the wire for each byte written.
+const OVERHEAD_MAX: f64 = 1.15;
+
+struct Args {
+    words: Vec<String>,
+}
+
+impl Args {
+    fn value(&self, name: &str, default: u64) -> Result<u64, String> {
+        match self.words.iter().position(|word| word == name) {
+            None => Ok(default),
+            Some(at) => {
+                let value = self.words.get(at + 1).and_then(|value| value.parse().ok());
+                value.ok_or_else(|| format!("{name} needs a number\n{USAGE}"))
+            }
+        }
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        self.words.iter().any(|word| word == name)
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args { words: env::args().skip(1).collect() };
+    let ran = match args.words.first().map(String::as_str) {
+        Some("fsync") => bench_fsync(&args),
+        Some("steady") => bench_steady(&args),
+        _ => Err(USAGE.to_owned()),
+    };
+    match ran {
+        Ok(within) if within || args.flag("--no-bound") => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(text) => {
+            eprintln!("{text}");
+            ExitCode::from(64)
+        }
+    }
+}
+
+fn bench_fsync(args: &Args) -> Result<bool, String> {
+    let writes = args.value("--writes", 1000)? as usize;
+    let lab = Lab::new("bench-fsync").ok_or("mounts are impossible here")?;
+    let storage = lab.storage();
+    let dir = lab.new_dir("folder");
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &dir).options("fsync=durable"));
+    mount.settle();
+    let measured = fsync::measure(&dir, &lab.new_dir("native"), storage.data(), writes);
+    let figures = measured.map_err(|error| error.to_string())?;
+    println!("durable fsync of 4 KiB, {writes} times: {figures} (bound {FSYNC_RATIO_MAX})");
+    Ok(figures.ratio() <= FSYNC_RATIO_MAX)
+}
+
+fn bench_steady(args: &Args) -> Result<bool, String> {
+    let (rate, seconds) = (args.value("--rate", 20_000_000)?, args.value("--seconds", 20)?);
+    let lab = Lab::new("bench-steady").ok_or("mounts are impossible here")?;
+    let storage = lab.storage();
+    let dir = lab.new_dir("folder");
+    let mount = lab.mount(&storage, "vol", &dir);
+    mount.settle();
+    let measured = steady::measure(&dir, &mount.socket(), rate, Duration::from_secs(seconds));
+    let measured = measured.map_err(|error| error.to_string())?;
+    println!("random writes of 4 KiB: {measured} (bounds {BEHIND_MAX:?} and {OVERHEAD_MAX})");
+    let equal = figures::status(&mount.socket()).is_ok_and(|status| status.ops_behind == 0);
+    Ok(equal && measured.behind <= BEHIND_MAX && measured.overhead() <= OVERHEAD_MAX)
+}
