@@ -423,6 +423,31 @@ fn a_hole_of_thousands_of_blocks_is_one_mark() {
 }
 
 #[test]
+fn a_write_between_two_fsyncs_is_one_op_and_the_mtime_is_true() {
+    let world = world();
+    let vfs = &world.vfs;
+    let (_, opened) = vfs.create(making(ROOT_NODE, "new"), 0o644, libc::O_RDWR).expect("create");
+    let fsync = || {
+        vfs.fsync(caller(), opened.handle, false, Box::new(|done| done.expect("fsync")));
+    };
+    let write = |at| assert_eq!(vfs.write(caller(), opened.handle, at, b"x", false).expect("write"), 1);
+    write(0);
+    fsync();
+    for at in 1..10 {
+        let before = world.recorder.len();
+        write(at);
+        fsync();
+        assert_eq!(world.recorder.len(), before + 1, "write {at}");
+        world.check("after each");
+    }
+    // Without an fsync in between only the first one says it; the rest is sent when the writing pauses.
+    for at in 10..20 {
+        write(at);
+    }
+    world.check("after many");
+}
+
+#[test]
 fn a_rule_for_a_path_follows_what_is_moved_in_and_out_of_it() {
     let mut rules = FsyncRules::from(FsyncMode::Local);
     rules.set_below(b"/db", FsyncMode::Durable).expect("path");

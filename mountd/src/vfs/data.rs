@@ -14,6 +14,7 @@ use super::{
     Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
     handles::OpenFile,
     inodes::{Inode, InodeState, Privileges},
+    mtime_change,
 };
 use crate::{
     backing::sys,
@@ -122,8 +123,12 @@ impl<J: Journal> Vfs<J> {
                 let data = Bytes::copy_from_slice(&data[..written]);
                 let mut changes: Changes = smallvec![Change::Data { id: inode.id, offset, data }];
                 let cleared = self.clear_privileges(&file, before, kill_privileges, &mut state, &mut changes);
+                let said = self.say_mtime(&file, &mut state, &mut changes);
                 slot.fill(caller.origin(), changes);
                 cleared?;
+                if said {
+                    return Ok(written);
+                }
             } else {
                 slot.void();
             }
@@ -132,6 +137,17 @@ impl<J: Journal> Vfs<J> {
         }
         self.note_write(&file.inode, &mut state);
         Ok(written)
+    }
+
+    /// Adds the mtime to the op of a write, if it is time to; then nothing is left to be sent later.
+    fn say_mtime(&self, file: &OpenFile, state: &mut InodeState, changes: &mut Changes) -> bool {
+        if !std::mem::take(&mut state.says_mtime) {
+            return false;
+        }
+        let Ok(stat) = sys::stat(&file.fd) else { return false };
+        changes.push(mtime_change(file.inode.id, &stat));
+        state.written = None;
+        true
     }
 
     /// The content changed under the lock: its mtime has to be replicated when the writing pauses.
@@ -216,9 +232,11 @@ impl<J: Journal> Vfs<J> {
     }
 
     fn fsync_locally(&self, caller: Caller, file: &OpenFile, data_only: bool) -> VfsResult<()> {
-        if file.writable {
+        // fdatasync promises no mtime.
+        if file.writable && !data_only {
             // First, so that it is on its way to the replica while the local disk works.
             self.settle(caller, &file.inode, Some(&file.fd))?;
+            file.inode.lock().says_mtime = true;
         }
         let synced = if data_only { rustix::fs::fdatasync(&file.fd) } else { rustix::fs::fsync(&file.fd) };
         self.synced(&file.inode, synced)

@@ -39,6 +39,8 @@ pub struct InodeState {
     pub unnamed: bool,
     /// The last write whose mtime was not replicated yet.
     pub written: Option<Instant>,
+    /// The next write says the mtime itself: the file was fsynced, and who does so after each write would wait for two ops each time.
+    pub says_mtime: bool,
     /// Whether the settler has it in its queue.
     pub queued: bool,
     /// See [`Privileges`].

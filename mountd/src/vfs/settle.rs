@@ -1,5 +1,6 @@
 //! The mtime of files under write. Sending it with every write would double the ops, so it is sent when the writing pauses:
-//! at close, at fsync, after a second of rest, and when somebody asks for a flush.
+//! at close, at fsync, after a second of rest, and when somebody asks for a flush. A file that is fsynced after each write would need
+//! two ops, and two waits, for each: there the write says the mtime too.
 
 use std::{
     collections::VecDeque,
