@@ -1,5 +1,5 @@
-//! The numbers of the kernel's FUSE protocol (`include/uapi/linux/fuse.h`), as far as this mount speaks it. Its structures are read
-//! and written field by field in [`super::wire`].
+//! The numbers of the kernel's FUSE protocol (`include/uapi/linux/fuse.h`), as far as this mount speaks it and fuser, whose flags are
+//! used here, keeps them to itself. The structures are read and written field by field in [`super::wire`].
 
 /// Version that is spoken: 7.40. The kernel then takes the smaller of both minor numbers.
 pub const MAJOR: u32 = 7;
@@ -58,27 +58,6 @@ pub mod opcode {
     pub const STATX: u32 = 52;
 }
 
-/// Capabilities, of INIT.
-pub mod init {
-    #![allow(missing_docs, reason = "the names are those of the header")]
-    pub const ASYNC_READ: u64 = 1 << 0;
-    pub const BIG_WRITES: u64 = 1 << 5;
-    pub const DONT_MASK: u64 = 1 << 6;
-    pub const DO_READDIRPLUS: u64 = 1 << 13;
-    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
-    pub const ASYNC_DIO: u64 = 1 << 15;
-    pub const PARALLEL_DIROPS: u64 = 1 << 18;
-    pub const POSIX_ACL: u64 = 1 << 20;
-    pub const MAX_PAGES: u64 = 1 << 22;
-    pub const CACHE_SYMLINKS: u64 = 1 << 23;
-    pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
-    pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
-    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
-    /// The second word of flags is valid.
-    pub const EXT: u64 = 1 << 30;
-    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
-}
-
 /// `fuse_setattr_in.valid`.
 pub mod fattr {
     #![allow(missing_docs, reason = "the names are those of the header")]
@@ -97,16 +76,6 @@ pub mod fattr {
 pub const GETATTR_FH: u32 = 1 << 0;
 /// `fuse_fsync_in.fsync_flags`: fdatasync.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
-/// `fuse_write_in.write_flags`: written back from the page cache; its process is not known.
-pub const WRITE_CACHE: u32 = 1 << 0;
-/// `fuse_write_in.write_flags`: suid and sgid must go.
-pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
-/// `fuse_ioctl_in.flags`: the kernel does not know how much it must copy.
-pub const IOCTL_UNRESTRICTED: u32 = 1 << 1;
-/// `fuse_open_out.open_flags`: what was read stays valid.
-pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-/// `fuse_open_out.open_flags`: close sends nothing.
-pub const FOPEN_NOFLUSH: u32 = 1 << 5;
 
 /// Code of the message that makes the kernel forget attributes.
 pub const NOTIFY_INVAL_INODE: i32 = 2;

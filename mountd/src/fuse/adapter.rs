@@ -2,6 +2,8 @@
 
 use std::{ffi::OsStr, sync::Arc};
 
+use fuser::{IoctlFlags, WriteFlags};
+
 use super::{
     WRITE_MAX,
     abi::{self, opcode},
@@ -183,7 +185,7 @@ impl<J: Journal> Adapter<J> {
         let (handle, offset, size, flags) = (fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?);
         fields.bytes(abi::WRITE_IN_BYTES - 24)?;
         let data = fields.bytes(size as usize)?;
-        let kill = flags & abi::WRITE_KILL_SUIDGID != 0;
+        let kill = WriteFlags::from_bits_retain(flags).contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         answer_written(reply, self.vfs.write(caller(&header), handle, offset, data, kill));
         Ok(())
     }
@@ -245,7 +247,7 @@ impl<J: Journal> Adapter<J> {
             _ => {
                 let (flags, command) = (fields.u32()?, fields.u32()?);
                 let (_argument, _in_size, out_size) = (fields.u64()?, fields.u32()?, fields.u32()?);
-                if flags & abi::IOCTL_UNRESTRICTED != 0 {
+                if IoctlFlags::from_bits_retain(flags).contains(IoctlFlags::FUSE_IOCTL_UNRESTRICTED) {
                     reply.error(libc::ENOSYS);
                 } else {
                     let result = self.vfs.ioctl(header.node, command, out_size as usize);

@@ -2,9 +2,11 @@
 
 use std::{io, os::fd::OwnedFd, sync::Arc, thread};
 
+use fuser::{InitFlags, consts::FUSE_MIN_READ_BUFFER};
+
 use super::{
     WRITE_MAX,
-    abi::{self, init, opcode},
+    abi::{self, opcode},
     adapter::Adapter,
     device::{Device, Reply},
     gate::Gate,
@@ -22,23 +24,28 @@ const BUFFER_BYTES: usize = WRITE_MAX as usize + 4096;
 /// Requests that the kernel has under way without anybody waiting for each (read-ahead, write-back).
 const BACKGROUND_MAX: u16 = 64;
 
+/// The kernel refuses to hand a request to anything shorter.
+const _: () = assert!(BUFFER_BYTES >= FUSE_MIN_READ_BUFFER);
+
 /// Without these, permissions of what is made would be wrong.
-const NEEDS: u64 = init::DONT_MASK | init::POSIX_ACL;
+const NEEDS: InitFlags = InitFlags::FUSE_DONT_MASK.union(InitFlags::FUSE_POSIX_ACL);
 
 /// What the kernel is asked for beyond that, as far as it has it.
-const WISHES: u64 = init::ASYNC_READ
-    | init::BIG_WRITES
-    | init::DO_READDIRPLUS
-    | init::READDIRPLUS_AUTO
-    | init::ASYNC_DIO
-    | init::PARALLEL_DIROPS
-    | init::MAX_PAGES
-    | init::CACHE_SYMLINKS
-    | init::NO_OPENDIR_SUPPORT
-    | init::EXPLICIT_INVAL_DATA
-    | init::HANDLE_KILLPRIV_V2
-    | init::EXT
-    | init::DIRECT_IO_ALLOW_MMAP;
+const WISHES: [InitFlags; 13] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_INIT_EXT,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+];
 
 /// A connection to the kernel whose handshake is done.
 pub struct Connection<J: Journal> {
@@ -142,14 +149,17 @@ fn answer_init(reply: Reply, mut fields: Fields<'_>) -> Result<(), String> {
         (Ok(read_ahead), Ok(low)) => (read_ahead, u64::from(low)),
         _ => return Err("the kernel's INIT is too short".to_owned()),
     };
-    let high = if low & init::EXT != 0 { fields.u32().unwrap_or_default() } else { 0 };
-    let offered = low | u64::from(high) << 32;
-    if offered & NEEDS != NEEDS {
+    let extended = low & InitFlags::FUSE_INIT_EXT.bits() != 0;
+    let high = if extended { fields.u32().unwrap_or_default() } else { 0 };
+    let offered = InitFlags::from_bits_retain(low | u64::from(high) << 32);
+    if !offered.contains(NEEDS) {
         reply.error(libc::EPROTO);
-        return Err(format!("this kernel's FUSE lacks what is needed (capabilities {offered:#x}, needed {NEEDS:#x})"));
+        return Err(format!("this kernel's FUSE lacks {:?}", NEEDS - offered));
     }
-    let taken = offered & (NEEDS | WISHES);
-    tracing::debug!("FUSE capabilities: offered {offered:#x}, taken {taken:#x}");
+    let wishes = WISHES.into_iter().fold(NEEDS, InitFlags::union);
+    let taken = offered & wishes;
+    tracing::debug!(?taken, lacking = ?(wishes - offered), "FUSE capabilities");
+    let taken = taken.bits();
     let out = Out::default().u32(abi::MAJOR).u32(abi::MINOR).u32(read_ahead).u32(taken as u32);
     let out = out.u16(BACKGROUND_MAX).u16(BACKGROUND_MAX / 4 * 3).u32(WRITE_MAX);
     // Times count in nanoseconds; pages of a request; no alignment; the rest is for what is not taken.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use fuser::FopenFlags;
 use rustix::fs::StatVfs;
 use tandem_proto::Timestamp;
 
 use super::{
-    abi::{FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, fattr},
+    abi::fattr,
     wire::{Fields, Header, Out, Short},
 };
 use crate::{
@@ -74,7 +75,7 @@ pub fn nothing() -> Out {
 /// `struct fuse_open_out`. What was read stays valid over opens, because nobody else writes; mtimes are settled at release, so close
 /// costs no round trip.
 pub fn opened(out: Out, handle: u64) -> Out {
-    out.u64(handle).u32(FOPEN_KEEP_CACHE | FOPEN_NOFLUSH).u32(0)
+    out.u64(handle).u32((FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH).bits()).u32(0)
 }
 
 /// `struct fuse_statfs_out`.

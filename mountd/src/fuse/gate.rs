@@ -14,10 +14,10 @@ use std::{
     time::Duration,
 };
 
+use fuser::WriteFlags;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    abi,
     device::{Device, Reply},
     wire::Fields,
 };
@@ -77,7 +77,7 @@ impl Gate {
         }
         // The flags are behind handle, offset and size.
         let flags = fields.bytes(20).and_then(|_| fields.u32()).unwrap_or_default();
-        if flags & abi::WRITE_CACHE != 0 {
+        if WriteFlags::from_bits_retain(flags).contains(WriteFlags::FUSE_WRITE_CACHE) {
             return false;
         }
         let mut inner = self.inner.lock();

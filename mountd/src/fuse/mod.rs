@@ -6,8 +6,8 @@
 //!    ▲                                                              │ fsync, writes that are held back: they wait, the thread does not
 //!    └── device: Reply ◄── convert: structures ◄────────────────────┘ interrupts, gate
 //! ```
-//! The protocol is spoken here and not by a library, because the one that there is keeps FUSE_INTERRUPT to itself and tells the kernel
-//! never to send it again, so that a call that waits for the replica could not be interrupted (`docs/decisions/0011`).
+//! The session loop is ours, and only the vocabulary is fuser's: its own loop keeps FUSE_INTERRUPT to itself and tells the kernel never to
+//! send it again, so that a call that waits for the replica could not be interrupted (`docs/decisions/0011`).
 
 mod abi;
 mod adapter;
