@@ -8,6 +8,7 @@ mod clones;
 mod everyday;
 mod faults;
 mod first_sync;
+mod fsync;
 mod links;
 mod names;
 mod outages;
