@@ -48,6 +48,10 @@ pub struct Flags {
     /// Reading for the content index, when it is built anew, takes at most so many bytes a second [default: 128MiB]
     #[arg(long, value_name = "SIZE")]
     pub index_rate: Option<String>,
+    /// Bound of each volume's log: what may be durable and not yet applied, or staged by a resync. At it the writer is held back
+    /// [default: 8GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_max: Option<String>,
 }
 
 /// What the file may hold.
@@ -61,10 +65,13 @@ struct File {
     log_json: Option<bool>,
     history_keep: Option<String>,
     index_rate: Option<String>,
+    log_max: Option<String>,
 }
 
 /// The keys of the file.
-const KEYS: [&str; 7] = ["data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate"];
+const KEYS: [&str; 8] = ["data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate", "log-max"];
+/// Smallest bound of a log: four segments, and as many again for their reserve.
+const LOG_MAX_MIN: u64 = 128 << 20;
 
 /// How much of what resyncs replaced is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,17 +89,23 @@ pub struct Limits {
     pub history_keep: KeepRule,
     /// `--index-rate`.
     pub index_rate_bytes: u64,
+    /// `--log-max`.
+    pub log_max_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let history_keep = KeepRule { bytes: Some(10 << 30), age: Some(Duration::from_secs(30 * 24 * 3600)) };
-        Limits { history_keep, index_rate_bytes: 128 << 20 }
+        Limits { history_keep, index_rate_bytes: 128 << 20, log_max_bytes: 8 << 30 }
     }
 }
 
 impl Limits {
-    fn load(history_keep: Option<String>, index_rate: Option<String>) -> Result<Limits, ConfigError> {
+    fn load(
+        history_keep: Option<String>,
+        index_rate: Option<String>,
+        log_max: Option<String>,
+    ) -> Result<Limits, ConfigError> {
         let mut limits = Limits::default();
         if let Some(text) = history_keep {
             limits.history_keep = keep_rule(&text)?;
@@ -101,6 +114,11 @@ impl Limits {
             limits.index_rate_bytes = units::bytes(&text)
                 .filter(|rate| *rate > 0)
                 .ok_or_else(|| ConfigError(format!("--index-rate {text}: not a size; write it as 128MiB")))?;
+        }
+        if let Some(text) = log_max {
+            limits.log_max_bytes = units::bytes(&text)
+                .filter(|max| *max >= LOG_MAX_MIN)
+                .ok_or_else(|| ConfigError(format!("--log-max {text}: write a size of at least 128MiB, as 8GiB")))?;
         }
         Ok(limits)
     }
@@ -170,7 +188,11 @@ impl Config {
             runtime: flags.runtime.or(file.runtime).unwrap_or_else(dirs::runtime_dir),
             log_level: flags.log_level.or(file.log_level),
             log_json: flags.log_json || file.log_json.unwrap_or(false),
-            limits: Limits::load(flags.history_keep.or(file.history_keep), flags.index_rate.or(file.index_rate))?,
+            limits: Limits::load(
+                flags.history_keep.or(file.history_keep),
+                flags.index_rate.or(file.index_rate),
+                flags.log_max.or(file.log_max),
+            )?,
         })
     }
 }

@@ -67,7 +67,6 @@ impl<T: ReplicaTree> Objects<T> {
                 }
             }
         }
-        self.empty_area(Area::Discard)?;
         self.catalog.relieve()?;
         Ok(settled)
     }

@@ -53,21 +53,14 @@ impl<T: ReplicaTree> Objects<T> {
         self.restore_dir_mtimes()
     }
 
-    /// In live apply every inode that an op names exists or is born in it. Checked before anything is done.
+    /// In live apply every inode that an op gives a name, or names to, exists or is born in it. Checked before anything is done. Data and
+    /// attributes of an inode that the replica does not have are passed over, here as in a redo: what has no name has no state.
     fn check_known(&self, op: &Op) -> Result<(), ApplyError> {
         let born =
             |id: &InodeId| op.changes.iter().any(|change| matches!(change, Change::Birth { id: new, .. } if new == id));
         for change in &op.changes {
-            let ids: [Option<&InodeId>; 2] = match change {
-                Change::Birth { .. } => [None, None],
-                Change::Entry { dir, new, .. } => [Some(dir), new.as_ref()],
-                Change::Attr { id, .. }
-                | Change::Xattr { id, .. }
-                | Change::Data { id, .. }
-                | Change::Hole { id, .. }
-                | Change::Size { id, .. } => [Some(id), None],
-            };
-            for id in ids.into_iter().flatten() {
+            let Change::Entry { dir, new, .. } = change else { continue };
+            for id in [Some(dir), new.as_ref()].into_iter().flatten() {
                 if !self.catalog.has_node(id)? && !born(id) {
                     return Err(ApplyError::unknown(id));
                 }

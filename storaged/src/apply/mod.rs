@@ -27,10 +27,12 @@
 //! more. A staging begins and ends with a checkpoint, so a publish is always redone from exactly the state that it was staged on.
 
 mod changeset;
+mod complete;
 mod content;
 pub mod error;
 mod execute;
 mod handles;
+mod litter;
 mod live;
 pub(crate) mod metadata;
 mod objects;
@@ -137,7 +139,7 @@ impl<T: ReplicaTree> Replica<T> {
     pub fn recover(&mut self, log: &dyn RecordSource) -> Result<Recovered, ApplyError> {
         self.unsettled = true;
         self.objects.adopt_root()?;
-        self.objects.empty_area(crate::tree::Area::Discard)?;
+        self.objects.litter.added();
         let mut progress = Progress {
             applied: self.checkpoint,
             serial: self.serial,
@@ -347,6 +349,18 @@ impl<T: ReplicaTree> Replica<T> {
             self.checkpoint = position;
         }
         Ok(position)
+    }
+
+    /// Whether something that was removed is still on the disk.
+    pub fn has_litter(&self) -> bool {
+        !self.objects.litter.is_empty()
+    }
+
+    /// Deletes up to so many objects that were removed before. What fails is left for later: nothing depends on it.
+    pub fn tidy(&mut self, limit: usize) {
+        if let Err(error) = self.objects.tidy(limit) {
+            tracing::warn!(%error, "what was removed cannot be deleted for now");
+        }
     }
 
     /// A reader for other threads.

@@ -14,6 +14,7 @@ use tandem_proto::{
 use super::{
     error::{ApplyError, OnObject as _},
     handles::{HANDLES_MAX, Handles},
+    litter::Litter,
     plan::View,
     record::ObjectIdentity,
 };
@@ -38,6 +39,8 @@ pub struct Objects<T: ReplicaTree> {
     pub staged: BTreeMap<InodeId, ObjectIdentity>,
     /// Directories whose object's mtime was changed by a step and is not restored yet.
     pub touched: BTreeSet<InodeId>,
+    /// What was discarded and is not deleted yet.
+    pub litter: Litter<T::Node>,
     /// Number of files that an unfinished staging left.
     pub salvaged: u64,
     /// Makes names in limbo, discard and history unique.
@@ -63,6 +66,7 @@ impl<T: ReplicaTree> Objects<T> {
             parked: BTreeSet::new(),
             staged: BTreeMap::new(),
             touched: BTreeSet::new(),
+            litter: Litter::default(),
             salvaged: 0,
             counter: 0,
         }
@@ -85,6 +89,7 @@ impl<T: ReplicaTree> Objects<T> {
         self.parked.clear();
         self.staged.clear();
         self.touched.clear();
+        self.litter = Litter::default();
     }
 
     /// Forgets open handles.
@@ -299,7 +304,9 @@ impl<T: ReplicaTree> Objects<T> {
     }
 
     fn discard_object(&mut self, dir: &T::Node, name: &[u8]) -> Result<(), ApplyError> {
-        self.move_aside(dir, name, Area::Discard).map(|_| ())
+        self.move_aside(dir, name, Area::Discard)?;
+        self.litter.added();
+        Ok(())
     }
 
     /// Forgets an inode without a name. Its object is gone or aside.

@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tandem_proto::{
     ids::{InodeId, Name},
+    op::NodeKind,
     stage::NodeType,
 };
 
@@ -95,7 +96,7 @@ impl<V: View> Planner<'_, V> {
         let mut dirs: Vec<_> = self.net.dirs.iter().collect();
         dirs.sort_by(|left, right| left.0.cmp(right.0));
         for (dir, net) in &dirs {
-            if self.view.node_type(dir)?.is_some_and(|node| node != NodeType::Directory) {
+            if self.node_type_then(dir)?.is_some_and(|node| node != NodeType::Directory) {
                 return Err(ApplyError::protocol(dir, "it is given names and is no directory"));
             }
             for (name, id) in &net.names {
@@ -119,6 +120,12 @@ impl<V: View> Planner<'_, V> {
             }
         }
         self.lose_other_names_of_directories()
+    }
+
+    /// Type of an inode at the end, as far as anybody said.
+    fn node_type_then(&self, id: &InodeId) -> Result<Option<NodeType>, ApplyError> {
+        let is = self.view.node_type(id)?;
+        Ok(is.or_else(|| self.net.nodes.get(id)?.kind.as_ref().map(NodeKind::node_type)))
     }
 
     /// A directory has one name: one that gains another loses the one it has, assigned or not.
@@ -277,7 +284,8 @@ impl<V: View> Planner<'_, V> {
         for id in &ids {
             let (gained, kept) = self.final_cells(id)?;
             let node_type = self.view.node_type(id)?;
-            if node_type == Some(NodeType::Directory) && gained.len() + kept.len() > 1 {
+            let directory = self.node_type_then(id)? == Some(NodeType::Directory);
+            if directory && gained.len() + kept.len() > 1 {
                 return Err(ApplyError::protocol(id, "a directory would have two names"));
             }
             let is_parked = parked.contains(id);

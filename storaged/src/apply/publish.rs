@@ -121,8 +121,7 @@ impl<T: ReplicaTree> Objects<T> {
     pub fn clear_staging(&mut self) -> Result<(), ApplyError> {
         self.staged.clear();
         self.salvaged = 0;
-        self.empty_area(Area::Staging)?;
-        self.empty_area(Area::Discard)
+        self.empty_area(Area::Staging)
     }
 
     /// Makes the tree durable.

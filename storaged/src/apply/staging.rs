@@ -25,7 +25,6 @@ use super::{
     error::{ApplyError, OnObject as _},
     metadata::true_attr,
     objects::Objects,
-    plan::plan,
     record::{ExtentSource, ObjectIdentity, Record},
     salvage::Salvage,
 };
@@ -103,7 +102,7 @@ pub struct Staging {
     pub full: bool,
     /// Position of the last staged op, or of the state's beginning.
     pub end: Position,
-    base: Changeset,
+    pub(super) base: Changeset,
     state: Changeset,
     ops: Changeset,
     /// Content of regular files.
@@ -113,7 +112,7 @@ pub struct Staging {
     claimed: HashMap<InodeId, InodeId>,
     listed: HashSet<InodeId>,
     /// Directories of whose complete listing parts are missing.
-    open_listings: HashSet<InodeId>,
+    pub(super) open_listings: HashSet<InodeId>,
     /// What a message did and the log has not: it failed in the middle, and its next attempt does not do that again.
     pub(super) unlogged: Vec<Record>,
 }
@@ -150,7 +149,7 @@ impl Staging {
         Ok(())
     }
 
-    fn fold(&mut self) {
+    pub(super) fn fold(&mut self) {
         self.base.merge(std::mem::take(&mut self.state));
         self.base.merge(std::mem::take(&mut self.ops));
     }
@@ -178,6 +177,21 @@ impl Staging {
         [&self.base, &self.state, &self.ops]
             .into_iter()
             .any(|set| set.nodes.get(id).is_some_and(|node| node.kind.is_some()))
+    }
+
+    /// Whether its object was taken over by another id.
+    pub fn is_claimed(&self, id: &InodeId) -> bool {
+        self.claimed.contains_key(id)
+    }
+
+    /// Which id took its object over.
+    pub fn claimed_by(&self, id: &InodeId) -> Option<InodeId> {
+        self.claimed.get(id).copied()
+    }
+
+    /// Whether it is a new file whose content waits in an object of its own.
+    pub fn has_new_object(&self, id: &InodeId) -> bool {
+        self.files.get(id).is_some_and(|file| file.object.is_some())
     }
 
     /// Whether an earlier round gave the file data, so that what the tree holds is not what the round began with.
@@ -406,46 +420,5 @@ impl Staging {
         let content = content.ok_or_else(|| ApplyError::protocol(id, "content before its inode"))?;
         content.push(extent);
         Ok(())
-    }
-
-    /// Whether everything that will have a name will have an object: to be asked before the publish record is written.
-    pub fn check_complete<T: ReplicaTree>(&mut self, objects: &Objects<T>) -> Result<(), ApplyError> {
-        if let Some(dir) = self.open_listings.iter().next() {
-            return Err(ApplyError::protocol(dir, "the end of its listing is missing"));
-        }
-        self.fold();
-        let mut missing = HashSet::new();
-        for id in self.base.dirs.values().flat_map(|net| net.names.values().flatten()) {
-            if self.claimed.contains_key(id) {
-                return Err(ApplyError::protocol(id, "another inode took its object over, and it turned up in an op"));
-            }
-            if !self.will_have_object(objects, id)? {
-                missing.insert(*id);
-            }
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        // A name of an inode without an object is legal where the directory itself is gone at the end; the planner knows.
-        let mut kinds = Vec::new();
-        for id in missing {
-            if let Some(node) = self.base.nodes.get_mut(&id) {
-                kinds.push((id, node.kind.take()));
-            }
-        }
-        let planned = plan(objects, &self.base);
-        for (id, kind) in kinds {
-            self.base.nodes.entry(id).or_default().kind = kind;
-        }
-        planned.map(|_| ())
-    }
-
-    fn will_have_object<T: ReplicaTree>(&self, objects: &Objects<T>, id: &InodeId) -> Result<bool, ApplyError> {
-        if self.files.get(id).is_some_and(|file| file.object.is_some()) {
-            return Ok(true);
-        }
-        let node = self.base.nodes.get(id);
-        let made = node.is_some_and(|node| node.birth || node.kind.as_ref().is_some_and(|kind| !kind.is_regular()));
-        Ok(made || self.object_of(objects, id)?.is_some())
     }
 }

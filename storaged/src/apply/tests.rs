@@ -84,12 +84,49 @@ impl<T: ReplicaTree> Rig<T> {
             assert_eq!(names, node.names.clone().into_iter().collect::<Vec<_>>(), "{context}: names of {id}");
         }
         assert_eq!(reader.inodes(), world.inodes.len() as u64, "{context}: number of inodes");
-        for area in [Area::Parked, Area::Limbo, Area::Discard] {
+        for area in [Area::Parked, Area::Limbo] {
             assert!(
                 self.tree.list(&self.tree.area(area)).expect("list").is_empty(),
                 "{context}: {area:?} is not empty"
             );
         }
+    }
+}
+
+#[test]
+fn a_discarded_directory_is_deleted_in_slices_also_after_a_restart() {
+    for restart in [false, true] {
+        let (mut random, mut world) = (Random::new(3), World::new(true));
+        let mut rig = Rig::new(MemTree::new());
+        for _ in 0..200 {
+            world.step(&mut random);
+        }
+        first_sync(&mut rig, &world);
+        while rig.replica.has_litter() {
+            rig.replica.tidy(10);
+        }
+        // Everything goes at once.
+        let mut empty = World::new(true);
+        empty.seq = world.seq;
+        empty.inodes =
+            [(InodeId::ROOT, Inode { names: Default::default(), ..world.inodes[&InodeId::ROOT].clone() })].into();
+        stage_all(&mut rig, &empty, &empty, &[], 2, false).expect("published");
+        rig.check(&empty, "without what was discarded");
+        let left = |rig: &Rig<MemTree>| rig.tree.list(&rig.tree.area(Area::Discard)).expect("list").len();
+        assert!(left(&rig) > 0, "the publish did not wait for it");
+        rig.replica.tidy(2);
+        assert!(rig.replica.has_litter(), "a slice is bounded");
+        if restart {
+            rig.reopen().expect("opened");
+        }
+        let mut slices = 0;
+        while rig.replica.has_litter() {
+            rig.replica.tidy(5);
+            slices += 1;
+        }
+        assert!(slices > 5, "{slices}");
+        assert_eq!(left(&rig), 0);
+        rig.check(&empty, "afterwards");
     }
 }
 
@@ -513,3 +550,6 @@ fn a_stranger_in_the_tree_gives_way_to_live_ops_and_to_a_publish() {
 
 #[path = "salvage_tests.rs"]
 mod salvage;
+
+#[path = "complete_tests.rs"]
+mod complete;

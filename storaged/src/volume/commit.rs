@@ -10,6 +10,8 @@ use crate::{
     tree::ReplicaTree,
 };
 
+/// Objects that are deleted at a time: less than a millisecond, unless they are large.
+const TIDY_SLICE: usize = 32;
 /// Staged state that waits in memory to be logged together.
 const UNHURRIED_MAX_BYTES: usize = 1 << 20;
 
@@ -123,12 +125,19 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.flush(now);
         while self.pending.is_empty() && !self.backlog.is_empty() && self.apply_some(now, usize::MAX) > 0 {}
         let done = self.pending.is_empty() && self.backlog.is_empty() && self.damaged.is_none();
-        done && !self.is_held() && !self.is_stuck(Stuck::Redo)
+        done && self.publishing.is_none() && !self.is_stuck(Stuck::Redo)
     }
 
-    /// Brings the tree to the published state. It is durable already, so this is tried until it works.
+    /// Whether the tree waits to be brought to a published state, and nothing is in the way.
+    pub(super) fn can_finish_publish(&self) -> bool {
+        let stuck = self.is_stuck(Stuck::Publish) || self.is_stuck(Stuck::Redo);
+        self.publishing.is_some() && !self.is_held() && !stuck && self.damaged.is_none()
+    }
+
+    /// Brings the tree to the published state. It is durable already, so this is tried until it works. A reader that holds the tree is
+    /// waited for.
     pub(super) fn finish_publish(&mut self, now: Instant) {
-        let Some(position) = self.publishing else { return };
+        let Some(position) = self.publishing.filter(|_| !self.is_held()) else { return };
         let from = self.staging_start.unwrap_or_else(|| self.log.start());
         match self.replica.publish(position, &self.log.source(from)) {
             Ok(published) => {
@@ -176,11 +185,19 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         if let Err(error) = self.write_state() {
             return self.set_fault(Stuck::Checkpoint, &error, now);
         }
+        self.tidy();
         self.checkpoint_bytes = 0;
         self.applied_bytes = 0;
         self.checkpoint_at = now;
         self.changed_at = if self.backlog.is_empty() { None } else { Some(now) };
         self.note_bounds();
+    }
+
+    /// Deletes a little of what was removed before.
+    pub fn tidy(&mut self) {
+        if self.damaged.is_none() && self.replica.has_litter() {
+            self.replica.tidy(TIDY_SLICE);
+        }
     }
 
     /// Whether so much was logged that a checkpoint should not wait for a pause.

@@ -321,6 +321,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.damaged.is_none()
             && ((self.urgent && !self.is_stuck(Stuck::Log))
                 || (self.can_apply() && !self.backlog.is_empty())
+                || self.can_finish_publish()
+                || self.replica.has_litter()
                 || self.can_take_held())
     }
 
@@ -361,11 +363,16 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     fn can_take_held(&self) -> bool {
-        self.held.is_some() && self.faults.is_empty() && !self.is_held()
+        // A reader that holds the tree is in the way of what waits for apply only.
+        let waits = self.publishing.is_some() || (self.is_held() && !self.backlog.is_empty());
+        self.held.is_some() && self.faults.is_empty() && !waits
     }
 
-    /// Takes the message up that had to wait.
+    /// Takes up what had to wait: the tree of a publish, and the message after it.
     pub fn take_held(&mut self, now: Instant) {
+        if self.can_finish_publish() {
+            self.finish_publish(now);
+        }
         if self.can_take_held()
             && let (Some(session), Some(message)) = (self.session.as_ref().map(|s| s.number), self.held.take())
         {

@@ -65,7 +65,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
 
     /// Whether messages can be taken now. If not, they wait where they are.
     pub fn accepts(&self) -> bool {
-        let stuck = self.is_stuck(Stuck::Log) || self.publishing.is_some() || self.held.is_some();
+        let stuck = self.is_stuck(Stuck::Log) || self.held.is_some();
         !stuck && self.pending_bytes < GROUP_MAX_BYTES && !self.is_held_back()
     }
 

@@ -327,12 +327,16 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
 
     /// Tells the writer its watermarks, if they changed or if it asks again.
     ///
-    /// Not between a publish and its tree: `applied` would be that of no epoch, which the writer cannot tell from seq 0.
+    /// Between a publish and its tree `applied` stays what was said last, and if that is the published seq already, nothing is said: the
+    /// writer would take the tree for being there.
     pub(super) fn send_ack(&mut self, again: bool) {
-        if self.publishing.is_some() {
-            return;
+        let mut ack = self.watermarks();
+        if let (Some(position), Some(session)) = (self.publishing, &self.session) {
+            if session.acked.applied >= position.seq.0 {
+                return;
+            }
+            ack.applied = session.acked.applied;
         }
-        let ack = self.watermarks();
         if let Some(session) = &mut self.session
             && (again || session.acked != ack)
         {

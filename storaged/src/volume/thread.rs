@@ -134,6 +134,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             if self.core.next_tick().is_some_and(|due| due <= now) {
                 self.core.tick(now);
             }
+            self.core.tidy();
             if self.core.checkpoint_is_due() {
                 self.core.checkpoint_now(now);
             }

@@ -18,6 +18,7 @@ use super::{
     behind::Behind,
     core::{CheckpointRule, Core, OpenError, Parts},
     facts::{Facts, VolumeState},
+    flow::Bounds,
     state::{Identity, STATE_FILE, StateError},
     thread::{Command, Commands, Driver},
 };
@@ -283,6 +284,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let behind = behind(directory, &reader, &recovered, limits);
     let index = behind.index.clone();
     core.follow(behind);
+    core.bound(Bounds { log_max_bytes: limits.log_max_bytes, ..Bounds::default() });
     let facts = Arc::new(Mutex::new(Facts::default()));
     let (commands, received) = mpsc::channel();
     let identity = core.identity();
