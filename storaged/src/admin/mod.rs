@@ -87,7 +87,7 @@ fn broken_status(name: &VolumeName, broken: &Broken) -> pb::VolumeStatus {
     pb::VolumeStatus {
         volume: name.to_string(),
         directory: broken.directory.display().to_string(),
-        state: "damaged".to_owned(),
+        state: if broken.refusal.retry { "faulted" } else { "damaged" }.to_owned(),
         reason: broken.refusal.message.clone(),
         last_error: broken.refusal.message.clone(),
         ..Default::default()

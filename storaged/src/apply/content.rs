@@ -23,6 +23,8 @@ use crate::tree::{Area, ReplicaTree};
 const PIECE_MAX: u64 = 16 << 20;
 /// Bytes that are copied at a time.
 const COPY_BYTES: usize = 1 << 20;
+/// Staged bytes of at least this are on their way to the disk at once, so that the sync before the publish finds little to do.
+const WRITE_BACK_MIN: usize = 128 << 10;
 /// Places of a chunk that are tried.
 const PLACES_MAX: usize = 4;
 
@@ -72,8 +74,12 @@ impl<T: ReplicaTree> Objects<T> {
     }
 
     fn copy(&self, id: &InodeId, from: &T::Node, to: &T::Node, offset: u64, len: u64) -> Result<(), ApplyError> {
-        let mut buffer = vec![0; COPY_BYTES.min(len as usize)];
-        let mut done = 0;
+        // Shared extents where the file system has them, else at least no way through here.
+        let mut done = self.tree.copy_range(from, to, offset, len).on("copy staged bytes of", id)?;
+        if done == len {
+            return Ok(());
+        }
+        let mut buffer = vec![0; COPY_BYTES.min((len - done) as usize)];
         while done < len {
             let part = (len - done).min(buffer.len() as u64) as usize;
             let read = self.tree.read_at(from, offset + done, &mut buffer[..part]).on("read staged bytes of", id)?;
@@ -233,6 +239,9 @@ impl Staging {
         let name = if target == Target::Object { area_name(id) } else { ranges_name(id) };
         let node = objects.staging_file(&name)?;
         objects.tree.write_at(&node, offset, bytes).on("stage bytes of", id)?;
+        if bytes.len() >= WRITE_BACK_MIN {
+            objects.tree.write_back(&node, offset, bytes.len() as u64);
+        }
         self.staged(id, target, offset, bytes.len() as u64, reply)
     }
 

@@ -143,6 +143,21 @@ impl<T: ReplicaTree> Objects<T> {
 
     /// Carries out a change of data or size; others are nothing here.
     pub fn apply_data(&mut self, change: &Change) -> Result<(), ApplyError> {
+        let Some(id) = data_target(change).filter(|_| self.tree.is_unprivileged()) else {
+            return self.apply_data_only(change);
+        };
+        // The kernel takes setuid and setgid from a file that somebody without privileges writes to. The mount's writer had its own
+        // rights, and what became of the bits comes as an op.
+        let node = self.open(id)?;
+        let mode = self.tree.stat(&node).on("read", id)?.attr.mode;
+        self.apply_data_only(change)?;
+        if mode & 0o6000 != 0 {
+            self.tree.set_mode(&node, mode).on("change the mode of", id)?;
+        }
+        Ok(())
+    }
+
+    fn apply_data_only(&mut self, change: &Change) -> Result<(), ApplyError> {
         let answer = match change {
             Change::Data { id, offset, data } => {
                 let node = self.open(id)?;

@@ -363,6 +363,11 @@ impl<T: ReplicaTree> Replica<T> {
         }
     }
 
+    /// The tree, to bring it to the disk ahead of a checkpoint.
+    pub fn tree(&self) -> T {
+        self.objects.tree.clone()
+    }
+
     /// A reader for other threads.
     pub fn reader(&self) -> ReplicaReader<T> {
         ReplicaReader::new(self.objects.tree.clone(), self.objects.catalog.clone(), self.applied.clone())

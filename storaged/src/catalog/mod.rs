@@ -38,6 +38,11 @@ pub struct CatalogError {
 }
 
 impl CatalogError {
+    /// Whether the operating system refused, as on a full disk, rather than the content being wrong.
+    pub fn is_of_the_system(&self) -> bool {
+        self.problem.contains("(os error ")
+    }
+
     fn new(path: &Path, action: &'static str, problem: impl ToString) -> Self {
         CatalogError { path: path.display().to_string(), action, problem: problem.to_string() }
     }

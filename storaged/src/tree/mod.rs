@@ -137,6 +137,16 @@ pub trait ReplicaTree: Clone + Send + Sync + 'static {
     fn next_data(&self, node: &Self::Node, from: u64) -> io::Result<Option<(u64, u64)>>;
     /// Makes everything durable.
     fn sync(&self) -> io::Result<()>;
+    /// Brings most of what is not durable to the disk, so that the [`Self::sync`] that follows is short. Proves nothing: an error is
+    /// told to that one as well.
+    fn sync_ahead(&self) {}
+    /// Begins to bring a range of a file to the disk, and does not wait for it.
+    fn write_back(&self, _node: &Self::Node, _offset: u64, _len: u64) {}
+    /// Copies a range of one file to the same place of another that ends behind it or grows; how much was copied. 0 where the file
+    /// system cannot do it by itself.
+    fn copy_range(&self, _from: &Self::Node, _to: &Self::Node, _offset: u64, _len: u64) -> io::Result<u64> {
+        Ok(0)
+    }
     /// Whether mode bits can lock the daemon out: it then keeps its own access and the catalog the true mode.
     fn is_unprivileged(&self) -> bool;
 }

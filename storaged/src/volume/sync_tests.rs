@@ -115,6 +115,8 @@ proptest! {
                 Step::Apply(limit) => _ = rig.core.apply_some(rig.now, limit),
                 Step::Resync(todos, true) if rig.core.accepts() => {
                     rig.handle(Incoming::Begin { round: 1, full: false, s0: rig.sent });
+                    // It may have to wait for a redo.
+                    (0..5).for_each(|_| rig.later());
                     if rig.core.accepts() && !rig.outbox.is_closed() {
                         rig.send(&todos);
                         rig.handle(Incoming::Publish { round: 1, position: rig.sent });

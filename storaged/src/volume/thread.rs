@@ -12,6 +12,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError},
     },
+    thread::JoinHandle,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -93,6 +94,8 @@ pub struct Driver<D: Disk, T: ReplicaTree> {
     facts: Arc<Mutex<Facts>>,
     /// Readers that wait for their position.
     readers: HashMap<u64, oneshot::Sender<Result<Held, Refusal>>>,
+    /// Brings the tree to the disk ahead of a checkpoint.
+    ahead: Option<JoinHandle<()>>,
     stopping: bool,
 }
 
@@ -103,8 +106,15 @@ fn unix_ns() -> i64 {
 impl<D: Disk, T: ReplicaTree> Driver<D, T> {
     /// Takes an opened volume.
     pub fn new(core: Core<D, T>, commands: Receiver<Command>, facts: Arc<Mutex<Facts>>) -> Self {
-        let mut driver =
-            Driver { core, commands, waiting: VecDeque::new(), facts, readers: HashMap::new(), stopping: false };
+        let mut driver = Driver {
+            core,
+            commands,
+            waiting: VecDeque::new(),
+            facts,
+            readers: HashMap::new(),
+            ahead: None,
+            stopping: false,
+        };
         driver.show();
         driver
     }
@@ -135,7 +145,8 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 self.core.tick(now);
             }
             self.core.tidy();
-            if self.core.checkpoint_is_due() {
+            // A full log is waited for by the writer: then the short way is to wait here.
+            if self.core.checkpoint_is_due() && (self.core.log_is_full() || self.is_synced_ahead()) {
                 self.core.checkpoint_now(now);
             }
             self.tell_readers();
@@ -223,6 +234,32 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                     }
                 }
                 Err(_) => continue,
+            }
+        }
+    }
+
+    /// Whether most of what a checkpoint will sync is on the disk. While ops come in, that is done by another thread, so that
+    /// acknowledgements do not wait for it; what is written meanwhile is what the checkpoint itself has to wait for.
+    fn is_synced_ahead(&mut self) -> bool {
+        match self.ahead.take() {
+            Some(thread) if !thread.is_finished() => {
+                self.ahead = Some(thread);
+                false
+            }
+            // It proves nothing, so nothing depends on how it ended.
+            Some(thread) => {
+                let _ = thread.join();
+                true
+            }
+            None => {
+                let tree = self.core.replica().tree();
+                let spawned =
+                    std::thread::Builder::new().name("sync ahead".to_owned()).spawn(move || tree.sync_ahead());
+                match spawned {
+                    Ok(thread) => self.ahead = Some(thread),
+                    Err(_) => return true,
+                }
+                false
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -77,7 +77,10 @@ pub enum Entry {
     Broken(Arc<Broken>),
 }
 
-/// A volume that could not be opened.
+/// Time between two attempts to open a volume whose disk refused.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// A volume that could not be opened. If its refusal says `retry`, the disk may only have been full: it is tried again.
 pub struct Broken {
     /// Its directory.
     pub directory: PathBuf,
@@ -89,9 +92,9 @@ pub struct Broken {
 pub struct Volumes {
     data: PathBuf,
     limits: Limits,
-    entries: Mutex<BTreeMap<VolumeName, Entry>>,
+    entries: Arc<Mutex<BTreeMap<VolumeName, Entry>>>,
     /// Making a volume takes long; only one at a time is made. True once the daemon stops: then none is made.
-    making: Mutex<bool>,
+    making: Arc<Mutex<bool>>,
 }
 
 fn stopping() -> Refusal {
@@ -130,8 +133,41 @@ impl Volumes {
             });
             entries.insert(name, entry);
         }
-        let (entries, making) = (Mutex::new(entries), Mutex::new(false));
-        Ok(Volumes { data: data.to_owned(), limits: limits.clone(), entries, making })
+        let (entries, making) = (Arc::new(Mutex::new(entries)), Arc::new(Mutex::new(false)));
+        let volumes = Volumes { data: data.to_owned(), limits: limits.clone(), entries, making };
+        volumes.open_again()?;
+        Ok(volumes)
+    }
+
+    /// Tries volumes again whose disk refused when they were opened, until they are open or the daemon stops.
+    fn open_again(&self) -> io::Result<()> {
+        let passing = |entry: &Entry| matches!(entry, Entry::Broken(broken) if broken.refusal.retry);
+        if !self.entries.lock().values().any(passing) {
+            return Ok(());
+        }
+        let (entries, making, limits) = (self.entries.clone(), self.making.clone(), self.limits.clone());
+        std::thread::Builder::new().name("open again".to_owned()).spawn(move || {
+            loop {
+                std::thread::sleep(OPEN_AGAIN_AFTER);
+                // Held while a volume is opened, so that the daemon does not stop in the middle.
+                let stopped = making.lock();
+                let waiting: Vec<_> = entries
+                    .lock()
+                    .iter()
+                    .filter(|(_, entry)| passing(entry))
+                    .map(|(n, e)| (n.clone(), e.clone()))
+                    .collect();
+                if *stopped || waiting.is_empty() {
+                    return;
+                }
+                for (name, entry) in waiting {
+                    let Entry::Broken(broken) = entry else { continue };
+                    let entry = open_entry(broken.directory.clone(), &limits);
+                    entries.lock().insert(name, entry);
+                }
+            }
+        })?;
+        Ok(())
     }
 
     /// All volumes by name.
@@ -214,8 +250,11 @@ fn open_entry(directory: PathBuf, limits: &Limits) -> Entry {
                 OpenError::Apply(error) if error.is_retryable() => Reason::Unavailable,
                 _ => Reason::Damaged,
             };
-            let refusal =
-                Refusal::new(reason, format!("the volume in {} cannot be opened: {error}", directory.display()));
+            let message = format!("the volume in {} cannot be opened: {error}", directory.display());
+            let refusal = match reason {
+                Reason::Unavailable => Refusal::unavailable(message),
+                reason => Refusal::new(reason, message),
+            };
             Entry::Broken(Arc::new(Broken { directory, refusal }))
         }
     }
@@ -229,7 +268,10 @@ pub(crate) fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenErro
     let tree = FsTree::open(directory).map_err(OpenError::io("opening the tree"))?;
     let catalog = directory.join("catalog");
     durable::create_private_dir(&catalog).map_err(OpenError::io("making the directory of the catalog"))?;
-    let catalog = Catalog::open(&catalog).map_err(|error| OpenError::Other(error.to_string()))?;
+    let catalog = Catalog::open(&catalog).map_err(|error| match error.is_of_the_system() {
+        true => OpenError::Apply(error.into()),
+        false => OpenError::Other(error.to_string()),
+    })?;
     Ok(Parts {
         home: disk(directory)?,
         log_disk: disk(&directory.join("log"))?,
