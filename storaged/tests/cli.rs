@@ -12,8 +12,11 @@ use std::{
 use client::{Storaged, WithSecret, Writer, attach_message, create, id, name, nowhere, position, rename};
 use tandem_proto::{
     ids::InodeId,
-    op::Change,
-    pb::{self, admin_client::AdminClient, pull_message, refused::Reason, replication_client::ReplicationClient},
+    op::{Change, NodeKind},
+    pb::{
+        self, admin_client::AdminClient, client_message::Body, pull_message, refused::Reason,
+        replication_client::ReplicationClient, server_message::Body as Answer,
+    },
 };
 use tempfile::TempDir;
 use tonic::Code;
@@ -293,4 +296,76 @@ async fn a_volume_that_cannot_be_opened_leaves_the_others_alone() {
     let refused = Writer::attach(storaged.client().await, attach_message("bad", 1, 1)).await.err().expect("refused");
     assert_eq!(refused.reason(), Reason::Version);
     Writer::attach(storaged.client().await, attach_message("good", 1, 1)).await.expect("granted");
+}
+
+/// The names of a folder with one file, and what the file holds by digest; which pieces the replica asks for.
+async fn stage_by_digest(writer: &mut Writer, data: &[u8]) -> Vec<pb::Piece> {
+    let (root, file, session) = (InodeId::ROOT, id(1), writer.attached.session);
+    writer.begin(1, true).await;
+    writer.stage_node(root, NodeKind::Directory, 0).await;
+    writer.stage_dir(root, &[("a", file, NodeKind::Regular)]).await;
+    writer.stage_node(file, NodeKind::Regular, data.len() as u64).await;
+    let pieces = data.chunks(64 << 10).zip(0..).map(|(bytes, at)| {
+        let (offset, len) = (at * (64 << 10), bytes.len() as u64);
+        tandem_proto::stage::Piece { offset, len, digest: Some(tandem_proto::chunk::Digest::of(bytes)) }
+    });
+    let pieces = tandem_proto::convert::piece_messages(&pieces.collect::<Vec<_>>());
+    let id = file.as_bytes().to_vec().into();
+    writer.send(Body::StageRecipe(pb::StageRecipe { session, id, pieces })).await;
+    let answers = writer.barrier().await;
+    answers
+        .into_iter()
+        .flat_map(|answer| match answer {
+            Answer::NeedPieces(need) => need.pieces,
+            _ => Vec::new(),
+        })
+        .collect()
+}
+
+async fn send_pieces(writer: &mut Writer, data: &[u8], pieces: &[pb::Piece]) {
+    for piece in pieces {
+        let bytes = data[piece.offset as usize..(piece.offset + piece.len) as usize].to_vec();
+        let message = pb::StageData {
+            session: writer.attached.session,
+            id: id(1).as_bytes().to_vec().into(),
+            offset: piece.offset,
+            crc32c: crc32c::crc32c(&bytes),
+            data: bytes.into(),
+        };
+        writer.send(Body::StageData(message)).await;
+    }
+    writer.barrier().await;
+}
+
+#[tokio::test]
+async fn what_a_first_sync_brought_before_a_kill_is_not_asked_for_again() {
+    let (data, runtime) = dirs();
+    let file: Vec<u8> = (0..10 * (64 << 10) + 100u32).map(|at| (at / 7) as u8 ^ (at >> 11) as u8).collect();
+    let storaged = Storaged::start(data.path(), runtime.path());
+    let mut writer = Writer::attach(storaged.client().await, attach_message("vol", 1, 0)).await.expect("granted");
+    assert!(!writer.attached.staged, "there was nothing yet");
+    let needed = stage_by_digest(&mut writer, &file).await;
+    assert_eq!(needed.len(), 11);
+    send_pieces(&mut writer, &file, &needed[..7]).await;
+    storaged.kill();
+
+    let storaged = Storaged::start(data.path(), runtime.path());
+    let mut writer = Writer::attach(storaged.client().await, attach_message("vol", 1, 1)).await.expect("granted");
+    assert!(writer.attached.staged && writer.attached.empty);
+    let needed = stage_by_digest(&mut writer, &file).await;
+    assert_eq!(needed.len(), 4, "seven were there");
+    // The connection breaks as well.
+    send_pieces(&mut writer, &file, &needed[..1]).await;
+    drop(writer);
+    let mut writer = Writer::attach(storaged.client().await, attach_message("vol", 1, 1)).await.expect("granted");
+    assert!(writer.attached.staged);
+    let needed = stage_by_digest(&mut writer, &file).await;
+    assert_eq!(needed.len(), 3);
+    send_pieces(&mut writer, &file, &needed).await;
+    writer.publish(1).await;
+    writer.applied().await;
+    assert!(std::fs::read(storaged.tree("vol").join("a")).expect("there") == file);
+    let writer = Writer::attach(storaged.client().await, attach_message("vol", 1, 1)).await.expect("granted");
+    assert!(!writer.attached.staged, "a publish ends it");
+    assert_eq!(storaged.stop(), Some(0));
 }
