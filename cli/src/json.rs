@@ -97,6 +97,7 @@ struct MountReport {
     waiting_fsyncs: u64,
     state_dir: String,
     last_error: String,
+    fenced_ns: i64,
     daemon: DaemonReport,
 }
 
@@ -240,6 +241,7 @@ fn mount(mount: &Mount) -> MountReport {
         waiting_fsyncs: status.waiting_fsyncs,
         state_dir: status.state_dir,
         last_error: status.last_error,
+        fenced_ns: status.fenced_ns,
     }
 }
 

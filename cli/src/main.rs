@@ -5,6 +5,7 @@
 //! words and numbers ([`render`]), the JSON contract ([`json`]) and exit codes ([`exit`]).
 
 mod commands;
+mod copy;
 mod exit;
 mod json;
 mod mountinfo;
@@ -40,6 +41,8 @@ enum Command {
     Pause(commands::pause::Args),
     /// Sends again, after pause.
     Resume(commands::resume::Args),
+    /// Lists what the folder holds and the replica does not: of a fenced mount what nobody merges, to be looked at or copied.
+    Divergence(commands::divergence::Args),
     /// Copies the replica's state at one exact position into a folder, without stopping whoever writes.
     Clone(commands::clone::Args),
 }
@@ -53,6 +56,7 @@ impl Command {
             Command::Umount(args) => commands::umount::run(args).await,
             Command::Pause(args) => commands::pause::run(args).await,
             Command::Resume(args) => commands::resume::run(args).await,
+            Command::Divergence(args) => commands::divergence::run(args).await,
             Command::Clone(args) => commands::clone::run(args).await,
         }
     }

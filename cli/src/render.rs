@@ -167,6 +167,9 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
         ("state", status.state_dir.clone()),
         ("daemon", daemon(&mount.daemon)),
     ];
+    if status.fenced_ns > 0 {
+        details.push(("fenced", format!("{} ago", age(status.fenced_ns))));
+    }
     details.extend(status.not_crossed.iter().map(|path| ("not crossed", path.clone())));
     details.extend(status.bypass.iter().map(|process| ("bypassed by", process.clone())));
     details.extend(workers(&status.workers));

@@ -8,9 +8,11 @@ use std::{
 };
 
 use tandem_proto::pb::{
-    MountStatus, PauseReply, PauseRequest, ResumeReply, ResumeRequest, StatusReply, StatusRequest, UnmountReply,
-    UnmountRequest, WaitReply, WaitRequest, WatchRequest,
+    DivergenceHeader, DivergenceItem, DivergenceReply, DivergenceRequest, FileType, MountStatus, PauseReply,
+    PauseRequest, ResumeReply, ResumeRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest, WaitReply,
+    WaitRequest, WatchRequest,
     admin_server::{Admin, AdminServer},
+    divergence_reply::Body,
     mount_control_server::{MountControl, MountControlServer},
 };
 use tokio::{net::UnixListener, runtime::Runtime};
@@ -80,6 +82,28 @@ impl MountControl for Pretended {
     async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<ResumeReply>, Status> {
         self.note("resume".to_owned());
         Ok(Response::new(ResumeReply {}))
+    }
+
+    type DivergenceStream = Iter<std::vec::IntoIter<Result<DivergenceReply, Status>>>;
+
+    async fn divergence(&self, _: Request<DivergenceRequest>) -> Result<Response<Self::DivergenceStream>, Status> {
+        let header =
+            DivergenceHeader { state: "fenced".to_owned(), replicated: "3:9".to_owned(), ..Default::default() };
+        let path = |names: &[&'static str]| names.iter().map(|name| name.as_bytes().into()).collect();
+        let there = DivergenceItem {
+            path: path(&["a dir", "new"]),
+            r#type: FileType::Regular.into(),
+            size: 3,
+            named: true,
+            created: true,
+            data: true,
+            changed_bytes: 3,
+            ..Default::default()
+        };
+        let gone = DivergenceItem { path: path(&["old"]), removed: true, ..Default::default() };
+        let replies = vec![Body::Header(header), Body::Item(there), Body::Item(gone)];
+        let replies: Vec<_> = replies.into_iter().map(|body| Ok(DivergenceReply { body: Some(body) })).collect();
+        Ok(Response::new(tokio_stream::iter(replies)))
     }
 
     async fn unmount(&self, request: Request<UnmountRequest>) -> Result<Response<UnmountReply>, Status> {
@@ -390,4 +414,30 @@ fn a_daemon_that_hangs_does_not_answer() {
     assert_eq!(code(&output), 3);
     assert!(err(&output).contains("mount-hangs.sock  does not answer"), "{}", err(&output));
     assert!(out(&output).contains("live"), "the others are shown: {}", out(&output));
+}
+
+#[test]
+fn divergence_lists_what_the_replica_does_not_have_and_exports_it() {
+    let host = Host::new();
+    let dir = host.directory("work");
+    host.serve(mount("work", &dir, "fenced"));
+    std::fs::create_dir(dir.join("a dir")).expect("mkdir");
+    std::fs::write(dir.join("a dir/new"), "abc").expect("write");
+    let place = dir.to_string_lossy().into_owned();
+    let output = host.run(&["divergence", &place]);
+    assert_eq!(code(&output), 1);
+    for part in ["fenced", "up to 3:9", "created", "'a dir/new'", "removed", "2 paths differ"] {
+        assert!(out(&output).contains(part), "{part:?} is missing in:\n{}", out(&output));
+    }
+    let json = out(&host.run(&["divergence", "--json", &place]));
+    let paths = json.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["path"].clone());
+    assert_eq!(paths.collect::<Vec<_>>(), ["a dir/new", "old"]);
+
+    let export = host.directory("export");
+    let exported = host.run(&["divergence", "--export", &export.to_string_lossy(), &place]);
+    assert_eq!(code(&exported), 0, "{}", err(&exported));
+    assert_eq!(std::fs::read(export.join("tree/a dir/new")).expect("copied"), b"abc");
+    assert_eq!(std::fs::read_to_string(export.join("removed")).expect("written"), "old\n");
+    let again = host.run(&["divergence", "--export", &export.to_string_lossy(), &place]);
+    assert_eq!(code(&again), 64, "nothing is copied over something");
 }

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod backing;
 pub mod commit;
 pub mod daemonize;
+pub mod divergence;
 pub mod fuse;
 pub mod link;
 pub mod mount;

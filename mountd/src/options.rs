@@ -13,11 +13,15 @@ use std::{
 };
 
 use tandem_proto::VolumeName;
-use tandem_runtime::{connect::ServerAddress, dirs, telemetry::LogOptions};
+use tandem_runtime::{
+    connect::{KEEPALIVE, ServerAddress},
+    dirs,
+    telemetry::LogOptions,
+};
 
 use crate::{
     commit::throttle::Congestion,
-    link::start::Init,
+    link::{core::BACKOFF_MAX, start::Init},
     replication::DEFAULT_WINDOW_BYTES,
     vfs::{FsyncMode, FsyncRules},
 };
@@ -67,6 +71,12 @@ pub struct Settings {
     pub backing: Option<PathBuf>,
     /// `init=pull|push`.
     pub init: Option<Init>,
+    /// `takeover`.
+    pub takeover: bool,
+    /// `keepalive=SECONDS`; `None`: a silent connection is never given up.
+    pub keepalive: Option<Duration>,
+    /// `reconnect_max=SECONDS`.
+    pub reconnect_max: Duration,
     /// `fsync=local|durable[:PATH]`, any number.
     pub fsync: FsyncRules,
     /// `fsync_timeout=SECONDS`; `None`: wait for ever.
@@ -102,6 +112,9 @@ impl Default for Settings {
         Settings {
             backing: None,
             init: None,
+            takeover: false,
+            keepalive: Some(KEEPALIVE),
+            reconnect_max: BACKOFF_MAX,
             fsync: FsyncRules::default(),
             fsync_timeout: None,
             congestion: Congestion::default(),
@@ -145,11 +158,18 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("backing", Some("DIR"), "keep the files in DIR instead of in the mountpoint itself"),
     ("init", Some("pull|push"), "fill an empty folder from the replica, or make the replica like the folder"),
     (
+        "takeover",
+        None,
+        "fence another mount that holds the volume; with init, or if the folder holds the replica's state",
+    ),
+    (
         "fsync",
         Some("MODE[:PATH]"),
         "what fsync waits for: local (the disk here) or durable (also the replica's log); for all, or below PATH",
     ),
     ("fsync_timeout", Some("SECONDS"), "fail a durable fsync with EIO after this time (0: wait)"),
+    ("keepalive", Some("SECONDS"), "how soon a connection that swallows everything is given up (2; 0: never)"),
+    ("reconnect_max", Some("SECONDS"), "longest pause between attempts to connect (2)"),
     ("window", Some("SIZE"), "memory for changes that wait to be sent (64M)"),
     ("state", Some("DIR"), "where what must outlive the daemon is kept"),
     ("runtime", Some("DIR"), "where the daemon's socket is"),
@@ -333,6 +353,12 @@ impl Settings {
             }
             ("fsync", Some(value)) => fsync_rule(&mut self.fsync, &value)?,
             ("fsync_timeout", Some(value)) => self.fsync_timeout = seconds(key, &value)?,
+            ("takeover", value) => self.takeover = flag(key, value)?,
+            ("keepalive", Some(value)) => self.keepalive = seconds(key, &value)?,
+            ("reconnect_max", Some(value)) => match seconds(key, &value)? {
+                Some(longest) => self.reconnect_max = longest,
+                None => return usage("option reconnect_max=0: write seconds, for example 2"),
+            },
             ("window", Some(value)) => self.window_bytes = window(&value)?,
             ("congestion", Some(value)) => {
                 let modes = [("lag", Congestion::Lag), ("throttle", Congestion::Throttle)];

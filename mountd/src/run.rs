@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use tandem_proto::Uuid;
 use tandem_runtime::telemetry;
 
 use crate::{
@@ -25,8 +26,9 @@ use crate::{
     daemonize::{self, Reporter},
     fuse::Connection,
     link::{
-        client::describe_blocking,
-        start::{Start, StartFacts, StartRefused, decide},
+        claim::{self, Claimant},
+        client::{Described, describe_blocking},
+        start::{Decided, Init, Start, StartFacts, StartRefused, decide},
     },
     mount::{self, MountError, MountSpec, Prepared, Present, bypass},
     mounted::Mounted,
@@ -102,6 +104,16 @@ pub enum RunError {
          -o init=push if what it holds now is meant to be all (what the replica has is kept in its history)"
     )]
     HalfPulled(PathBuf),
+    /// Fencing the other writer before a pull.
+    #[error("taking the volume over: {0}")]
+    Claim(String),
+    /// A copy or a snapshot of the backing directory lies in its place.
+    #[error(
+        "{0} is older than it was when it was mounted last: it was restored from a snapshot or a copy. If what it holds now is meant to \
+         be the truth, mount with -o init=push (what the replica has more is kept in its history); else empty it and mount with -o \
+         init=pull"
+    )]
+    WentBack(PathBuf),
     /// The debug log.
     #[error("{0}")]
     Log(String),
@@ -177,6 +189,8 @@ struct Place {
     present: Present,
     backing: Arc<Backing>,
     reachable_between: bool,
+    /// The connection of the dead mount that was found, see [`mount::connection_name`].
+    dead: Option<String>,
     bypass: Vec<String>,
 }
 
@@ -186,24 +200,33 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
         telemetry::start(&settings.log).map_err(RunError::Log)?;
     }
     raise_descriptor_limit();
-    let place = open_place(options)?;
+    let mut place = open_place(options)?;
     let key = StateDir::key(place.backing.identity().as_bytes());
     let mut state = StateDir::open_within(&settings.state, &key, LOCK_WAIT)?;
     replication::remember_ids(&mut state)?;
-    let start = decide_start(options, &place, &state)?;
-    match start {
-        Start::Pull => fill_folder(options, &place, state.path())?,
+    place.compare_with(&state);
+    let (decided, described) = decide_start(options, &place, &state)?;
+    let run = if decided.start == Start::Fenced { Uuid::default() } else { state.begin_run_durably()? };
+    let decided = match decided.start {
+        Start::Pull => fill_folder(options, &place, &mut state, run, decided, described.as_ref())?,
         Start::Resume if pull::is_half_done(state.path()) => return Err(RunError::HalfPulled(place.dir)),
-        Start::Resume => {}
+        Start::Resume | Start::Fenced => decided,
         Start::Push | Start::FirstSync => {
             pull::forget_half_done(state.path()).map_err(system("removing the note of a pull"))?;
+            decided
         }
+    };
+    let fenced = decided.start == Start::Fenced;
+    if fenced {
+        eprintln!("tandem-mountd: {} is mounted read-only: {}", place.dir.display(), decided.why);
     }
+    let backing_dir = place.backing.dir().display().to_string();
+    state.update_durably(|state| state.backing_dir = backing_dir)?;
     if reporter.is_background() {
         daemonize::detach_output(&state.path().join("mountd.log")).map_err(system("opening the log"))?;
         telemetry::start(&settings.log).map_err(RunError::Log)?;
     }
-    let spec = mount_spec(options);
+    let spec = mount_spec(options, fenced);
     let prepared = mount::prepare(&spec).map_err(|source| RunError::Fuse { dir: place.dir.clone(), source })?;
     let replication = Arc::new(replication::start(
         ReplicationConfig {
@@ -211,7 +234,10 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
             volume: options.source.volume.clone(),
             state,
             backing_identity: place.backing.identity().as_bytes().to_vec(),
-            start,
+            decided,
+            run,
+            reconnect_max: settings.reconnect_max,
+            keepalive: settings.keepalive,
             // Where handles do not open, only a walk finds what the marks name.
             reachable_between: place.reachable_between || place.backing.id_form() != IdForm::HandlesOpen,
             shadow: ShadowConfig {
@@ -262,6 +288,9 @@ fn serve(
     if let Some(detached) = detached {
         detached.attach(&place.dir, place.present)?;
     }
+    if let Some(connection) = mount::connection_name(&place.dir) {
+        replication.note_mounted(&connection);
+    }
     let mounted = Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass));
     let socket = admin::socket_path(&settings.runtime, key);
     let admin = admin::serve(&socket, replication.clone(), mounted.clone()).map_err(|source| {
@@ -281,6 +310,7 @@ fn open_place(options: &Options) -> Result<Place, RunError> {
             return Err(RunError::Inside { key, path: path.clone(), dir });
         }
     }
+    let dead = if present == Present::DeadMount { mount::connection_name(&dir) } else { None };
     let in_place = settings.backing.is_none();
     let backing_dir = match &settings.backing {
         Some(backing) => {
@@ -303,7 +333,7 @@ fn open_place(options: &Options) -> Result<Place, RunError> {
     };
     let backing = Arc::new(opened?);
     let bypass = if beneath { Vec::new() } else { bypass::holders(&backing_dir) };
-    Ok(Place { dir, present, backing, reachable_between, bypass })
+    Ok(Place { dir, present, backing, reachable_between, dead, bypass })
 }
 
 /// Whether what is in the backing directory is what the last run left in memory of the kernel.
@@ -315,26 +345,71 @@ fn backing_place(options: &Options, place: &Place) -> BackingPlace {
     }
 }
 
-fn decide_start(options: &Options, place: &Place, state: &StateDir) -> Result<Start, RunError> {
+impl Place {
+    /// What the state remembers of the last mount. The folder was out of reach since then only if it was that mount that died here.
+    fn compare_with(&mut self, state: &StateDir) {
+        if !self.reachable_between && self.dead.as_deref() != Some(state.state().mounted_as.as_str()) {
+            tracing::info!("the dead mount here was another one: changes around the mount are looked for");
+            self.reachable_between = true;
+        }
+    }
+}
+
+fn decide_start(options: &Options, place: &Place, state: &StateDir) -> Result<(Decided, Option<Described>), RunError> {
     let Options { source, settings, .. } = options;
+    if replacing(settings.init).is_none() && replication::remember::went_back_in_time(state, &*place.backing) {
+        return Err(RunError::WentBack(place.backing.dir().to_owned()));
+    }
     let described = describe_blocking(&source.server, &source.volume, DESCRIBE_TIMEOUT);
-    let start = decide(&StartFacts {
+    let decided = decide(&StartFacts {
         state: state.state(),
         client_id: state.client_id(),
         backing_identity: place.backing.identity().as_bytes(),
         backing_empty: is_empty(&place.backing).map_err(system("listing the folder"))?,
         root_marked: replication::root_marked(state),
+        floor: replication::floor(state),
+        half_pulled: pull::is_half_done(state.path()),
         described: described.as_ref().map_err(ToString::to_string),
         init: settings.init,
+        takeover: settings.takeover,
+        look_only: settings.read_only,
         volume: source.volume.as_str(),
         server: &source.server.to_string(),
+        elsewhere: state.elsewhere(&settings.state, place.backing.dir(), source.volume.as_str()),
     })?;
-    Ok(start)
+    Ok((decided, described.ok()))
 }
 
-/// Fills the folder from the replica, telling how far it is.
-fn fill_folder(options: &Options, place: &Place, state_dir: &Path) -> Result<(), RunError> {
+/// A push replaces whatever was, so the past of the folder does not matter.
+fn replacing(init: Option<Init>) -> Option<Init> {
+    init.filter(|init| *init == Init::Push)
+}
+
+/// Fills the folder from the replica, telling how far it is, unless it was filled before; how to go on then.
+fn fill_folder(
+    options: &Options,
+    place: &Place,
+    state: &mut StateDir,
+    run: Uuid,
+    decided: Decided,
+    described: Option<&Described>,
+) -> Result<Decided, RunError> {
     let Options { source, .. } = options;
+    if decided.have.is_some() {
+        return Ok(decided);
+    }
+    if let (true, Some(described)) = (decided.takeover, described) {
+        let claimant = Claimant {
+            server: &source.server,
+            volume: &source.volume,
+            described,
+            client_id: state.client_id(),
+            client_name: client_name(place.backing.dir()),
+            run,
+        };
+        // What is pulled must stay the state of the volume.
+        claim::fence_blocking(&claimant).map_err(RunError::Claim)?;
+    }
     let directory = match place.present {
         Present::Directory => place.backing.dir().to_owned(),
         // Only our own descriptor reaches it.
@@ -342,19 +417,32 @@ fn fill_folder(options: &Options, place: &Place, state_dir: &Path) -> Result<(),
             PathBuf::from(format!("/proc/self/fd/{}/.", std::os::fd::AsRawFd::as_raw_fd(&place.backing.root())))
         }
     };
-    let pulled = pull::pull_blocking(&source.server, &source.volume, &directory, state_dir, &mut |pulled| {
+    let pulled = pull::pull_blocking(&source.server, &source.volume, &directory, state.path(), &mut |pulled| {
         eprint!("\rpulled {} files and folders, {} MiB ", pulled.nodes, pulled.bytes >> 20);
     })?;
     eprintln!("\rpulled {} files and folders, {} MiB ", pulled.nodes, pulled.bytes >> 20);
-    Ok(())
+    replication::remember::note_pulled(
+        state,
+        &replication::remember::Pulled {
+            position: pulled.position,
+            volume_id: pulled.volume_id,
+            replica_id: pulled.replica_id,
+            volume: source.volume.as_str(),
+            server: &source.server.to_string(),
+            backing_identity: place.backing.identity().as_bytes(),
+        },
+    )?;
+    pull::forget_half_done(state.path()).map_err(system("removing the note of a pull"))?;
+    Ok(Decided { takeover: false, have: Some(pulled.position), ..decided })
 }
 
-fn mount_spec(options: &Options) -> MountSpec {
+fn mount_spec(options: &Options, fenced: bool) -> MountSpec {
     let settings = &options.settings;
     MountSpec {
         source: options.source.text.clone(),
         allow_other: settings.allow_other.unwrap_or(rustix::process::geteuid().is_root()),
-        read_only: settings.read_only,
+        // What a fenced mount holds is not to be changed by anybody.
+        read_only: settings.read_only || fenced,
         suid: settings.suid,
         dev: settings.dev,
         exec: settings.exec,
@@ -364,7 +452,11 @@ fn mount_spec(options: &Options) -> MountSpec {
 /// Whether the folder has no entries.
 fn is_empty(backing: &Backing) -> io::Result<bool> {
     let mut found = false;
-    let listed = backing.list(&tandem_proto::InodeId::ROOT, &mut |_| {
+    let listed = backing.list(&tandem_proto::InodeId::ROOT, &mut |entry| {
+        // A fresh file system has a lost+found, which says nothing.
+        if entry.name.as_bytes() == b"lost+found" {
+            return Ok(());
+        }
         found = true;
         Err(io::ErrorKind::Interrupted.into())
     });

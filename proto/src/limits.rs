@@ -33,3 +33,5 @@ pub const OFFSET_MAX: u64 = i64::MAX as u64;
 pub const MARK_BLOCK: u64 = 4 << 20;
 /// Fixed blocks by which dirty extents are compared by digest when only a mark is known.
 pub const COMPARE_BLOCK: u64 = 64 << 10;
+/// Runs that an attach may name: a client remembers those that may have opened an epoch and did not hear of it.
+pub const ATTACH_RUNS_MAX: usize = 64;

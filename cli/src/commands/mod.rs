@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub mod clone;
+pub mod divergence;
 pub mod pause;
 pub mod resume;
 pub mod status;

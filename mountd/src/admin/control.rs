@@ -1,15 +1,18 @@
-//! MountControl: wait, pause, resume, unmount.
+//! MountControl: wait, pause, resume, unmount, divergence.
 
 use std::{io, sync::Arc, time::Duration};
 
 use tandem_proto::{
-    Seq,
-    pb::{self, mount_control_server::MountControl},
+    Seq, convert,
+    pb::{self, divergence_reply::Body, mount_control_server::MountControl},
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     admin::{Shared, status::ops_behind},
+    commit::dirty::Scope,
+    divergence::items::Item,
     link::LinkState,
 };
 
@@ -17,6 +20,9 @@ pub(crate) struct Service(pub(crate) Arc<Shared>);
 
 /// The bound of a wait without one, so that a client that vanished is not waited for without end.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Items of a divergence that wait for who asked.
+const DIVERGENCE_AHEAD: usize = 256;
 
 impl Service {
     async fn on_mount<T: Send + 'static>(
@@ -83,6 +89,26 @@ impl MountControl for Service {
         Ok(Response::new(pb::ResumeReply {}))
     }
 
+    type DivergenceStream = ReceiverStream<Result<pb::DivergenceReply, Status>>;
+
+    async fn divergence(&self, _: Request<pb::DivergenceRequest>) -> Result<Response<Self::DivergenceStream>, Status> {
+        let (replies, stream) = tokio::sync::mpsc::channel(DIVERGENCE_AHEAD);
+        let shared = self.0.clone();
+        tokio::task::spawn_blocking(move || {
+            let send = |body| {
+                let reply = pb::DivergenceReply { body: Some(body) };
+                replies.blocking_send(Ok(reply)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+            };
+            let listed = send(Body::Header(divergence_header(&shared)))
+                .and_then(|()| shared.replication.list_divergence(&mut |item| send(Body::Item(divergence_item(item)))));
+            if let Err(error) = listed {
+                // Who has gone does not hear it.
+                let _ = replies.blocking_send(Err(Status::internal(format!("walking the folder: {error}"))));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn unmount(&self, request: Request<pb::UnmountRequest>) -> Result<Response<pb::UnmountReply>, Status> {
         let request = request.into_inner();
         if request.drain {
@@ -100,6 +126,33 @@ impl MountControl for Service {
             Ok(()) => behind,
             Err(why) => self.unmount_reply(false, why),
         }))
+    }
+}
+
+fn divergence_header(shared: &Shared) -> pb::DivergenceHeader {
+    let link = shared.replication.link().facts.lock().clone();
+    let floor = shared.replication.commit.header().floor;
+    let replicated = shared.replication.commit.durable().unwrap_or(floor);
+    pb::DivergenceHeader {
+        state: link.state.to_owned(),
+        reason: link.reason,
+        replicated: if replicated.epoch.0 == 0 { String::new() } else { replicated.to_string() },
+        everything: shared.replication.commit.unreplicated().scope() == Scope::Everything,
+    }
+}
+
+fn divergence_item(item: Item) -> pb::DivergenceItem {
+    pb::DivergenceItem {
+        path: item.path.iter().map(|name| bytes::Bytes::copy_from_slice(name.as_bytes())).collect(),
+        r#type: item.node_type.map_or(pb::FileType::Unspecified, convert::file_type).into(),
+        size: item.size,
+        removed: item.removed,
+        named: item.named,
+        created: item.created,
+        data: item.data,
+        attributes: item.attributes,
+        coarse: item.coarse,
+        changed_bytes: item.changed_bytes,
     }
 }
 

@@ -90,6 +90,7 @@ impl Shared {
             last_error: link.last_error.clone(),
             listed_dirs: link.listed,
             stat_nodes: link.nodes,
+            fenced_ns: replication.fenced_since_ns(),
             state_dir: replication.state_dir().to_string_lossy().into_owned(),
         }
     }

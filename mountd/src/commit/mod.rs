@@ -14,6 +14,7 @@
 pub mod activity_log;
 pub mod cell;
 pub mod dirty;
+mod divergence;
 pub mod intervals;
 pub mod marks;
 mod replica;
@@ -71,6 +72,8 @@ struct Inner {
     /// Collected while a resync still lists directories.
     moved: Option<Vec<Moved>>,
     fenced: Option<String>,
+    /// What the replica has is not what it acknowledged; until the next publish.
+    distrusted: bool,
     stopping: bool,
     shadowed: Shadowed,
 }
@@ -153,6 +156,7 @@ impl Commit {
                 throttle: Throttle::default(),
                 moved: None,
                 fenced: None,
+                distrusted: false,
                 stopping: false,
                 shadowed: Shadowed::default(),
             }),

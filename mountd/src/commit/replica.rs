@@ -144,6 +144,12 @@ impl Commit {
         inner.dirty.merge(&everything);
         let base = inner.window.base();
         inner.shadow(&[Event::Dropped(base), Event::Dirty(&everything)]);
+        inner.distrusted = true;
+    }
+
+    /// Whether [`Commit::distrust`] was called and nothing was published since.
+    pub fn is_distrusted(&self) -> bool {
+        self.inner.lock().distrusted
     }
 
     /// Names given to existing objects since the last call, with the highest seq that was reserved by now: when that is filled, a further call
@@ -180,6 +186,7 @@ impl Commit {
             let mut inner = self.inner.lock();
             inner.moved = None;
             inner.frozen = None;
+            inner.distrusted = false;
             inner.window.trim(position.seq);
             if inner.durable.is_none() {
                 inner.first_published = position.seq;
@@ -270,7 +277,8 @@ impl Commit {
     pub fn clear_marks(&self, all: bool, sync_backing: &dyn Fn() -> io::Result<()>) -> io::Result<usize> {
         let (chosen, floor) = {
             let mut inner = self.inner.lock();
-            let Some(durable) = inner.durable else { return Ok(0) };
+            // What the replica has is not what it acknowledged: the floor stays where it is, and the marks with it.
+            let Some(durable) = inner.durable.filter(|_| !inner.distrusted) else { return Ok(0) };
             let now = self.begun.elapsed();
             (inner.marks.clearable(durable.seq, true, now, all, CLEAR_MAX), durable)
         };
@@ -297,12 +305,22 @@ impl Commit {
         result
     }
 
-    /// Makes the floor durable without clearing anything.
+    /// Makes the floor durable without clearing anything; after [`Commit::distrust`], that there is none, so that a later run compares
+    /// everything as well.
     pub fn save_floor_durably(&self) -> io::Result<()> {
-        match self.durable() {
-            Some(floor) => self.set_header_durably(Header { floor, ..self.header() }),
-            None => Ok(()),
-        }
+        // Under the log's lock, so that a floor that was written since is never replaced by an older one.
+        let mut log = self.log.lock();
+        let header = {
+            let inner = self.inner.lock();
+            match inner.durable {
+                _ if inner.distrusted => Header { floor: Position::default(), ..inner.header },
+                Some(floor) => Header { floor, ..inner.header },
+                None => return Ok(()),
+            }
+        };
+        self.append_durably(&mut log, &[Record::Header(header)])?;
+        self.inner.lock().header = header;
+        Ok(())
     }
 
     /// Time since the start, the clock of the marks.

@@ -136,6 +136,14 @@ impl Window {
         dropped
     }
 
+    /// The ops that are held, in order; those behind a reserved slot too.
+    pub fn ops(&self) -> impl Iterator<Item = Arc<Op>> + '_ {
+        self.slots.iter().filter_map(|slot| match slot {
+            SlotState::Filled(op) => Some(op.clone()),
+            SlotState::Reserved => None,
+        })
+    }
+
     /// From here on ops are kept. Returns the position (seq and chain) that the stream begins after: the end of the filled prefix.
     pub fn keep(&mut self) -> (Seq, Chain) {
         debug_assert_eq!(self.base, self.filled, "give_up comes first");

@@ -32,6 +32,10 @@ pub struct Described {
     pub holder_id: Uuid,
     /// Whether it is connected now.
     pub holder_connected: bool,
+    /// Unix time of its attach; for messages.
+    pub holder_since_ns: i64,
+    /// The run of it that opened the current epoch; zero if it is not known.
+    pub holder_run: Uuid,
     /// Version of the storage daemon.
     pub version: String,
 }
@@ -151,6 +155,12 @@ fn described(reply: pb::DescribeReply) -> Result<Described, convert::Invalid> {
             convert::uuid("holder_id", &reply.holder_id)?
         },
         holder_connected: reply.holder_connected,
+        holder_since_ns: i64::try_from(reply.holder_since_ns).unwrap_or(0),
+        holder_run: if reply.holder_run.is_empty() {
+            Uuid::default()
+        } else {
+            convert::uuid("holder_run", &reply.holder_run)?
+        },
         version: reply.version,
     })
 }

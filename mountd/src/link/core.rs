@@ -17,7 +17,7 @@ mod round;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tandem_proto::{
-    Chain, Epoch, InodeId, Seq, Uuid, VolumeName, convert,
+    Chain, Epoch, InodeId, Position, Seq, Uuid, VolumeName, convert,
     pb::{self, client_message::Body},
 };
 
@@ -31,7 +31,7 @@ use crate::{
 pub const IN_FLIGHT_HIGH_BYTES: usize = 16 << 20;
 /// ... until it is below this.
 pub const IN_FLIGHT_LOW_BYTES: usize = 8 << 20;
-/// Longest pause between two attempts to connect.
+/// Longest pause between two attempts to connect, if nobody says otherwise.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// After so many refused streams in a row only a person can go on.
 const MISTAKES_MAX: u32 = 3;
@@ -54,6 +54,21 @@ pub struct CoreConfig {
     pub takeover: bool,
     /// The folder replaces whatever the replica holds: no check of the floor, everything is compared.
     pub replace: bool,
+    /// What else the first attach claims.
+    pub claim: Claim,
+    /// Longest pause between two attempts to connect; [`BACKOFF_MAX`].
+    pub reconnect_max: Duration,
+}
+
+/// What the first attach of a run says beside its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// Fence another client that holds the volume, if it is not connected.
+    pub succeed: bool,
+    /// The folder holds the state of this position; the claim is good only while the replica holds the same.
+    pub have: Option<Position>,
+    /// Runs of this client that may have opened the current epoch, this one included; empty: not checked.
+    pub runs: Vec<Uuid>,
 }
 
 /// A round of a resync.
@@ -193,6 +208,15 @@ impl LinkCore {
             mistakes: 0,
             now: Duration::ZERO,
         }
+    }
+
+    /// The link of a mount that was fenced in an earlier run, or that shall only be looked at: it never connects.
+    pub fn fenced(config: CoreConfig, commit: Arc<Commit>, reason: &str) -> Self {
+        commit.fence(reason);
+        let mut core = Self::new(config, commit, 1);
+        core.phase = Phase::Halted;
+        core.become_state(LinkState::Fenced, reason);
+        core
     }
 
     /// The state.
@@ -433,7 +457,7 @@ impl LinkCore {
     }
 
     fn back_off(&mut self, now: Duration) {
-        let base = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(6)).min(BACKOFF_MAX);
+        let base = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(6)).min(self.config.reconnect_max);
         self.attempts = self.attempts.saturating_add(1);
         // xorshift: half to all of the base, so that many clients do not come back in step.
         self.jitter ^= self.jitter << 13;

@@ -1,6 +1,7 @@
 //! The link to the storage daemon: [`core`] decides (no I/O), [`driver`] connects, sends and receives, [`client`] asks about volumes,
 //! [`start`] decides how a mount may start.
 
+pub mod claim;
 pub mod client;
 pub mod core;
 pub mod driver;

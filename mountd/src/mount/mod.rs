@@ -104,6 +104,13 @@ pub fn survey(dir: &Path) -> Result<(PathBuf, Present), MountError> {
     }
 }
 
+/// Names the connection to the kernel of the mount that lies uppermost over `dir`: its device, in this boot of the machine.
+pub fn connection_name(dir: &Path) -> Option<String> {
+    let mount = table::read().ok()?.into_iter().rev().find(|mount| mount.mountpoint == dir)?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(format!("{}@{}", mount.device, boot.trim()))
+}
+
 /// Attributes, and whether somebody answers: a dead mount's attributes may be cached for long, its figures never are.
 fn look(dir: &Path) -> io::Result<fs::Metadata> {
     let metadata = fs::metadata(dir)?;

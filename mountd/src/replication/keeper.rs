@@ -13,6 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use tandem_proto::Uuid;
 
+use super::remember;
 use crate::{commit::Commit, link::driver::LinkShared, resync::StateReader, state::StateDir};
 
 /// How late an fsync may fail after its time.
@@ -42,6 +43,7 @@ impl Keeper {
         reader: Arc<dyn StateReader>,
         shared: Arc<LinkShared>,
         state: Arc<Mutex<StateDir>>,
+        run: Uuid,
     ) -> io::Result<Keeper> {
         let (stop, stopped) = channel();
         let thread = std::thread::Builder::new().name("mark-keeper".into()).spawn(move || {
@@ -50,7 +52,7 @@ impl Keeper {
                 let now = Instant::now();
                 let reason = shared.facts.lock().reason.clone();
                 commit.expire(now, &reason);
-                save_ids(&commit, &state);
+                remember::save(&commit, &state, run);
                 // Until something was published, changes around the mount since the time before may not be found yet.
                 if commit.durable().is_some() && alive.is_none_or(|at| now - at >= ALIVE_EVERY) {
                     alive = Some(now);
@@ -60,8 +62,11 @@ impl Keeper {
                 }
                 if now - cleared >= CLEAR_EVERY {
                     cleared = now;
-                    if let Err(error) = commit.clear_marks(false, &|| reader.sync_durable()) {
-                        tracing::warn!(%error, "marks could not be cleared and stand");
+                    let witnesses = remember::look_at_witnesses(&commit, &*reader);
+                    match commit.clear_marks(false, &|| reader.sync_durable()) {
+                        Ok(0) => {}
+                        Ok(_) => remember::save_witnesses(&state, witnesses),
+                        Err(error) => tracing::warn!(%error, "marks could not be cleared and stand"),
                     }
                 }
             }
@@ -75,30 +80,5 @@ impl Keeper {
         if self.thread.join().is_err() {
             tracing::error!("the mark keeper panicked");
         }
-    }
-}
-
-/// Whose replica we have, for the next start; the activity log has it too, written before anything was sent.
-pub(super) fn save_ids(commit: &Commit, state: &Mutex<StateDir>) {
-    let header = commit.header();
-    if header.volume_id == Uuid::default() {
-        return;
-    }
-    let (volume, replica) = (header.volume_id.to_string(), header.replica_id.to_string());
-    let published = commit.durable().is_some();
-    let mut state = state.lock();
-    let known = state.state();
-    let settled = !published || (known.synced && known.walk_since_ns.is_none());
-    if known.volume_id == volume && known.replica_id == replica && settled {
-        return;
-    }
-    let saved = state.update_durably(|state| {
-        (state.volume_id, state.replica_id) = (volume, replica);
-        if published {
-            (state.synced, state.walk_since_ns) = (true, None);
-        }
-    });
-    if let Err(error) = saved {
-        tracing::warn!(%error, "whose replica this folder has could not be saved; trying again");
     }
 }

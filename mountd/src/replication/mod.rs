@@ -5,6 +5,7 @@
 
 pub mod dirtiness;
 mod keeper;
+pub mod remember;
 pub mod shadow;
 
 use std::{
@@ -25,10 +26,11 @@ use crate::{
         dirty::{DirtySet, Scope},
         throttle::Congestion,
     },
+    divergence,
     link::{
-        core::{CoreConfig, LinkCore},
+        core::{Claim, CoreConfig, LinkCore},
         driver::{Control, Driver, LinkShared, Traffic},
-        start::Start,
+        start::{Decided, Start},
     },
     resync::StateReader,
     state::{StateDir, StateError, random_id},
@@ -45,7 +47,13 @@ pub struct ReplicationConfig {
     /// Identity of the backing directory.
     pub backing_identity: Vec<u8>,
     /// How the mount starts, see [`crate::link::start::decide`].
-    pub start: Start,
+    pub decided: Decided,
+    /// This run, see [`StateDir::begin_run_durably`].
+    pub run: Uuid,
+    /// Longest pause between two attempts to connect.
+    pub reconnect_max: Duration,
+    /// How soon a silent connection counts as lost; `None`: never.
+    pub keepalive: Option<Duration>,
     /// Whether the backing directory could be reached around the mount since the last mountd ended: `false` only if that one's dead mount was still in place.
     pub reachable_between: bool,
     /// Where the exact cells are kept that the replica lacks.
@@ -77,6 +85,8 @@ pub struct Replication {
     shared: Arc<LinkShared>,
     control: mpsc::UnboundedSender<Control>,
     state_dir: PathBuf,
+    run: Uuid,
+    reader: Arc<dyn StateReader>,
     ending: Mutex<Option<Ending>>,
     runtime: tokio::runtime::Handle,
 }
@@ -109,6 +119,11 @@ pub fn root_marked(state: &StateDir) -> bool {
     dirtiness::root_marked(&state.activity_log_path())
 }
 
+/// Up to where the folder relies on its replica, for [`crate::link::start::StartFacts`].
+pub fn floor(state: &StateDir) -> Option<Position> {
+    dirtiness::header(&state.activity_log_path()).map(|header| header.floor).filter(|floor| floor.epoch.0 > 0)
+}
+
 /// A run that was killed moments after its first attach noted whose replica it has in the activity log only: takes it from there, so that
 /// the folder is not a stranger to its own volume.
 pub fn remember_ids(state: &mut StateDir) -> Result<(), StateError> {
@@ -126,9 +141,10 @@ pub fn remember_ids(state: &mut StateDir) -> Result<(), StateError> {
 
 /// Starts link, resync and the keeper of the marks. Connecting goes on in the background.
 pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<Replication, ReplicationError> {
-    let ReplicationConfig { server, volume, mut state, start, .. } = config;
+    let ReplicationConfig { server, volume, mut state, decided, run, .. } = config;
+    let start = decided.start;
     let log_path = state.activity_log_path();
-    let fresh = start != Start::Resume;
+    let fresh = !matches!(start, Start::Resume | Start::Fenced);
     if fresh {
         // Marks and floor of an earlier life say nothing about this one.
         match std::fs::remove_file(&log_path) {
@@ -159,8 +175,18 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
             walk.insert_scope(Scope::Walk(timestamp(since)));
         }
         commit.insert_dirty(&walk);
-        ground.resume(&commit, recovered.as_ref()).map_err(failed)?;
+        // Of a mount that was fenced, what was written down is exact, and holds after a crash of the machine too.
+        match divergence::stored::load(state.path()).filter(|_| start == Start::Fenced) {
+            Some(stored) => commit.insert_dirty(&stored),
+            None => {
+                ground.resume(&commit, recovered.as_ref()).map_err(failed)?;
+            }
+        }
         mend_header(&commit, &state, recovered.as_ref())?;
+    }
+    if start != Start::Fenced {
+        divergence::stored::forget(state.path())
+            .map_err(|error| ReplicationError::ActivityLog(state.path().join(divergence::stored::FILE), error))?;
     }
     state.update_durably(|state| {
         state.walk_since_ns = since;
@@ -170,20 +196,31 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         state.clean_unmount_ns = None;
         state.empty_when_left = false;
         if fresh {
-            (state.volume_id, state.replica_id, state.synced) = (String::new(), String::new(), false);
+            state.synced = false;
+        }
+        if fresh && start != Start::Pull {
+            (state.volume_id, state.replica_id, state.pulled) = (String::new(), String::new(), None);
+        }
+        if start != Start::Fenced {
+            state.fenced = None;
         }
     })?;
     let core_config = CoreConfig {
         volume: volume.clone(),
         client_id: state.client_id(),
         client_name: config.client_name,
-        run_id: random_id()?,
+        run_id: run,
         create: fresh,
-        takeover: replace,
+        takeover: decided.takeover,
         replace,
+        claim: Claim { succeed: decided.succeed, have: decided.have, runs: state.runs() },
+        reconnect_max: config.reconnect_max,
     };
     let seed = u64::from_le_bytes(random_id()?.0[..8].try_into().unwrap_or([1; 8]));
-    let core = LinkCore::new(core_config, commit.clone(), seed);
+    let core = match start {
+        Start::Fenced => LinkCore::fenced(core_config, commit.clone(), &decided.why),
+        _ => LinkCore::new(core_config, commit.clone(), seed),
+    };
     let shared = Arc::new(LinkShared {
         facts: Mutex::new(core.facts()),
         changed: watch::Sender::new(0),
@@ -200,12 +237,12 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     let state = Arc::new(Mutex::new(state));
     let driver = Driver::start(core, commit.clone(), server.clone(), reader.clone(), shared.clone(), controls)
         .map_err(|error| ReplicationError::Spawn("the resync reader", error))?;
-    let keeper = keeper::Keeper::start(commit.clone(), reader.clone(), shared.clone(), state.clone())
+    let keeper = keeper::Keeper::start(commit.clone(), reader.clone(), shared.clone(), state.clone(), run)
         .map_err(|error| ReplicationError::Spawn("the mark keeper", error))?;
     let link = runtime.spawn(driver.run());
     let handle = runtime.handle().clone();
-    let ending = Mutex::new(Some(Ending { runtime, link, keeper, state, reader }));
-    Ok(Replication { commit, server, volume, shared, control, state_dir, ending, runtime: handle })
+    let ending = Mutex::new(Some(Ending { runtime, link, keeper, state, reader: reader.clone() }));
+    Ok(Replication { commit, server, volume, shared, control, state_dir, run, reader, ending, runtime: handle })
 }
 
 /// Slack of a walk: file systems stamp with a coarse clock.
@@ -265,6 +302,31 @@ impl Replication {
         &self.runtime
     }
 
+    /// What the folder holds and the replica does not, in the order of names; see [`divergence::items::list`].
+    pub fn list_divergence(
+        &self,
+        each: &mut dyn FnMut(divergence::items::Item) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        divergence::items::list(&self.commit.unreplicated(), &*self.reader, each)
+    }
+
+    /// Notes under which name the kernel knows the mount, so that a later start recognises its remains.
+    pub fn note_mounted(&self, connection: &str) {
+        let ending = self.ending.lock();
+        let Some(ending) = ending.as_ref() else { return };
+        let saved = ending.state.lock().update_durably(|state| state.mounted_as = connection.to_owned());
+        if let Err(error) = saved {
+            tracing::warn!(%error, "the next mount looks for changes around this one");
+        }
+    }
+
+    /// Unix time in nanoseconds since when this mount is fenced, as far as it is written down.
+    pub fn fenced_since_ns(&self) -> i64 {
+        let ending = self.ending.lock();
+        let state = ending.as_ref().map(|ending| ending.state.lock());
+        state.and_then(|state| state.state().fenced.as_ref().map(|fenced| fenced.since_ns)).unwrap_or(0)
+    }
+
     /// Stops the link; local work goes on.
     pub fn pause(&self) {
         let _ = self.control.send(Control::Pause);
@@ -292,10 +354,17 @@ impl Replication {
         let _ = ending.runtime.block_on(async { tokio::time::timeout(GOODBYE_TIMEOUT, link).await });
         ending.keeper.stop();
         // What the keeper had not noted yet: a mount may end moments after its first sync.
-        keeper::save_ids(&self.commit, &ending.state);
+        remember::save(&self.commit, &ending.state, self.run);
+        if self.commit.fenced().is_some() {
+            remember::save_divergence(&self.commit, &self.state_dir);
+        }
         self.commit.stop();
         let reader = ending.reader;
+        let witnesses = remember::look_at_witnesses(&self.commit, &*reader);
         let cleared = if clean { self.commit.clear_marks(true, &|| reader.sync_durable()) } else { Ok(0) };
+        if matches!(cleared, Ok(1..)) {
+            remember::save_witnesses(&ending.state, witnesses);
+        }
         if let Err(error) = cleared.and_then(|_| self.commit.save_floor_durably()) {
             tracing::warn!(%error, "the marks stand; the next mount compares more than it must");
         }

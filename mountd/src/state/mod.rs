@@ -21,7 +21,7 @@ use rustix::fs::{FlockOperation, flock};
 use tandem_runtime::durable;
 
 use serde::{Deserialize, Serialize};
-use tandem_proto::Uuid;
+use tandem_proto::{Chain, Epoch, Position, Seq, Uuid, limits::ATTACH_RUNS_MAX};
 
 /// Format of `state.json`.
 pub const STATE_VERSION: u32 = 1;
@@ -91,6 +91,51 @@ pub struct MountState {
     pub clean_unmount_ns: Option<i64>,
     /// Whether the folder was empty at that unmount.
     pub empty_when_left: bool,
+    /// Set for good when a newer writer took the volume; only a decision of the user (`init`, `takeover`) ends it.
+    pub fenced: Option<Fenced>,
+    /// The folder was filled from the replica's state at this position ([`position_text`]), and nothing was published since.
+    pub pulled: Option<String>,
+    /// Runs of mountd that may have opened the volume's current epoch, hexadecimal: the last one that was attached, then those that began
+    /// since and never heard whether they were.
+    pub runs: Vec<String>,
+    /// Where the backing directory was, for messages.
+    pub backing_dir: String,
+    /// The kernel's name of the last mount's connection, see [`crate::mount::connection_name`].
+    pub mounted_as: String,
+    /// Inodes whose time of change was known when all that is cleared was on disk: a folder in which one is older went back in time.
+    pub witnesses: Vec<Witness>,
+}
+
+/// Why a mount is fenced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Fenced {
+    /// What the storage daemon said, and the ways on.
+    pub reason: String,
+    /// Unix time in nanoseconds at which this mount heard of it.
+    pub since_ns: i64,
+}
+
+/// An inode and its time of last change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Witness {
+    /// Inode id, hexadecimal.
+    pub id: String,
+    /// Unix time, seconds.
+    pub ctime_s: i64,
+    /// And nanoseconds.
+    pub ctime_ns: u32,
+}
+
+/// A position with its chain, as [`MountState::pulled`] holds it.
+pub fn position_text(position: &Position) -> String {
+    format!("{position}:{}", Uuid(position.chain.0))
+}
+
+/// The reverse of [`position_text`].
+pub fn parse_position(text: &str) -> Option<Position> {
+    let mut parts = text.split(':');
+    let (epoch, seq, chain) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?);
+    Some(Position { epoch: Epoch(epoch), seq: Seq(seq), chain: Chain(Uuid::from_hex(chain)?.0) })
 }
 
 /// Pause between two looks at a lock that a daemon about to end still holds.
@@ -181,6 +226,41 @@ impl StateDir {
         self.write_durably()
     }
 
+    /// A new run begins: its id, noted durably before anybody can hear of it.
+    pub fn begin_run_durably(&mut self) -> Result<Uuid, StateError> {
+        let run = random_id()?;
+        self.update_durably(|state| {
+            // The first is the one that was attached; of the others the oldest is the least likely to have been.
+            if state.runs.len() >= ATTACH_RUNS_MAX {
+                state.runs.remove(1);
+            }
+            state.runs.push(run.to_string());
+        })?;
+        Ok(run)
+    }
+
+    /// Whether another backing directory, which belongs to this volume, was at this place before: perhaps its file system is not mounted.
+    pub fn elsewhere(&self, root: &Path, backing_dir: &Path, volume: &str) -> Option<String> {
+        let others = fs::read_dir(root.join("mounts")).ok()?;
+        let known = others.flatten().filter(|entry| entry.file_name() != self.key.as_str()).any(|entry| {
+            let bytes = fs::read(entry.path().join("state.json")).unwrap_or_default();
+            let state: MountState = serde_json::from_slice(&bytes).unwrap_or_default();
+            !state.volume_id.is_empty() && state.volume == volume && Path::new(&state.backing_dir) == backing_dir
+        });
+        known.then(|| {
+            format!(
+                "{} is not the directory that was mounted here before: that one lies on another file system, which may not be mounted, or \
+                 was moved or replaced.",
+                backing_dir.display()
+            )
+        })
+    }
+
+    /// Runs that may have opened the current epoch.
+    pub fn runs(&self) -> Vec<Uuid> {
+        self.state.runs.iter().filter_map(|run| Uuid::from_hex(run)).collect()
+    }
+
     /// Notes that a mountd runs. Not durable: an earlier time only makes a walk compare more.
     pub fn touch_alive(&self) -> io::Result<()> {
         let file =
@@ -238,7 +318,9 @@ fn parse_state(path: &Path, bytes: &[u8]) -> Result<MountState, StateError> {
 mod tests {
     use std::time::Duration;
 
-    use super::{StateDir, StateError};
+    use tandem_proto::{Chain, Epoch, Position, Seq, limits::ATTACH_RUNS_MAX};
+
+    use super::{StateDir, StateError, parse_position, position_text};
 
     #[test]
     fn what_is_remembered_survives_and_the_lock_is_exclusive() {
@@ -251,6 +333,25 @@ mod tests {
         drop(dir);
         let dir = StateDir::open(root.path(), &key).expect("again");
         assert_eq!((dir.client_id(), dir.state().volume.as_str()), (client, "v"));
+    }
+
+    #[test]
+    fn runs_that_may_have_been_attached_are_remembered_within_a_bound() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let mut dir = StateDir::open(root.path(), "k").expect("new");
+        let first = dir.begin_run_durably().expect("written");
+        let later: Vec<_> = (0..70).map(|_| dir.begin_run_durably().expect("written")).collect();
+        drop(dir);
+        let runs = StateDir::open(root.path(), "k").expect("again").runs();
+        assert_eq!((runs.len(), runs[0]), (ATTACH_RUNS_MAX, first));
+        assert_eq!(runs.last(), later.last());
+    }
+
+    #[test]
+    fn a_position_survives_its_text() {
+        let position = Position { epoch: Epoch(3), seq: Seq(9), chain: Chain([7; 16]) };
+        assert_eq!(parse_position(&position_text(&position)), Some(position));
+        assert_eq!(parse_position("3:9"), None);
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// HTTP/2 frame size asked for by the receiver of bulk data: the one setting that matters on loopback (measured).
 pub const FRAME_BYTES: u32 = 64 << 10;
 
+/// How soon a connection that swallows everything counts as lost, if nobody says otherwise.
+pub const KEEPALIVE: Duration = Duration::from_secs(2);
+
 /// Address of a storaged: `HOST`, `HOST:PORT`, `[IPv6]` or `[IPv6]:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServerAddress {

@@ -8,3 +8,4 @@ pub mod frame;
 pub mod mutant;
 pub mod secret;
 pub mod telemetry;
+pub mod when;

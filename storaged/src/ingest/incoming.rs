@@ -4,7 +4,7 @@ use tandem_proto::{
     chain::Chain,
     convert,
     ids::Uuid,
-    limits::BATCH_MAX_OPS,
+    limits::{ATTACH_RUNS_MAX, BATCH_MAX_OPS},
     op::Op,
     pb,
     position::{Epoch, Position, Seq},
@@ -34,6 +34,12 @@ pub struct AttachRequest {
     pub replica_id: Option<Uuid>,
     /// Fence another client that holds the volume.
     pub takeover: bool,
+    /// The same, but only if that one is not connected.
+    pub succeed: bool,
+    /// The state that the folder holds, if the claim is only good for it.
+    pub have: Option<Position>,
+    /// Runs of this client that may have opened the current epoch; empty: not checked.
+    pub runs: Vec<Uuid>,
 }
 
 impl AttachRequest {
@@ -54,6 +60,11 @@ impl AttachRequest {
         if attach.client_name.len() > CLIENT_NAME_MAX {
             return Err(Refusal::new(Reason::BadRequest, "attach.client_name: longer than 512 bytes"));
         }
+        if attach.runs.len() > ATTACH_RUNS_MAX {
+            let message = format!("attach.runs: {} runs; {ATTACH_RUNS_MAX} are allowed", attach.runs.len());
+            return Err(Refusal::new(Reason::BadRequest, message));
+        }
+        let runs = attach.runs.iter().map(|run| convert::uuid("attach.runs", run)).collect::<Result<_, _>>()?;
         let request = AttachRequest {
             client_id: convert::uuid("attach.client_id", &attach.client_id)?,
             client_name: attach.client_name,
@@ -62,6 +73,9 @@ impl AttachRequest {
             volume_id: expected("attach.volume_id", &attach.volume_id)?,
             replica_id: expected("attach.replica_id", &attach.replica_id)?,
             takeover: attach.takeover,
+            succeed: attach.succeed,
+            have: attach.have.as_ref().map(Position::try_from).transpose()?,
+            runs,
         };
         Ok((volume, attach.create, request))
     }

@@ -29,6 +29,9 @@ use crate::apply::record::Writer;
 /// Chains that are remembered, to check duplicates: 1 MiB. A client resends at most its window.
 const CHAINS_MAX: usize = 64 << 10;
 
+/// No writer comes to so many ops; what lies above is nonsense, and could not be counted on from.
+const SEQ_MAX: u64 = u64::MAX / 2;
+
 /// What the current epoch is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -119,6 +122,8 @@ pub struct Receiver {
     tip: Position,
     empty: bool,
     writer: Option<Writer>,
+    /// Unix time at which the writer opened the epoch; for messages.
+    since_ns: i64,
     session: Option<u64>,
     sessions: u64,
     chains: Chains,
@@ -155,7 +160,7 @@ impl Receiver {
         let chains = Chains::begin(&durable.tip);
         let phase = if durable.live { Phase::Live } else { Phase::Opened };
         let Durable { tip, empty, writer, .. } = durable;
-        Receiver { phase, tip, empty, writer, session: None, sessions: 0, chains }
+        Receiver { phase, tip, empty, writer, since_ns: 0, session: None, sessions: 0, chains }
     }
 
     /// What must survive: everything accepted counts, so call it when all of that is durable.
@@ -184,6 +189,11 @@ impl Receiver {
         self.writer.as_ref()
     }
 
+    /// When the writer opened the epoch, for messages.
+    pub fn note_since(&mut self, unix_ns: i64) {
+        self.since_ns = unix_ns;
+    }
+
     /// Whether nothing was ever published.
     pub fn is_empty(&self) -> bool {
         self.empty
@@ -195,19 +205,7 @@ impl Receiver {
         if let Some(epoch) = request.epoch {
             return self.handle_return(request, epoch);
         }
-        if let Some(writer) = &self.writer
-            && writer.client_id != request.client_id
-            && !self.empty
-            && !request.takeover
-        {
-            let connected = if self.session.is_some() { "and is connected" } else { "but is not connected" };
-            let message = format!(
-                "the volume is held by {}, which wrote last {connected}. Take it over with -o init=push (this folder replaces \
-                 the replica's state) or -o init=pull (this folder is filled from the replica)",
-                writer.name
-            );
-            return Err(Refusal::new(Reason::Held, message).of(&writer.name, &request.client_name));
-        }
+        self.check_holder(request)?;
         let epoch = Epoch(self.tip.epoch.0 + 1);
         // Bound to the whole history before it and to who begins it.
         let chain = Chain::begin(&[
@@ -220,6 +218,45 @@ impl Receiver {
         ]);
         let writer = Writer { client_id: request.client_id, run_id: request.run_id, name: request.client_name.clone() };
         Ok(AttachDecision::Open { position: Position { epoch, seq: Seq(0), chain }, writer })
+    }
+
+    /// Whether this claim may end the epoch that somebody else opened.
+    fn check_holder(&self, request: &AttachRequest) -> Result<(), Refusal> {
+        let Some(writer) = self.writer.as_ref().filter(|_| !self.empty) else { return Ok(()) };
+        let connected = self.session.is_some();
+        let same_client = writer.client_id == request.client_id;
+        let known_run = request.runs.is_empty() || request.runs.contains(&writer.run_id);
+        if (same_client && known_run) || request.takeover || (request.succeed && !connected) {
+            return Ok(());
+        }
+        if same_client {
+            return Err(self.fenced_by_copy(writer).of(writer.run_id, request.run_id));
+        }
+        let now = if connected { "is connected now" } else { "is not connected now" };
+        let ways = match (connected, request.succeed) {
+            (true, true) => "unmount it there first, or add -o takeover, which fences it",
+            _ => {
+                "take it over with -o takeover and init=pull (this folder is filled from the replica) or init=push (this folder \
+                 replaces the replica's state)"
+            }
+        };
+        let message = format!(
+            "the volume is held by {}, which has it since {} and {now}; {ways}",
+            writer.name,
+            tandem_runtime::when::utc(self.since_ns)
+        );
+        Err(Refusal::new(Reason::Held, message).of(&writer.name, &request.client_name))
+    }
+
+    fn fenced_by_copy(&self, writer: &Writer) -> Refusal {
+        let message = format!(
+            "epoch {} was opened at {} by a mount ({}) that has the identity of this one, and that this one knows nothing of: the \
+             state directory of one of them is a copy, or an old one. What this mount did not replicate stays in its folder",
+            self.tip.epoch,
+            tandem_runtime::when::utc(self.since_ns),
+            writer.name
+        );
+        Refusal::new(Reason::Fenced, message)
     }
 
     /// A run comes back to the epoch that it opened.
@@ -249,8 +286,9 @@ impl Receiver {
     fn fenced(&self, found: Epoch) -> Refusal {
         let by = self.writer.as_ref().map_or("another writer", |writer| &writer.name);
         let message = format!(
-            "epoch {found} is fenced: {by} opened epoch {}. What this mount did not replicate stays in its folder",
-            self.tip.epoch
+            "epoch {found} is fenced: {by} opened epoch {}, {}. What this mount did not replicate stays in its folder",
+            self.tip.epoch,
+            tandem_runtime::when::utc(self.since_ns)
         );
         Refusal::new(Reason::Fenced, message).of(self.tip.epoch, found)
     }
@@ -379,6 +417,10 @@ impl Receiver {
         if round != 1 && round != expected {
             let message = format!("round {round} begins, and round {expected} would be next");
             return Err(Refusal::new(Reason::BadRequest, message).of(expected, round));
+        }
+        if s0.seq.0 > SEQ_MAX {
+            let message = format!("begin.s0: {} is not the seq of an op", s0.seq);
+            return Err(Refusal::new(Reason::BadRequest, message));
         }
         if s0.epoch != self.tip.epoch {
             let message = "the round is of another epoch than the session";

@@ -77,6 +77,7 @@ impl Replication for ReplicationService {
             holder_id,
             holder_connected: facts.connected,
             holder_since_ns: facts.attached_ns as u64,
+            holder_run: id(&facts.holder_run),
             version,
         }))
     }

@@ -25,6 +25,9 @@ fn request(client: u8, run: u8, epoch: Option<Epoch>) -> AttachRequest {
         volume_id: None,
         replica_id: None,
         takeover: false,
+        succeed: false,
+        have: None,
+        runs: Vec::new(),
     }
 }
 
@@ -189,6 +192,45 @@ fn a_newer_epoch_fences_the_older_for_ever() {
     assert_eq!(receiver.handle_attach(&stolen).expect_err("not its epoch").reason, Reason::Fenced);
     let unknown = request(2, 2, Some(Epoch(old.0 + 9)));
     assert_eq!(receiver.handle_attach(&unknown).expect_err("an older replica").reason, Reason::Diverged);
+}
+
+#[test]
+fn who_succeeds_a_writer_that_left_does_not_fence_one_that_is_connected() {
+    let mut receiver = empty();
+    live(&mut receiver);
+    receiver.note_since(1_795_238_269_000_000_000);
+    let succeed = AttachRequest { succeed: true, ..request(2, 2, None) };
+    let refusal = receiver.handle_attach(&succeed).expect_err("the holder is connected");
+    assert_eq!(refusal.reason, Reason::Held);
+    for part in ["client 1", "2026-11-21 05:17:49 UTC", "connected now", "takeover"] {
+        assert!(refusal.message.contains(part), "{part:?} is missing: {refusal}");
+    }
+    receiver.end_session();
+    assert_eq!(receiver.handle_attach(&request(2, 2, None)).expect_err("no claim").reason, Reason::Held);
+    receiver.handle_attach(&succeed).expect("nobody is disturbed");
+}
+
+#[test]
+fn a_copy_of_a_clients_state_is_fenced_by_the_other_copy() {
+    let mut receiver = empty();
+    live(&mut receiver);
+    let run = |byte: u8| Uuid([byte; 16]);
+    // The original goes on as run 3; the copy only knows of run 1.
+    receiver.handle_attach(&AttachRequest { runs: vec![run(1), run(3)], ..request(1, 3, None) }).expect("it was run 1");
+    open(&mut receiver, 1, 3);
+    let copy = AttachRequest { runs: vec![run(1), run(4)], ..request(1, 4, None) };
+    let refusal = receiver.handle_attach(&copy).expect_err("run 3 wrote meanwhile");
+    assert_eq!(refusal.reason, Reason::Fenced);
+    assert!(refusal.message.contains("copy"), "{refusal}");
+    receiver.handle_attach(&AttachRequest { takeover: true, ..copy }).expect("somebody decided");
+}
+
+#[test]
+fn a_seq_that_nobody_can_count_on_from_is_refused() {
+    let mut receiver = empty();
+    let session = open(&mut receiver, 1, 1);
+    let s0 = Position { seq: Seq(u64::MAX), ..receiver.tip() };
+    assert_eq!(receiver.handle_begin(session, 1, &s0).expect_err("nonsense").reason, Reason::BadRequest);
 }
 
 #[test]

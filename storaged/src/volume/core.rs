@@ -230,6 +230,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         let state = State::decode(&bytes)?;
         let log = Log::open(log_disk, log_options, state.log_start, state.log_end)?;
         let recovered = replica.recover(&log.source(state.log_start))?;
+        let state_writer = state.durable.writer.clone();
         let mut durable = state.durable;
         let mut unproven = state.unproven.map(Arc::from);
         for record in record::RecordSource::records(&log.source(state.log_start))? {
@@ -250,6 +251,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             )));
         }
         let bounds = Bounds::default();
+        // Of an epoch that was opened after the last checkpoint, the time is not known.
+        let attached_ns = if durable.writer == state_writer { state.attached_ns } else { 0 };
         let mut core = Core {
             identity: state.identity,
             home,
@@ -260,7 +263,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             behind: Behind::default(),
             rule,
             session: None,
-            attached_ns: state.attached_ns,
+            attached_ns,
             pending: Vec::new(),
             pending_bytes: 0,
             urgent: false,
@@ -282,6 +285,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             checkpoint_at: now,
             changed_at: None,
         };
+        core.receiver.note_since(attached_ns);
         // Recovery ended with a checkpoint of its own, so the log before it has done its work.
         core.write_state().map_err(|error| OpenError::Other(error.to_string()))?;
         Ok((core, recovered))

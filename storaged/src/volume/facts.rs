@@ -58,6 +58,8 @@ pub struct Facts {
     pub empty: bool,
     /// Who wrote last: name and client id.
     pub holder: Option<(Arc<str>, Uuid)>,
+    /// The run that opened the epoch.
+    pub holder_run: Uuid,
     /// Whether that one is attached.
     pub connected: bool,
     /// Unix time of its attach.
@@ -112,6 +114,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             applied: self.replica.applied(),
             empty: self.receiver.is_empty(),
             holder,
+            holder_run: self.receiver.writer().map_or_else(Uuid::default, |writer| writer.run_id),
             connected: self.session.is_some(),
             attached_ns: self.attached_ns,
             log_bytes: self.log.bytes(),

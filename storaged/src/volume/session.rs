@@ -46,7 +46,11 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
         let replaced = match request.epoch {
             Some(_) => Refusal::new(Reason::StaleSession, "a newer session of the same mount took its place"),
-            None => Refusal::new(Reason::Fenced, format!("{} opened a newer epoch of the volume", request.client_name)),
+            None => {
+                let since = tandem_runtime::when::utc(unix_ns);
+                let message = format!("{} opened a newer epoch of the volume, {since}", request.client_name);
+                Refusal::new(Reason::Fenced, message)
+            }
         };
         match self.receiver.handle_attach(request)? {
             AttachDecision::Resume => {
@@ -54,6 +58,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 self.drop_staging(now)?;
             }
             AttachDecision::Open { position, writer } => {
+                self.check_state(request)?;
                 self.end_session(Some(replaced));
                 self.drop_staging(now)?;
                 let record = Record::Epoch { position, writer: writer.clone() };
@@ -61,6 +66,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 self.receiver.epoch_opened(position, writer);
                 self.durable = position;
                 self.attached_ns = unix_ns;
+                self.receiver.note_since(unix_ns);
                 self.changed_at = Some(now);
                 tracing::info!(epoch = %position.epoch, client = request.client_name, "epoch opened");
             }
@@ -101,6 +107,21 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 self.backlog.end().unwrap_or_else(|| self.replica.applied())
             }
         }
+    }
+
+    /// A claim that is only good for one state of the replica is refused if it holds another.
+    fn check_state(&self, request: &AttachRequest) -> Result<(), Refusal> {
+        let (Some(have), found) = (request.have, self.published()) else { return Ok(()) };
+        if have == found {
+            return Ok(());
+        }
+        let by = self.receiver.writer().map_or("another writer", |writer| &writer.name);
+        let message = format!(
+            "the folder holds the state of position {have}, and the replica is at {found}: {by} wrote meanwhile. Empty the folder and \
+             mount with -o init=pull, or use -o init=push if the folder is meant to replace what the replica holds (which is kept in its \
+             history)"
+        );
+        Err(Refusal::new(Reason::Moved, message).of(have, found))
     }
 
     fn check_identity(&self, request: &AttachRequest) -> Result<(), Refusal> {

@@ -86,6 +86,9 @@ fn attach_request(sent: &Position) -> AttachRequest {
         volume_id: None,
         replica_id: None,
         takeover: false,
+        succeed: false,
+        have: None,
+        runs: Vec::new(),
     }
 }
 

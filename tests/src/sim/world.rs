@@ -10,7 +10,7 @@ use std::{
 use tandem_mountd::{
     commit::{Commit, activity_log::Recovered, dirty::DirtySet},
     link::{
-        core::{CoreConfig, Effect, LinkCore},
+        core::{BACKOFF_MAX, Claim, CoreConfig, Effect, LinkCore},
         state::LinkState,
     },
     replication::dirtiness::after_restart,
@@ -104,6 +104,8 @@ fn link_of(run: usize, commit: &Arc<Commit>) -> LinkCore {
         create: true,
         takeover: false,
         replace: false,
+        claim: Claim::default(),
+        reconnect_max: BACKOFF_MAX,
     };
     LinkCore::new(config, Arc::clone(commit), run as u64 + 1)
 }

@@ -142,12 +142,9 @@ impl LinkCore {
         self.effects.push_back(Effect::Disconnect);
         let attaching = matches!(self.phase, Phase::Attaching { .. });
         match refused.reason() {
-            Reason::Fenced => {
-                self.leave_stream();
-                self.phase = Phase::Halted;
-                self.commit.fence(&message);
-                self.become_state(LinkState::Fenced, &message);
-            }
+            Reason::Fenced => self.fence(&message),
+            // The replica relies on somebody else now: what was changed here since is a history of its own.
+            Reason::Held if self.relies_on_replica() => self.fence(&message),
             // The same claim would be refused again.
             Reason::Diverged if attaching => self.halt(&message),
             Reason::Gap | Reason::Diverged | Reason::BadRequest if !attaching && self.mistakes < MISTAKES_MAX => {
@@ -156,6 +153,7 @@ impl LinkCore {
                 tracing::error!(message, "the replica refused the stream; everything is compared");
                 self.leave_stream();
                 self.commit.distrust();
+                self.effects.push_back(Effect::SaveFloor);
                 self.become_state(LinkState::Offline, &message);
                 self.back_off(now);
             }
@@ -170,9 +168,26 @@ impl LinkCore {
         }
     }
 
+    /// Whether the replica has ever held the state of this folder, as far as this client knows.
+    fn relies_on_replica(&self) -> bool {
+        !self.config.replace && self.commit.header().floor.epoch != Epoch(0)
+    }
+
+    fn fence(&mut self, why: &str) {
+        let why = format!(
+            "{why}. The mount is read-only. `tandem divergence` lists what the replica does not have, and `tandem divergence --export` \
+             copies it; afterwards mount with -o init=pull into an empty folder, or with -o init=push if this folder is right"
+        );
+        self.leave_stream();
+        self.phase = Phase::Halted;
+        self.commit.fence(&why);
+        self.become_state(LinkState::Fenced, &why);
+    }
+
     pub(super) fn attach_message(&self) -> pb::Attach {
         let header = self.commit.header();
         let known = header.volume_id != Uuid::default() && !self.config.replace;
+        let first = self.epoch.is_none();
         let id = |id: Uuid| if known { bytes::Bytes::copy_from_slice(&id.0) } else { bytes::Bytes::new() };
         pb::Attach {
             protocol: PROTOCOL_VERSION,
@@ -184,7 +199,10 @@ impl LinkCore {
             create: self.config.create && !known,
             volume_id: id(header.volume_id),
             replica_id: id(header.replica_id),
-            takeover: self.config.takeover && self.epoch.is_none(),
+            takeover: self.config.takeover && first,
+            succeed: self.config.claim.succeed && first,
+            have: self.config.claim.have.as_ref().filter(|_| first).map(Into::into),
+            runs: self.config.claim.runs.iter().map(|run| bytes::Bytes::copy_from_slice(&run.0)).collect(),
         }
     }
 }
@@ -200,7 +218,7 @@ mod tests {
 
     use crate::{
         commit::{Commit, activity_log::Header},
-        link::core::{CoreConfig, LinkCore},
+        link::core::{BACKOFF_MAX, Claim, CoreConfig, LinkCore},
     };
 
     fn attached(session: u64, position: Position) -> pb::ServerMessage {
@@ -234,6 +252,8 @@ mod tests {
             create: false,
             takeover: false,
             replace: false,
+            claim: Claim::default(),
+            reconnect_max: BACKOFF_MAX,
         };
         let mut core = LinkCore::new(config, commit.clone(), 1);
         let now = Duration::ZERO;

@@ -26,7 +26,7 @@ use crate::{
     commit::{Commit, shadow::MemStore},
     link::{
         LinkState,
-        core::{CoreConfig, Effect, LinkCore},
+        core::{BACKOFF_MAX, Claim, CoreConfig, Effect, LinkCore},
     },
     replication::shadow::{BackingPlace, Ground},
     resync::{
@@ -65,6 +65,8 @@ fn config(run: u8) -> CoreConfig {
         create: true,
         takeover: false,
         replace: false,
+        claim: Claim::default(),
+        reconnect_max: BACKOFF_MAX,
     }
 }
 
