@@ -143,7 +143,22 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
             format!("{}:{}, durable {}, applied {}", status.epoch, status.seq, status.durable, status.applied),
         ),
         ("window", format!("{} of {}", bytes(status.window_bytes), bytes(status.window_limit_bytes))),
-        ("dirty set", format!("{}, {}", count(status.dirty_cells, "cell", "cells"), bytes(status.dirty_bytes))),
+        (
+            "dirty set",
+            format!(
+                "{}, {} of {}",
+                count(status.dirty_cells, "cell", "cells"),
+                bytes(status.dirty_bytes),
+                bytes(status.dirty_limit_bytes)
+            ),
+        ),
+        (
+            "shadow",
+            match status.shadow_missing.as_str() {
+                "" => bytes(status.shadow_bytes),
+                why => format!("none: {why}; if the daemon is killed, all marked cells are compared"),
+            },
+        ),
         ("marks", format!("{} hot, {} written", status.marks_hot, status.mark_writes)),
         (
             "resyncs",

@@ -20,7 +20,7 @@ use tandem_runtime::{
 };
 
 use crate::{
-    commit::throttle::Congestion,
+    commit::{dirty::DIRTY_LIMIT_BYTES, marks::HOT_KEPT, shadow, throttle::Congestion},
     link::{core::BACKOFF_MAX, start::Init},
     replication::DEFAULT_WINDOW_BYTES,
     vfs::{FsyncMode, FsyncRules},
@@ -28,6 +28,8 @@ use crate::{
 
 /// Smallest window: a batch and some ops beside it.
 const WINDOW_MIN_BYTES: usize = 4 << 20;
+/// Smallest shadow.
+const SHADOW_MIN_BYTES: usize = 4 << 20;
 
 /// `HOST[:PORT]:/VOLUME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,12 @@ pub struct Settings {
     pub congestion: Congestion,
     /// `window=SIZE`.
     pub window_bytes: usize,
+    /// `dirty_max=SIZE`.
+    pub dirty_bytes: usize,
+    /// `shadow_max=SIZE`; 0: none.
+    pub shadow_bytes: usize,
+    /// `marks_hot=COUNT`.
+    pub marks_hot: usize,
     /// `state=DIR`.
     pub state: PathBuf,
     /// `runtime=DIR`.
@@ -119,6 +127,9 @@ impl Default for Settings {
             fsync_timeout: None,
             congestion: Congestion::default(),
             window_bytes: DEFAULT_WINDOW_BYTES,
+            dirty_bytes: DIRTY_LIMIT_BYTES,
+            shadow_bytes: shadow::DEFAULT_LIMIT_BYTES,
+            marks_hot: HOT_KEPT,
             state: dirs::state_dir(),
             runtime: dirs::runtime_dir(),
             log: LogOptions::default(),
@@ -171,6 +182,17 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("keepalive", Some("SECONDS"), "how soon a connection that swallows everything is given up (2; 0: never)"),
     ("reconnect_max", Some("SECONDS"), "longest pause between attempts to connect (2)"),
     ("window", Some("SIZE"), "memory for changes that wait to be sent (64M)"),
+    (
+        "dirty_max",
+        Some("SIZE"),
+        "memory for what differs, name by name and range by range, before it is told coarsely (64M)",
+    ),
+    (
+        "shadow_max",
+        Some("SIZE"),
+        "memory in the runtime directory that keeps it if the daemon is killed (64M; 0: none)",
+    ),
+    ("marks_hot", Some("COUNT"), "cells that may be changed without a write to the activity log, the last used (1024)"),
     ("state", Some("DIR"), "where what must outlive the daemon is kept"),
     ("runtime", Some("DIR"), "where the daemon's socket is"),
     ("log_level", Some("LEVEL"), "error, warn, info, debug or trace, or a filter"),
@@ -360,6 +382,9 @@ impl Settings {
                 None => return usage("option reconnect_max=0: write seconds, for example 2"),
             },
             ("window", Some(value)) => self.window_bytes = window(&value)?,
+            ("dirty_max", Some(value)) => self.dirty_bytes = size(key, &value, 1 << 20, "1M")?,
+            ("shadow_max", Some(value)) => self.shadow_bytes = shadow_size(&value)?,
+            ("marks_hot", Some(value)) => self.marks_hot = marks(&value)?,
             ("congestion", Some(value)) => {
                 let modes = [("lag", Congestion::Lag), ("throttle", Congestion::Throttle)];
                 self.congestion = one_of(key, &value, &modes)?;
@@ -459,6 +484,11 @@ fn seconds(key: &str, value: &OsString) -> Result<Option<Duration>, UsageError> 
 }
 
 fn window(value: &OsString) -> Result<usize, UsageError> {
+    size("window", value, WINDOW_MIN_BYTES, "4M")
+}
+
+/// A number of bytes, with K, M or G behind it.
+fn size(key: &str, value: &OsString, least: usize, least_text: &str) -> Result<usize, UsageError> {
     let text = value.to_string_lossy();
     let (digits, shift) = match text.trim_end_matches(['B', 'b', 'i']).as_bytes() {
         [digits @ .., b'K' | b'k'] => (digits.len(), 10),
@@ -467,8 +497,20 @@ fn window(value: &OsString) -> Result<usize, UsageError> {
         digits => (digits.len(), 0),
     };
     match text[..digits].parse::<usize>().ok().and_then(|number| number.checked_mul(1 << shift)) {
-        Some(bytes) if bytes >= WINDOW_MIN_BYTES => Ok(bytes),
-        _ => usage(format!("option window={text}: write a size of at least 4M, for example 64M")),
+        Some(bytes) if bytes >= least => Ok(bytes),
+        _ => usage(format!("option {key}={text}: write a size of at least {least_text}, for example 64M")),
+    }
+}
+
+/// 0 switches the shadow off.
+fn shadow_size(value: &OsString) -> Result<usize, UsageError> {
+    if value == "0" { Ok(0) } else { size("shadow_max", value, SHADOW_MIN_BYTES, "4M (0: none)") }
+}
+
+fn marks(value: &OsString) -> Result<usize, UsageError> {
+    match value.to_string_lossy().parse() {
+        Ok(count @ 16..=100_000) => Ok(count),
+        _ => usage(format!("option marks_hot={}: write a number from 16 to 100000", value.to_string_lossy())),
     }
 }
 

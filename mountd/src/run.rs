@@ -22,7 +22,7 @@ use tandem_runtime::telemetry;
 use crate::{
     admin,
     backing::{Backing, BackingError, IdForm},
-    commit::{Commit, shadow::DEFAULT_LIMIT_BYTES},
+    commit::Commit,
     daemonize::{self, Reporter},
     fuse::Connection,
     link::{
@@ -242,11 +242,13 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
             reachable_between: place.reachable_between || place.backing.id_form() != IdForm::HandlesOpen,
             shadow: ShadowConfig {
                 path: shadow_path(&settings.runtime, &key),
-                limit_bytes: DEFAULT_LIMIT_BYTES,
+                limit_bytes: settings.shadow_bytes,
                 place: backing_place(options, &place),
             },
             client_name: client_name(place.backing.dir()),
             window_bytes: settings.window_bytes,
+            dirty_bytes: settings.dirty_bytes,
+            marks_hot: settings.marks_hot,
             fsync_timeout: settings.fsync_timeout,
             congestion: settings.congestion,
         },

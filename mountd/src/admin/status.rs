@@ -35,6 +35,7 @@ impl Shared {
         let replication = &self.replication;
         let mount = self.ops.facts();
         let facts = replication.commit.facts();
+        let shadow = replication.commit.shadow_facts();
         let link = replication.link().facts.lock().clone();
         let traffic = &replication.link().traffic;
         let behind = ops_behind(&facts);
@@ -92,6 +93,13 @@ impl Shared {
             stat_nodes: link.nodes,
             fenced_ns: replication.fenced_since_ns(),
             state_dir: replication.state_dir().to_string_lossy().into_owned(),
+            shadow_bytes: shadow.bytes as u64,
+            shadow_missing: shadow.missing,
+            dirty_limit_bytes: facts.dirty_limit_bytes as u64,
+            suspect_cells: facts.suspects,
+            resync_round: link.round,
+            resync_round_cells: link.round_cells as u64,
+            resumed_from: replication.resumed_from().into(),
         }
     }
 

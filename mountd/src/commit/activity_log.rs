@@ -91,6 +91,8 @@ pub struct ActivityLog {
     tail: Vec<u8>,
     generation: u32,
     writes: u64,
+    /// A replacement failed after it may have taken the file's place: what is appended to this one may be read by nobody.
+    replaced: bool,
 }
 
 impl ActivityLog {
@@ -126,11 +128,14 @@ impl ActivityLog {
         for record in records {
             encode(record, self.generation, &mut bytes);
         }
-        if self.block_start + self.tail.len() + bytes.len() > self.len {
+        if self.replaced || self.block_start + self.tail.len() + bytes.len() > self.len {
             let mut all = live();
             all.extend_from_slice(records);
-            let writes = self.writes;
-            *self = Self::create_with(&self.path, self.generation.wrapping_add(1), &all, writes + 1)?;
+            // Until a replacement is known to be in place, nothing is durable: neither file may be the one that the next start reads.
+            self.replaced = true;
+            let generation = self.generation.wrapping_add(1);
+            self.generation = generation;
+            *self = Self::create_with(&self.path, generation, &all, self.writes + 1)?;
             return Ok(());
         }
         let kept = self.tail.len();
@@ -166,7 +171,7 @@ impl ActivityLog {
         fs::rename(&next, path)?;
         durable::sync_directory(path.parent().unwrap_or(Path::new(".")))?;
         let file = open_for_blocks(path)?;
-        Ok(ActivityLog { path: path.to_owned(), file, len, block_start, tail, generation, writes })
+        Ok(ActivityLog { path: path.to_owned(), file, len, block_start, tail, generation, writes, replaced: false })
     }
 
     /// Writes the tail in whole blocks and keeps the last, partly filled one.

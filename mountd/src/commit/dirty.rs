@@ -10,7 +10,7 @@ use tandem_proto::{Change, InodeId, Name, Op, Position, Timestamp};
 
 use crate::commit::intervals::Intervals;
 
-/// Bound of a dirty set's memory before it is coarsened: 64 MiB, some 500,000 cells.
+/// Default bound of a dirty set's memory before it is coarsened: 64 MiB, some 500,000 cells.
 pub const DIRTY_LIMIT_BYTES: usize = 64 << 20;
 
 const DIR_COST: usize = 160;
@@ -63,7 +63,7 @@ pub enum Scope {
 }
 
 /// See the module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DirtySet {
     dirs: HashMap<InodeId, DirtyNames>,
     nodes: HashMap<InodeId, DirtyNode>,
@@ -72,9 +72,40 @@ pub struct DirtySet {
     unknown_ids: bool,
     born_since: Option<Position>,
     bytes: usize,
+    limit_bytes: usize,
+}
+
+impl Default for DirtySet {
+    fn default() -> Self {
+        Self::bounded(DIRTY_LIMIT_BYTES)
+    }
 }
 
 impl DirtySet {
+    /// An empty one that is coarsened beyond so much memory.
+    pub fn bounded(limit_bytes: usize) -> Self {
+        DirtySet {
+            dirs: HashMap::new(),
+            nodes: HashMap::new(),
+            scope: Scope::Cells,
+            unknown_ids: false,
+            born_since: None,
+            bytes: 0,
+            limit_bytes,
+        }
+    }
+
+    /// See [`DirtySet::bounded`].
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
+    /// Changes the bound.
+    pub fn set_limit_bytes(&mut self, limit_bytes: usize) {
+        self.limit_bytes = limit_bytes;
+        self.coarsen_to(limit_bytes);
+    }
+
     /// Everything, by name and content. `unknown_ids`: also what the ids mean.
     pub fn everything(unknown_ids: bool) -> Self {
         DirtySet { scope: Scope::Everything, unknown_ids, ..Default::default() }
@@ -133,7 +164,7 @@ impl DirtySet {
         for change in &op.changes {
             self.insert_change(change);
         }
-        self.coarsen_to(DIRTY_LIMIT_BYTES);
+        self.coarsen_to(self.limit_bytes);
     }
 
     fn insert_change(&mut self, change: &Change) {
@@ -254,7 +285,7 @@ impl DirtySet {
         if let Some(since) = other.born_since {
             self.insert_born_since(since);
         }
-        self.coarsen_to(DIRTY_LIMIT_BYTES);
+        self.coarsen_to(self.limit_bytes);
     }
 
     /// Makes it smaller than `limit_bytes` by covering more.
@@ -280,7 +311,8 @@ impl DirtySet {
         }
         // Well below the bound, or the next insert would scan everything again.
         if self.bytes > limit_bytes / 4 * 3 {
-            *self = DirtySet { scope: Scope::Everything, unknown_ids: self.unknown_ids, ..Default::default() };
+            let unknown_ids = self.unknown_ids;
+            *self = DirtySet { scope: Scope::Everything, unknown_ids, ..Self::bounded(self.limit_bytes) };
         }
     }
 

@@ -26,7 +26,7 @@ use tandem_runtime::mutant;
 
 use crate::commit::{ATTRIBUTES, MarkCell};
 
-/// So many marks, the last used, stay hot however long nothing happens.
+/// Default of how many marks, the last used, stay hot however long nothing happens.
 pub const HOT_KEPT: usize = 1024;
 /// A mark that was used within this time stays hot.
 pub const IDLE: Duration = Duration::from_secs(60);
@@ -104,6 +104,10 @@ pub struct Marks {
     births: HashMap<InodeId, Birth>,
     birth_order: VecDeque<InodeId>,
     last_generation: u64,
+    /// Instead of [`HOT_KEPT`].
+    hot_kept: Option<usize>,
+    /// Marks up to this generation are not cleared in this run: the backing failed to make durable what they cover.
+    suspect_to: Generation,
 }
 
 impl Marks {
@@ -243,6 +247,7 @@ impl Marks {
             .values()
             .filter(|mark| {
                 mark.state == MarkState::Hot
+                    && mark.record.generation > self.suspect_to
                     && mark.pins == 0
                     && mark.last_seq <= durable
                     && published
@@ -251,7 +256,7 @@ impl Marks {
             .map(|mark| (mark.last_used, mark.record))
             .collect();
         idle.sort_by_key(|(last_used, record)| (*last_used, record.generation));
-        let kept = if all { 0 } else { HOT_KEPT };
+        let kept = if all { 0 } else { self.hot_kept.unwrap_or(HOT_KEPT) };
         let count = self.marks.len().saturating_sub(kept).min(idle.len()).min(max);
         let chosen: Vec<MarkRecord> = idle.into_iter().take(count).map(|(_, record)| record).collect();
         for record in &chosen {
@@ -260,6 +265,18 @@ impl Marks {
             }
         }
         chosen
+    }
+
+    /// So many marks stay hot.
+    pub fn keep_hot(&mut self, kept: usize) {
+        self.hot_kept = Some(kept);
+    }
+
+    /// The backing failed to make something durable and does not say what: what the marks of now cover may be lost when the machine is
+    /// restarted, although the replica has it. They stand until a later run has compared it. How many.
+    pub fn suspect_all(&mut self) -> usize {
+        self.suspect_to = Generation(self.last_generation);
+        self.marks.len()
     }
 
     /// Of marks chosen by [`Marks::clearable`], those that no change took up again: their clears may be written.

@@ -76,6 +76,8 @@ struct Inner {
     distrusted: bool,
     stopping: bool,
     shadowed: Shadowed,
+    /// Cells that the backing directory could not make durable, since the start.
+    suspects: u64,
 }
 
 /// Shared by FUSE threads, link and resync: `Arc<Commit>`. See the module.
@@ -159,6 +161,7 @@ impl Commit {
                 distrusted: false,
                 stopping: false,
                 shadowed: Shadowed::default(),
+                suspects: 0,
             }),
             log: Mutex::new(log),
             read_only: AtomicBool::new(false),
@@ -308,6 +311,8 @@ impl Commit {
             keeping: inner.window.is_keeping(),
             dirty_cells: inner.dirty.cells() + frozen.map_or(0, DirtySet::cells),
             dirty_bytes: inner.dirty.bytes() + frozen.map_or(0, DirtySet::bytes),
+            dirty_limit_bytes: inner.dirty.limit_bytes(),
+            suspects: inner.suspects,
             marks: inner.marks.len(),
             mark_writes: self.mark_writes.load(Ordering::Relaxed),
             congestion: if self.throttles.load(Ordering::Relaxed) { Congestion::Throttle } else { Congestion::Lag },

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::commit::{
     Commit, CommitError, Frozen, MarkCell, Moved, Watermarks,
     activity_log::{Header, Record},
+    cell::Cell,
     dirty::DirtySet,
     shadow::Event,
     waiters::Done,
@@ -47,7 +48,46 @@ impl Commit {
             MarkCell::Dir(id) => suspect.insert_directory(id),
             MarkCell::File { id, .. } => suspect.insert_file(id),
         }
-        self.insert_dirty(&suspect);
+        {
+            let mut inner = self.inner.lock();
+            inner.suspects += 1;
+            inner.dirty.merge(&suspect);
+            inner.shadow(&[Event::Dirty(&suspect)]);
+        }
+        // A live link compares it now.
+        self.filled.notify_one();
+    }
+
+    /// A `syncfs` of the backing failed, which says of no file whether it is on the disk: everything that is marked is compared, and its
+    /// marks stand until the next run, as only after a restart what is read is what is on the disk.
+    fn suspect_marks(&self, error: &io::Error) {
+        let mut suspect = DirtySet::default();
+        {
+            let mut inner = self.inner.lock();
+            for mark in inner.marks.records() {
+                suspect.insert_cell(&Cell::of_mark(&mark.cell));
+                suspect.insert_born_since(mark.since);
+            }
+            let marks = inner.marks.suspect_all();
+            inner.suspects += marks as u64;
+            inner.dirty.merge(&suspect);
+            inner.shadow(&[Event::Dirty(&suspect)]);
+            tracing::error!(%error, marks, "the backing file system could not be synced: what the marks cover is suspect; look at its disk");
+        }
+        self.filled.notify_one();
+    }
+
+    /// Bounds of memory: of the dirty set in bytes, and how many marks stay hot without use.
+    pub fn set_bounds(&self, dirty_bytes: usize, marks_hot: usize) {
+        let mut inner = self.inner.lock();
+        inner.dirty.set_limit_bytes(dirty_bytes);
+        inner.marks.keep_hot(marks_hot);
+    }
+
+    /// Whether a live stream is not enough: ops were dropped, or cells differ that no op says.
+    pub fn needs_resync(&self) -> bool {
+        let inner = self.inner.lock();
+        !inner.window.is_keeping() || !inner.dirty.is_empty()
     }
 
     /// The first attach of this run opened an epoch.
@@ -115,8 +155,9 @@ impl Commit {
             inner.dirty.insert_op(&op);
         }
         let (seq, chain) = inner.window.keep();
-        let taken = mem::take(&mut inner.dirty);
-        inner.frozen.get_or_insert_default().merge(&taken);
+        let limit_bytes = inner.dirty.limit_bytes();
+        let taken = mem::replace(&mut inner.dirty, DirtySet::bounded(limit_bytes));
+        inner.frozen.get_or_insert_with(|| DirtySet::bounded(limit_bytes)).merge(&taken);
         inner.shadow(&[Event::Dropped(seq), Event::Freeze]);
         // Moves of a round before that nobody looked at yet still count: their ops were sent, and the listings may have missed them.
         inner.moved.get_or_insert_default();
@@ -172,7 +213,8 @@ impl Commit {
         if ops.is_empty() {
             return;
         }
-        let frozen = inner.frozen.get_or_insert_default();
+        let limit_bytes = inner.dirty.limit_bytes();
+        let frozen = inner.frozen.get_or_insert_with(|| DirtySet::bounded(limit_bytes));
         for op in ops {
             frozen.insert_op(&op);
         }
@@ -286,6 +328,7 @@ impl Commit {
             return Ok(0);
         }
         let synced = if mutant::is("clear-unsynced") { Ok(()) } else { sync_backing() };
+        let synced = synced.inspect_err(|error| self.suspect_marks(error));
         let result = synced.and_then(|()| {
             let mut log = self.log.lock();
             let (clear, header) = {

@@ -93,6 +93,10 @@ pub struct CommitFacts {
     pub dirty_cells: usize,
     /// Memory for them.
     pub dirty_bytes: usize,
+    /// Bound of the memory of each of the two sets.
+    pub dirty_limit_bytes: usize,
+    /// Cells that the backing directory could not make durable, since the start.
+    pub suspects: u64,
     /// Marks.
     pub marks: usize,
     /// Writes to the activity log.

@@ -80,6 +80,8 @@ struct Round {
     stage: RoundStage,
     /// `ResyncBegin` that was not sent yet.
     begin: Option<pb::ResyncBegin>,
+    /// Cells that were to be sent when it began.
+    left: usize,
     moves_until: Option<Seq>,
     full: bool,
     began: Duration,
@@ -181,6 +183,10 @@ pub struct LinkFacts {
     pub listed: u64,
     /// Inodes read since the start.
     pub nodes: u64,
+    /// Rounds of the resync under way, this one included; 0: none.
+    pub round: u64,
+    /// Cells that were to be sent when this round began.
+    pub round_cells: usize,
     /// Of the resync under way.
     pub progress: Option<(&'static str, PlanProgress, f64)>,
 }
@@ -251,6 +257,8 @@ impl LinkCore {
             rounds: self.rounds,
             listed: self.listed + now.listed,
             nodes: self.nodes + now.nodes_done,
+            round: round.map_or(0, |(round, _)| round.number),
+            round_cells: round.map_or(0, |(round, _)| round.left),
             progress,
         }
     }

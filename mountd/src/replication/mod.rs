@@ -62,6 +62,10 @@ pub struct ReplicationConfig {
     pub client_name: String,
     /// Bound of the window; [`DEFAULT_WINDOW_BYTES`].
     pub window_bytes: usize,
+    /// Bound of the dirty set's memory; [`crate::commit::dirty::DIRTY_LIMIT_BYTES`].
+    pub dirty_bytes: usize,
+    /// Marks that stay hot without use; [`crate::commit::marks::HOT_KEPT`].
+    pub marks_hot: usize,
     /// After how long a durable fsync fails; `None`: never.
     pub fsync_timeout: Option<Duration>,
     /// What to do when the link is slower than the writer.
@@ -87,6 +91,7 @@ pub struct Replication {
     state_dir: PathBuf,
     run: Uuid,
     reader: Arc<dyn StateReader>,
+    resumed_from: &'static str,
     ending: Mutex<Option<Ending>>,
     runtime: tokio::runtime::Handle,
 }
@@ -157,6 +162,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     let (commit, recovered) = Commit::open(&log_path, config.window_bytes, config.fsync_timeout)
         .map_err(|error| ReplicationError::ActivityLog(log_path, error))?;
     let commit = Arc::new(commit);
+    commit.set_bounds(config.dirty_bytes, config.marks_hot);
     commit.set_congestion(config.congestion);
     let replace = matches!(start, Start::Push | Start::Pull);
     let since = if fresh {
@@ -167,6 +173,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     };
     let failed = |error| ReplicationError::ActivityLog(state.activity_log_path(), error);
     let ground = shadow::Ground::of(&config.shadow).map_err(failed)?;
+    let mut resumed_from = "";
     if fresh {
         ground.begin_anew(&commit).map_err(failed)?;
     } else {
@@ -179,7 +186,8 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         match divergence::stored::load(state.path()).filter(|_| start == Start::Fenced) {
             Some(stored) => commit.insert_dirty(&stored),
             None => {
-                ground.resume(&commit, recovered.as_ref()).map_err(failed)?;
+                let exact = ground.resume(&commit, recovered.as_ref()).map_err(failed)?;
+                resumed_from = if exact { "shadow" } else { "marks" };
             }
         }
         mend_header(&commit, &state, recovered.as_ref())?;
@@ -242,7 +250,19 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     let link = runtime.spawn(driver.run());
     let handle = runtime.handle().clone();
     let ending = Mutex::new(Some(Ending { runtime, link, keeper, state, reader: reader.clone() }));
-    Ok(Replication { commit, server, volume, shared, control, state_dir, run, reader, ending, runtime: handle })
+    Ok(Replication {
+        commit,
+        server,
+        volume,
+        shared,
+        control,
+        state_dir,
+        run,
+        resumed_from,
+        reader,
+        ending,
+        runtime: handle,
+    })
 }
 
 /// Slack of a walk: file systems stamp with a coarse clock.
@@ -290,6 +310,11 @@ impl Replication {
     /// The state directory.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// What told what differed at the start, for status.
+    pub fn resumed_from(&self) -> &'static str {
+        self.resumed_from
     }
 
     /// What the link shows.

@@ -108,7 +108,12 @@ impl<J: Journal> Vfs<J> {
                     state.queued = false;
                     drop(state);
                     if let Err(error) = self.settle(self.daemon, &inode, None) {
-                        tracing::debug!(inode = %inode.id, %error, "the mtime of a file could not be sent");
+                        tracing::debug!(inode = %inode.id, %error, "the mtime of a file could not be sent; trying again");
+                        let mut state = inode.lock();
+                        // A mark that could not be written left it as it was.
+                        if state.written.is_some() && !std::mem::replace(&mut state.queued, true) {
+                            self.settler.push(inode.clone());
+                        }
                     }
                 }
             }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::commit::{
     cell::{Cell, Fields, Untimed},
-    dirty::{DIRTY_LIMIT_BYTES, DirtySet},
+    dirty::DirtySet,
 };
 
 /// What a shadow must be to count.
@@ -146,7 +146,7 @@ fn each_cell(bytes: &[u8], mut each: impl FnMut(Cell)) -> Option<()> {
 
 fn insert(set: &mut DirtySet, cells: &[u8]) -> Option<()> {
     each_cell(cells, |cell| set.insert_cell(&cell))?;
-    set.coarsen_to(DIRTY_LIMIT_BYTES);
+    set.coarsen_to(set.limit_bytes());
     Some(())
 }
 

@@ -16,6 +16,9 @@ use crate::{
     resync::plan::{Manner, Next, Plan, Step},
 };
 
+/// From this round on a resync that does not get smaller says so.
+const ROUNDS_PATIENCE: u64 = 3;
+
 impl LinkCore {
     /// Begins a resync: the first round of a staging.
     pub(super) fn begin_round(&mut self) {
@@ -42,6 +45,7 @@ impl LinkCore {
             manner,
             stage: RoundStage::Reading,
             begin: Some(begin),
+            left: taken.cells(),
             moves_until: None,
             full: frozen.unknown_ids,
             began: now,
@@ -60,6 +64,15 @@ impl LinkCore {
         let Phase::Streaming(stream) = &mut self.phase else { return };
         let Some(round) = &mut stream.round else { return };
         let (frozen, taken) = self.commit.freeze();
+        let left = taken.cells();
+        if round.number >= ROUNDS_PATIENCE && left >= round.left {
+            self.reason = format!(
+                "the link is slower than the writer: round {} of this resync has {left} cells to send, as many as the one before; \
+                 it goes on, falling behind (congestion=throttle would slow the writer)",
+                round.number + 1
+            );
+        }
+        round.left = left;
         round.plan.merge(&taken);
         round.manner = round.plan.manner();
         round.number += 1;
@@ -155,11 +168,10 @@ impl LinkCore {
     /// Begins a resync, or a further round, when the window gave up.
     pub(super) fn settle(&mut self) {
         let Phase::Streaming(stream) = &self.phase else { return };
-        if self.commit.is_keeping() {
-            return;
-        }
         match &stream.round {
-            None => self.begin_round(),
+            None if self.commit.needs_resync() => self.begin_round(),
+            None => {}
+            Some(_) if self.commit.is_keeping() => {}
             Some(round) if round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some() => {}
             Some(_) => self.continue_round(),
         }
