@@ -216,6 +216,23 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    if status.index_to_walk > 0 {
+        let percent = status.index_walked.saturating_mul(100) / status.index_to_walk;
+        let (done, all) = (status.index_walked, status.index_to_walk);
+        details.push(("index rebuilt", format!("{percent} %, {done} of {all} inodes compared")));
+    }
+    if status.history_positions + status.history_deleted > 0 {
+        let limit = match status.history_limit_bytes {
+            0 => String::new(),
+            limit => format!(" of {}", bytes(limit)),
+        };
+        let positions = count(status.history_positions, "position", "positions");
+        let deleted = match status.history_deleted {
+            0 => String::new(),
+            deleted => format!("; {} deleted since the start", count(deleted, "position", "positions")),
+        };
+        details.push(("history", format!("{}{limit}, replaced at {positions}{deleted}", bytes(status.history_bytes))));
+    }
     if status.backlog_ops > 0 {
         let ops = count(status.backlog_ops, "op", "ops");
         details.push(("waits for apply", format!("{ops}, {}", bytes(status.backlog_bytes))));

@@ -277,6 +277,55 @@ async fn a_new_small_file_is_in_the_tree_within_milliseconds() {
 }
 
 #[tokio::test]
+async fn an_index_that_was_lost_or_emptied_is_rebuilt_while_the_volume_serves() {
+    let (data, runtime) = dirs();
+    let storaged = Storaged::start(data.path(), runtime.path());
+    let mut writer = Writer::attach(storaged.client().await, attach_message("vol", 1, 0)).await.expect("granted");
+    writer.first_sync().await;
+    drop(writer);
+    let files = |storaged: &Storaged| {
+        let (port, secret) = (storaged.port, storaged.secret());
+        async move {
+            let channel = tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("address");
+            let channel = channel.connect().await.expect("connected");
+            let mut admin = AdminClient::with_interceptor(channel, WithSecret(Some(secret)));
+            let reply = admin.status(pb::StatusRequest::default()).await.expect("status").into_inner();
+            (reply.volumes[0].index_files, reply.volumes[0].index_to_walk)
+        }
+    };
+    let patience = Instant::now() + Duration::from_secs(60);
+    while files(&storaged).await != (2, 0) {
+        assert!(Instant::now() < patience, "{:?}", files(&storaged).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(storaged.stop(), Some(0));
+    let index = data.path().join("vol/index/sled");
+    for lose in ["all of it", "what is in its files"] {
+        if lose == "all of it" {
+            fs::remove_dir_all(&index).expect("removed");
+        } else {
+            for entry in fs::read_dir(&index).expect("list") {
+                let path = entry.expect("entry").path();
+                if path.is_file() {
+                    fs::write(path, b"").expect("emptied");
+                }
+            }
+        }
+        let storaged = Storaged::start(data.path(), runtime.path());
+        // It serves at once, whatever the index does.
+        let mut writer = Writer::attach(storaged.client().await, attach_message("vol", 2, 0)).await.expect("granted");
+        writer.begin(1, false).await;
+        writer.publish(1).await;
+        while files(&storaged).await != (2, 0) {
+            assert!(Instant::now() < patience, "{lose}: {:?}", files(&storaged).await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        drop(writer);
+        assert_eq!(storaged.stop(), Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_volume_that_cannot_be_opened_leaves_the_others_alone() {
     let (data, runtime) = dirs();
     let storaged = Storaged::start(data.path(), runtime.path());

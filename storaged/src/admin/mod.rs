@@ -16,7 +16,11 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use crate::volume::volumes::{Broken, Entry, Volume, Volumes};
+use crate::{
+    history::Kept,
+    index::WorkerState,
+    volume::volumes::{Broken, Entry, Volume, Volumes},
+};
 
 /// Watchers look at most this often.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
@@ -52,6 +56,13 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
     let facts = volume.facts.lock().clone();
     let index = volume.index.as_ref().map(|index| index.status());
     let applied_here = facts.applied.epoch == facts.durable.epoch;
+    let walk = index.as_ref().map(|index| &index.worker);
+    let (walked, to_walk) = match walk {
+        Some(WorkerState::Rebuilding { done, total }) => (*done, *total),
+        _ => (0, 0),
+    };
+    let kept = volume.surplus.as_ref().map_or_else(Kept::default, |surplus| surplus.kept());
+    let keep = &volume.limits.history_keep;
     let index_worker = index.as_ref().map_or("not available".to_owned(), |index| index.worker.describe());
     pb::VolumeStatus {
         volume: name.to_string(),
@@ -73,6 +84,13 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         index_chunks: index.as_ref().map_or(0, |index| index.chunks),
         index_behind: index.as_ref().map_or(0, |index| index.files_behind),
         workers: vec![worker("apply", facts.state.as_str()), worker("index", index_worker)],
+        index_walked: walked,
+        index_to_walk: to_walk,
+        history_bytes: kept.bytes,
+        history_positions: kept.positions,
+        history_limit_bytes: keep.bytes.unwrap_or(0),
+        history_limit_ns: keep.age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
+        history_deleted: kept.deleted,
         progress: None,
         volume_id: id(&volume.identity.volume_id),
         replica_id: id(&volume.identity.replica_id),

@@ -1,7 +1,11 @@
+//! The record of ops, and the bound of what else lies in `history/` ([`surplus`]).
+//!
 //! The record of ops: who changed what and when, for people. Apart from the debug log, and never part of a decision.
 //!
 //! One JSON object a line in `history/ops-NNNNNNNN.jsonl`, written by a thread of its own behind apply. Bounded: the oldest file
 //! goes when there are too many, and ops that come faster than they are written are counted instead of written.
+
+mod surplus;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,6 +20,8 @@ use std::{
     thread::JoinHandle,
     time::Duration,
 };
+
+pub use surplus::{Kept, Surplus};
 
 use bytes::Bytes;
 use parking_lot::Mutex;

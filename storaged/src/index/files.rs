@@ -46,6 +46,10 @@ where
     fn ids_after(&self, after: Option<InodeId>, limit: usize) -> io::Result<Vec<InodeId>> {
         self.reader.ids(after.as_ref(), limit).map_err(as_io)
     }
+
+    fn count(&self) -> u64 {
+        self.reader.inodes()
+    }
 }
 
 impl<T: ReplicaTree> IndexedFile for OpenFile<T> {

@@ -16,6 +16,7 @@
 
 mod cutter;
 mod files;
+mod pacer;
 mod queue;
 mod recipe;
 mod store;
@@ -41,6 +42,7 @@ use crate::apply::{ChunkSource, Place};
 pub use files::CatalogFiles;
 use recipe::Summary;
 pub use recipe::{Chunk, FileStamp, Recipe};
+pub use store::Contents;
 use store::Store;
 pub use verify::{IndexFinding, verify};
 use worker::{Event, Worker};
@@ -58,6 +60,8 @@ pub trait ReplicaFiles: Send {
     fn open(&self, id: &InodeId) -> io::Result<Option<Box<dyn IndexedFile>>>;
     /// At most `limit` inode ids, in an order of its own, after `after`. None: these were all.
     fn ids_after(&self, after: Option<InodeId>, limit: usize) -> io::Result<Vec<InodeId>>;
+    /// How many inode ids there are now.
+    fn count(&self) -> u64;
 }
 
 /// An open file of the replica.
@@ -140,8 +144,10 @@ pub enum WorkerState {
     Indexing,
     /// Walks all files; so many were looked at.
     Rebuilding {
-        /// Files that were compared.
-        files_done: u64,
+        /// Inodes that were looked at.
+        done: u64,
+        /// Of how many, when it began.
+        total: u64,
     },
     /// The database failed; the index answers nothing until the next start.
     Failed(String),
@@ -155,7 +161,7 @@ impl WorkerState {
         match self {
             WorkerState::Idle => "idle".to_owned(),
             WorkerState::Indexing => "indexing".to_owned(),
-            WorkerState::Rebuilding { files_done } => format!("rebuilding, {files_done} files compared"),
+            WorkerState::Rebuilding { done, total } => format!("rebuilding, {done} of {total} inodes compared"),
             WorkerState::Failed(reason) => format!("failed: {reason}"),
             WorkerState::Stopped => "stopped".to_owned(),
         }
@@ -218,9 +224,12 @@ impl Index {
         options: &IndexOptions,
     ) -> Result<Index, IndexError> {
         let (store, summary) = open_store(dir, options)?;
-        let current = summary.complete && summary.position == applied;
+        let total = files.count();
+        // An index without a file beside a tree that has some was lost, whatever it says of itself.
+        let lost = summary.files == 0 && total > 1;
+        let current = summary.complete && summary.position == applied && !lost;
         let status = IndexStatus {
-            worker: if current { WorkerState::Idle } else { WorkerState::Rebuilding { files_done: 0 } },
+            worker: if current { WorkerState::Idle } else { WorkerState::Rebuilding { done: 0, total } },
             files: summary.files,
             chunks: summary.digests,
             files_behind: 0,
@@ -271,6 +280,11 @@ impl Index {
     /// What a file held when it was last read; `None` if it was not read yet.
     pub fn recipe(&self, id: &InodeId) -> Option<Recipe> {
         self.answer(|store| store.recipe(id))
+    }
+
+    /// All that it holds, sorted: to compare it with another one.
+    pub fn contents(&self) -> Contents {
+        self.answer(|store| store.contents())
     }
 
     /// For `status`.

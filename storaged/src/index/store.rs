@@ -14,7 +14,7 @@
 //! off, and its owner begins an empty one.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -33,6 +33,15 @@ use crate::apply::Place;
 const SUMMARY_KEY: &[u8] = b"s";
 /// An edit is applied in pieces of at most this many keys, so that forgetting a huge file needs no huge batch.
 const BATCH_MAX_KEYS: usize = 8192;
+
+/// What an index holds, apart from its position.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Each file's recipe.
+    pub files: BTreeMap<InodeId, Recipe>,
+    /// Each digest's places, sorted.
+    pub places: BTreeMap<Digest, Vec<Place>>,
+}
 
 /// The stored index. Any thread may read; one edits.
 #[derive(Debug)]
@@ -116,6 +125,35 @@ impl Store {
             }
             Ok(ids)
         })
+    }
+
+    /// Everything, for comparing two indexes.
+    pub fn contents(&self) -> Result<Contents, IndexError> {
+        let mut contents = Contents::default();
+        let mut after = None;
+        loop {
+            let ids = self.files_after(after, 1024)?;
+            let Some(last) = ids.last() else { break };
+            after = Some(*last);
+            for id in ids {
+                contents.files.extend(self.recipe(&id)?.map(|recipe| (id, recipe)));
+            }
+        }
+        let mut digests = Vec::new();
+        guarded("list digests", || {
+            for item in self.db.scan_prefix(b"d") {
+                let (key, value) = item?;
+                digests.push((key, value));
+            }
+            Ok(())
+        })?;
+        for (key, value) in digests {
+            let digest = key.get(1..).and_then(|bytes| bytes.try_into().ok()).map(Digest);
+            let mut places = decode_places(&value).unwrap_or_default();
+            places.sort_unstable_by_key(|place| (place.id, place.offset, place.len));
+            contents.places.extend(digest.map(|digest| (digest, places)));
+        }
+        Ok(contents)
     }
 
     /// Hands what was stored to the kernel. That is all it means: see the module.

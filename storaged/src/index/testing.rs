@@ -44,6 +44,10 @@ impl ReplicaFiles for PlainFiles {
         ids.truncate(limit);
         Ok(ids)
     }
+
+    fn count(&self) -> u64 {
+        fs::read_dir(&self.0).map_or(0, |entries| entries.count() as u64)
+    }
 }
 
 impl IndexedFile for PlainFile {

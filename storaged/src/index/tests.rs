@@ -8,7 +8,7 @@ use std::{
 
 use tandem_proto::{Chain, Digest, Epoch, InodeId, Position, Seq, chunks};
 
-use super::{Index, IndexOptions, WorkerState, testing::PlainFiles};
+use super::{Contents, Index, IndexOptions, WorkerState, recipe::PLACES_MAX, testing::PlainFiles};
 use crate::apply::{ChunkSource as _, Place};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -206,6 +206,73 @@ fn a_lost_or_damaged_database_is_built_anew() {
         let index = world.open(at(3));
         assert_eq!(index.status().position, Some(at(3)), "{what}: a rebuilt index lasts");
     }
+}
+
+/// Where a digest had more places than are kept, which of them are kept depends on the order of things.
+fn comparable(mut contents: Contents) -> Contents {
+    let crowded: Vec<Digest> = {
+        let mut places: std::collections::HashMap<Digest, usize> = Default::default();
+        let chunks = contents.files.values().flat_map(|recipe| &recipe.chunks);
+        chunks.for_each(|chunk| *places.entry(chunk.digest).or_default() += 1);
+        places.into_iter().filter(|(_, count)| *count > PLACES_MAX).map(|(digest, _)| digest).collect()
+    };
+    crowded.iter().for_each(|digest| drop(contents.places.remove(digest)));
+    contents
+}
+
+#[test]
+fn an_index_rebuilt_from_nothing_equals_the_one_that_was_kept_up_live() {
+    let world = World::new();
+    let live = world.open(at(0));
+    let mut seq = 0;
+    // Files come, grow, shrink, are overwritten with what others hold, and go.
+    for round in 0..60u64 {
+        let name = format!("file{}", round * 7 % 11);
+        let path = world.tree().join(&name);
+        match round % 5 {
+            0 | 1 => world.write(&name, &noise(&format!("{}", round % 9), 30_000 + 70_000 * (round as usize % 4))),
+            2 => world.write(&name, &[noise("shared", 90_000), noise(&name, 40_000)].concat()),
+            3 if path.exists() => {
+                fs::OpenOptions::new().write(true).open(&path).expect("opened").set_len(20_000).expect("cut");
+            }
+            _ if path.exists() => fs::remove_file(&path).expect("removed"),
+            _ => {}
+        }
+        if path.exists() {
+            live.touched(id(&name))
+        } else {
+            live.removed(id(&name))
+        }
+        seq += 1;
+        live.applied(at(seq));
+        if round % 4 == 0 {
+            assert!(live.wait_for(at(seq), PATIENCE));
+        }
+    }
+    assert!(live.wait_for(at(seq), PATIENCE));
+    let kept_up = comparable(live.contents());
+    assert!(kept_up.files.len() > 3 && kept_up.places.len() > 10, "{} files", kept_up.files.len());
+    drop(live);
+    fs::remove_dir_all(world.index_dir()).expect("removed");
+    let rebuilt = world.open(at(seq));
+    assert!(rebuilt.wait_for(at(seq), PATIENCE));
+    assert_eq!(comparable(rebuilt.contents()), kept_up);
+}
+
+#[test]
+fn an_index_that_lost_all_its_files_is_rebuilt_even_if_it_claims_the_position() {
+    let world = World::new();
+    let index = world.open(at(7));
+    assert!(index.wait_for(at(7), PATIENCE));
+    drop(index);
+    // Not announced: the stored position says that everything is indexed.
+    world.write("a", &noise("a", 100_000));
+    world.write("b", &noise("b", 100_000));
+    let index = world.open(at(7));
+    assert!(matches!(index.status().worker, WorkerState::Rebuilding { total: 2, .. } | WorkerState::Idle));
+    assert!(index.wait_for(at(7), PATIENCE));
+    world.assert_finds(&index, "a");
+    world.assert_finds(&index, "b");
 }
 
 #[test]

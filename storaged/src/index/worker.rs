@@ -16,6 +16,7 @@ use tandem_proto::{InodeId, Position};
 use super::{
     IndexError, IndexOptions, IndexedFile, ReplicaFiles, Shared, WorkerState,
     cutter::{CutError, cut},
+    pacer::Pacer,
     queue::{Due, Queue, Task},
     recipe::{Chunk, FileStamp, Header, Summary},
     store::{Edit, part_of},
@@ -55,6 +56,7 @@ struct Walk {
     after: Option<InodeId>,
     page: VecDeque<InodeId>,
     done: u64,
+    total: u64,
 }
 
 /// How reading one file ended.
@@ -78,6 +80,7 @@ pub struct Worker {
     summary: Summary,
     flushed: Instant,
     unflushed: bool,
+    pacer: Pacer,
 }
 
 impl Worker {
@@ -93,6 +96,7 @@ impl Worker {
         let now = Instant::now();
         Worker {
             queue: Queue::new(options.idle, options.waiting_max_files),
+            pacer: Pacer::new(options.rebuild_bytes_per_second, now),
             shared,
             events,
             files,
@@ -135,9 +139,10 @@ impl Worker {
             return self.show(WorkerState::Indexing);
         }
         if self.walk.is_none() && now >= self.walk_not_before && self.shared.rescan.load(Ordering::SeqCst) {
-            self.show(WorkerState::Rebuilding { files_done: 0 })?;
+            let total = self.files.count();
+            self.show(WorkerState::Rebuilding { done: 0, total })?;
             self.shared.rescan.store(false, Ordering::SeqCst);
-            self.walk = Some(Walk::default());
+            self.walk = Some(Walk { total, ..Walk::default() });
         }
         if self.walk.is_some() {
             return self.walk_on();
@@ -221,7 +226,7 @@ impl Worker {
                 return Ok(());
             }
         }
-        if self.read_chunks(id, &*file, stamp)? == Outcome::Changed {
+        if self.read_chunks(id, &*file, stamp, due.is_none())? == Outcome::Changed {
             let now = Instant::now();
             let since = due.map_or(self.summary.position, |(due, _)| due.since);
             self.queue.put_back(Due { id: *id, task: Task::Index, since, last: now }, self.options.idle);
@@ -234,6 +239,7 @@ impl Worker {
         id: &InodeId,
         file: &dyn IndexedFile,
         stamp: FileStamp,
+        paced: bool,
     ) -> Result<Outcome, CutError<IndexError>> {
         let shared = Arc::clone(&self.shared);
         let mut edit = Edit::new(&shared.store, self.summary);
@@ -254,6 +260,9 @@ impl Worker {
                 }
                 part.push(*chunk);
                 count += 1;
+            }
+            if paced {
+                self.pace(found.iter().map(|chunk| u64::from(chunk.len)).sum());
             }
             self.drain();
             let go_on = !self.stopping() && !self.queue.contains(id);
@@ -277,6 +286,20 @@ impl Worker {
         Ok(if whole && unchanged { Outcome::Stored } else { Outcome::Changed })
     }
 
+    /// Waits as long as the rate asks for, and takes announcements meanwhile.
+    fn pace(&mut self, bytes: u64) {
+        let now = Instant::now();
+        let until = now + self.pacer.read(bytes, now);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.stopping() {
+                return;
+            }
+            std::thread::park_timeout(left.min(NAP));
+            self.drain();
+        }
+    }
+
     fn forget(&mut self, id: &InodeId) -> Result<(), IndexError> {
         let shared = Arc::clone(&self.shared);
         let mut edit = Edit::new(&shared.store, self.summary);
@@ -296,8 +319,9 @@ impl Worker {
             return self.next_page(walk);
         };
         walk.after = Some(id);
-        walk.done += 1;
-        let done = walk.done;
+        // What the second half looks at was counted in the first.
+        walk.done += u64::from(!walk.over_recipes);
+        let (done, total) = (walk.done, walk.total.max(walk.done));
         // What waits is read in its turn.
         if !self.queue.contains(&id) {
             let looked = if walk.over_recipes { self.forget_if_gone(&id) } else { self.read_file(&id, None) };
@@ -311,7 +335,7 @@ impl Worker {
             }
         }
         self.walk = Some(walk);
-        if done.is_multiple_of(64) { self.show(WorkerState::Rebuilding { files_done: done }) } else { Ok(()) }
+        if done.is_multiple_of(64) { self.show(WorkerState::Rebuilding { done, total }) } else { Ok(()) }
     }
 
     fn forget_if_gone(&mut self, id: &InodeId) -> Result<(), CutError<IndexError>> {

@@ -10,7 +10,7 @@ use tandem_proto::{
 
 use crate::{
     apply::{ChunkSource, NoChunks, Published, Recovered},
-    history::History,
+    history::{History, Surplus},
     index::Index,
 };
 
@@ -21,6 +21,8 @@ pub struct Behind {
     pub index: Option<Arc<Index>>,
     /// Record of ops.
     pub history: Option<History>,
+    /// Bounds what resyncs replaced.
+    pub surplus: Option<Arc<Surplus>>,
 }
 
 impl Behind {
@@ -78,6 +80,9 @@ impl Behind {
         if let Some(history) = &self.history {
             history.published(published.changed.len(), published.removed.len(), position, client);
         }
+        if let Some(surplus) = &self.surplus {
+            surplus.settled(position);
+        }
         self.reached(position);
     }
 
@@ -85,6 +90,9 @@ impl Behind {
     pub fn recovered(&self, recovered: &Recovered) {
         if let Some(index) = &self.index {
             recovered.changed.iter().for_each(|id| index.touched(*id));
+        }
+        if let Some(surplus) = &self.surplus {
+            surplus.settled(recovered.applied);
         }
         self.reached(recovered.applied);
     }
@@ -96,6 +104,9 @@ impl Behind {
         }
         if let Some(history) = &self.history {
             history.close();
+        }
+        if let Some(surplus) = &self.surplus {
+            surplus.close();
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     apply::Replica,
     catalog::Catalog,
     config::Limits,
-    history::History,
+    history::{History, Surplus},
     index::{CatalogFiles, Index, IndexOptions},
     ingest::refusal::{Reason, Refusal},
     log::{LogError, LogOptions, disk::DirDisk},
@@ -50,6 +50,10 @@ pub struct Volume {
     pub reader: ReplicaReader<FsTree>,
     /// Its content index, if it could be opened.
     pub index: Option<Arc<Index>>,
+    /// Bounds what resyncs replaced, if it could be started.
+    pub surplus: Option<Arc<Surplus>>,
+    /// Bounds of it.
+    pub limits: Limits,
     /// Memory for waiting messages.
     pub memory: Arc<Semaphore>,
     commands: Commands,
@@ -105,12 +109,17 @@ impl Volumes {
     /// Opens all volumes of a storage directory, which is locked by the caller.
     pub fn open(data: &Path, limits: &Limits) -> io::Result<Volumes> {
         let mut names = Vec::new();
+        let mut entries = BTreeMap::new();
         for entry in fs::read_dir(data)? {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str().and_then(|name| name.parse::<VolumeName>().ok()) else { continue };
             if entry.path().join(STATE_FILE).exists() {
                 names.push(name);
+            } else if holds_files(&entry.path()) {
+                let refusal = Refusal::new(Reason::Damaged, without_state(&entry.path()));
+                tracing::error!(directory = %entry.path().display(), %refusal, "the volume cannot be opened");
+                entries.insert(name, Entry::Broken(Arc::new(Broken { directory: entry.path(), refusal })));
             } else if entry.file_type()?.is_dir() {
                 tracing::warn!(directory = %entry.path().display(), "this directory has no file `state`: not a volume");
             }
@@ -125,7 +134,6 @@ impl Volumes {
                 (name, opened)
             })
             .collect();
-        let mut entries = BTreeMap::new();
         for (name, opened) in opening {
             let entry = opened.join().unwrap_or_else(|_| {
                 let refusal = Refusal::new(Reason::Damaged, format!("opening volume {name} failed: see the log"));
@@ -288,15 +296,8 @@ pub(crate) fn random_id() -> Result<[u8; 16], OpenError> {
 }
 
 fn make(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
-    let tree = directory.join("tree");
-    let used = fs::read_dir(&tree).is_ok_and(|mut entries| entries.next().is_some());
-    if used {
-        let message = format!(
-            "{} holds files, but {STATE_FILE} beside it is missing: move {} away first",
-            tree.display(),
-            directory.display()
-        );
-        return Err(OpenError::Other(message));
+    if holds_files(directory) {
+        return Err(OpenError::Other(without_state(directory)));
     }
     let made = durable::create_private_dir(directory).and_then(|()| {
         // What is left of an earlier attempt was never acknowledged to anybody.
@@ -317,6 +318,19 @@ fn make(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     serve(directory, limits)
 }
 
+fn holds_files(directory: &Path) -> bool {
+    fs::read_dir(directory.join("tree")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn without_state(directory: &Path) -> String {
+    let tree = directory.join("tree");
+    format!(
+        "{} holds files, but the file `{STATE_FILE}` beside it is missing: restore it from a copy, or stop storaged and run \
+         tandem-storaged check --repair",
+        tree.display()
+    )
+}
+
 /// Opens a volume, recovers it and starts its thread.
 fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let started = Instant::now();
@@ -324,7 +338,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let (mut core, recovered) = Core::open(parts(directory)?, started)?;
     let reader = core.replica().reader();
     let behind = behind(directory, &reader, &recovered, limits);
-    let index = behind.index.clone();
+    let (index, surplus) = (behind.index.clone(), behind.surplus.clone());
     core.follow(behind);
     core.bound(Bounds { log_max_bytes: limits.log_max_bytes, ..Bounds::default() });
     let facts = Arc::new(Mutex::new(Facts::default()));
@@ -358,6 +372,8 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         facts,
         reader,
         index,
+        surplus,
+        limits: limits.clone(),
         memory: Arc::new(Semaphore::new(WAITING_MAX_KIB)),
         commands,
         thread: Mutex::new(Some(thread)),
@@ -382,7 +398,9 @@ fn behind(
         Box::new(move |id| paths.path(id).unwrap_or_default()),
     );
     let history = history.inspect_err(|error| tracing::warn!(%error, "the volume has no record of ops")).ok();
-    let behind = Behind { index: index.map(Arc::new), history };
+    let surplus = Surplus::start(&directory.join("history"), limits.history_keep);
+    let surplus = surplus.inspect_err(|error| tracing::warn!(%error, "the volume's history is not bounded")).ok();
+    let behind = Behind { index: index.map(Arc::new), history, surplus: surplus.map(Arc::new) };
     behind.recovered(recovered);
     behind
 }
