@@ -4,11 +4,16 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::{fd::AsFd as _, unix::fs::OpenOptionsExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
 use tandem_runtime::durable;
+
+use super::direct::{BLOCK, DirectFile};
 
 /// A flat set of named files.
 pub trait Disk: Send + 'static {
@@ -42,7 +47,7 @@ pub trait DiskFile: Send {
     }
     /// Reads all bytes of the extent.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Writes; durable after [`DiskFile::sync_data`].
+    /// Writes; read back and durable after [`DiskFile::sync_data`]. Up to the next multiple of 4096 what follows may become zeroes.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes everything that was written durable.
     fn sync_data(&self) -> io::Result<()>;
@@ -52,6 +57,17 @@ pub trait DiskFile: Send {
 #[derive(Clone, Debug)]
 pub struct DirDisk {
     directory: PathBuf,
+    /// Around the page cache, where the file system can.
+    direct: bool,
+}
+
+/// A file of a [`DirDisk`].
+#[derive(Debug)]
+pub enum DirFile {
+    /// Around the page cache.
+    Direct(DirectFile),
+    /// Through it.
+    Buffered(File),
 }
 
 /// Names that are on their way to replace a file; see `tandem_runtime::durable`.
@@ -66,12 +82,25 @@ impl DirDisk {
                 durable::sync_directory(parent)?;
             }
         }
-        Ok(DirDisk { directory: directory.to_owned() })
+        Ok(DirDisk { directory: directory.to_owned(), direct: true })
+    }
+
+    /// The same, but all through the page cache.
+    pub fn buffered(self) -> DirDisk {
+        DirDisk { direct: false, ..self }
+    }
+
+    fn open_path(&self, path: &Path) -> io::Result<DirFile> {
+        let direct = if self.direct { DirectFile::open(path)? } else { None };
+        match direct {
+            Some(direct) => Ok(DirFile::Direct(direct)),
+            None => Ok(DirFile::Buffered(OpenOptions::new().read(true).write(true).open(path)?)),
+        }
     }
 }
 
 impl Disk for DirDisk {
-    type File = File;
+    type File = DirFile;
 
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -85,20 +114,20 @@ impl Disk for DirDisk {
         Ok(names)
     }
 
-    fn open(&self, name: &str) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).open(self.directory.join(name))
+    fn open(&self, name: &str) -> io::Result<DirFile> {
+        self.open_path(&self.directory.join(name))
     }
 
-    fn create(&self, name: &str, len: u64) -> io::Result<File> {
+    fn create(&self, name: &str, len: u64) -> io::Result<DirFile> {
         let path = self.directory.join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        let filled = fill_with_zeroes(&file, len);
+        let filled = fill_with_zeroes(&file, len.next_multiple_of(BLOCK as u64));
         if filled.is_err() {
             // A part of a segment is of no use and would hold the space that is missing.
             let _ = fs::remove_file(&path);
         }
         filled?;
-        Ok(file)
+        self.open_path(&path)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -137,26 +166,38 @@ fn fill_with_zeroes(file: &File, len: u64) -> io::Result<()> {
     let mut at = 0;
     while at < len {
         let part = zeroes.len().min((len - at) as usize);
-        DiskFile::write_all_at(file, &zeroes[..part], at)?;
+        file.write_all_at(&zeroes[..part], at)?;
         at += part as u64;
     }
     file.sync_all()
 }
 
-impl DiskFile for File {
+impl DiskFile for DirFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        match self {
+            DirFile::Direct(file) => file.len(),
+            DirFile::Buffered(file) => Ok(file.metadata()?.len()),
+        }
     }
 
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(self, bytes, offset)
+        match self {
+            DirFile::Direct(file) => file.read_exact_at(bytes, offset),
+            DirFile::Buffered(file) => FileExt::read_exact_at(file, bytes, offset),
+        }
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::write_all_at(self, bytes, offset)
+        match self {
+            DirFile::Direct(file) => file.write_all_at(bytes, offset),
+            DirFile::Buffered(file) => FileExt::write_all_at(file, bytes, offset),
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        File::sync_data(self)
+        match self {
+            DirFile::Direct(file) => file.sync_data(),
+            DirFile::Buffered(file) => file.sync_data(),
+        }
     }
 }

@@ -56,7 +56,10 @@ impl<D: Disk> RawRecords<'_, D> {
 
     fn step(&mut self) -> Result<Option<RawRecord>, LogError> {
         loop {
-            let Some(end) = self.log.ends.get(&self.next.segment).copied() else {
+            // Behind what is durable there is only a mark, which may be in memory.
+            let current = &self.log.current;
+            let synced = (self.next.segment == current.index).then_some(current.synced);
+            let Some(end) = synced.or_else(|| self.log.ends.get(&self.next.segment).copied()) else {
                 if self.next.segment > self.log.current.index {
                     return Ok(None);
                 }
