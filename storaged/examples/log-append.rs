@@ -1,5 +1,5 @@
 //! What one group commit of the replica's log costs, in one run: the production log through the page cache and around it, and the
-//! bare system calls that each could be made of. Run it with `scripts/bench/log`.
+//! bare system calls that each could be made of. Run it with `scripts/bench/log [DIR [SHARE]]`; SHARE 10 does a tenth.
 
 use std::{
     fs::{File, OpenOptions},
@@ -29,76 +29,117 @@ fn show(what: &str, bytes: usize, mut took: Vec<Duration>) -> u128 {
     half
 }
 
-fn measure(times: usize, mut once: impl FnMut(usize) -> io::Result<()>) -> io::Result<Vec<Duration>> {
-    (0..times)
-        .map(|number| {
-            let started = Instant::now();
-            once(number)?;
-            Ok(started.elapsed())
-        })
-        .collect()
+/// One way to make an append durable.
+trait Way {
+    fn name(&self) -> &'static str;
+    fn append(&mut self) -> io::Result<()>;
 }
 
 /// The production log.
-fn log(directory: &Path, disk: DirDisk, bytes: usize, times: usize) -> io::Result<Vec<Duration>> {
-    let mut log = Log::create(disk, LogOptions::default(), [7; 16]).map_err(io::Error::other)?;
-    let payload = vec![5; bytes];
-    let record = [Append { kind: 2, version: 1, payload: &payload }];
-    // A first turn, so that what is measured runs in recycled segments, as it does in a volume.
-    for _ in 0..(4 * SEGMENT as usize / bytes) {
-        log.append_group(&record).map_err(io::Error::other)?;
-        log.recycle_before(log.end()).map_err(io::Error::other)?;
+struct LogWay {
+    name: &'static str,
+    log: Log<DirDisk>,
+    payload: Vec<u8>,
+}
+
+impl LogWay {
+    fn new(name: &'static str, disk: DirDisk, bytes: usize) -> io::Result<LogWay> {
+        let log = Log::create(disk, LogOptions::default(), [7; 16]).map_err(io::Error::other)?;
+        let mut way = LogWay { name, log, payload: vec![5; 1 << 20] };
+        // So that what is measured runs in recycled segments, as it does in a volume.
+        for _ in 0..4 * SEGMENT >> 20 {
+            way.append()?;
+        }
+        way.payload.truncate(bytes);
+        Ok(way)
     }
-    let took = measure(times, |_| {
-        let appended = log.append_group(&record).map_err(io::Error::other)?;
-        log.mark_durable();
-        log.recycle_before(appended.at).map_err(io::Error::other)
-    });
-    std::fs::remove_dir_all(directory)?;
-    took
+}
+
+impl Way for LogWay {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn append(&mut self) -> io::Result<()> {
+        let record = [Append { kind: 2, version: 1, payload: &self.payload }];
+        let appended = self.log.append_group(&record).map_err(io::Error::other)?;
+        self.log.mark_durable();
+        self.log.recycle_before(appended.at).map_err(io::Error::other)
+    }
 }
 
 /// One file of zeroes, written block after block.
-fn bare(path: &Path, flags: i32, call: bool, bytes: usize, times: usize) -> io::Result<Vec<Duration>> {
-    let file: File = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-    let zeroes = vec![0; 1 << 20];
-    for at in 0..SEGMENT >> 20 {
-        file.write_all_at(&zeroes, at << 20)?;
-    }
-    file.sync_all()?;
-    let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
-    let storage = vec![5; bytes + BLOCK];
-    let start = storage.as_ptr().align_offset(BLOCK);
-    let took = measure(times, |number| {
-        let at = (number * bytes) as u64 % (SEGMENT - bytes as u64) / BLOCK as u64 * BLOCK as u64;
-        file.write_all_at(&storage[start..start + bytes], at)?;
-        if call { file.sync_data() } else { Ok(()) }
-    });
-    std::fs::remove_file(path)?;
-    took
+struct BareWay {
+    name: &'static str,
+    file: File,
+    call: bool,
+    bytes: usize,
+    storage: Vec<u8>,
+    at: u64,
 }
 
+impl BareWay {
+    fn new(name: &'static str, path: &Path, flags: i32, call: bool, bytes: usize) -> io::Result<BareWay> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let zeroes = vec![0; 1 << 20];
+        for at in 0..SEGMENT >> 20 {
+            file.write_all_at(&zeroes, at << 20)?;
+        }
+        file.sync_all()?;
+        let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+        Ok(BareWay { name, file, call, bytes, storage: vec![5; bytes + BLOCK], at: 0 })
+    }
+}
+
+impl Way for BareWay {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn append(&mut self) -> io::Result<()> {
+        let start = self.storage.as_ptr().align_offset(BLOCK);
+        self.file.write_all_at(&self.storage[start..start + self.bytes], self.at)?;
+        self.at = (self.at + self.bytes as u64) % SEGMENT;
+        if self.call { self.file.sync_data() } else { Ok(()) }
+    }
+}
+
+fn ways(base: &Path, bytes: usize) -> io::Result<Vec<Box<dyn Way>>> {
+    let disk = |name: &str| DirDisk::open_or_create(&base.join(format!("{name}-{bytes}")));
+    let file = |name: &str| base.join(format!("{name}-{bytes}"));
+    let (direct, dsync) = (libc::O_DIRECT, libc::O_DIRECT | libc::O_DSYNC);
+    Ok(vec![
+        Box::new(LogWay::new("log: page cache", disk("log-buffered")?.buffered(), bytes)?),
+        Box::new(LogWay::new("log: O_DIRECT, fdatasync", disk("log-direct")?, bytes)?),
+        Box::new(BareWay::new("bare: page cache, fdatasync", &file("bare-buffered"), 0, true, bytes)?),
+        Box::new(BareWay::new("bare: O_DIRECT, fdatasync", &file("bare-direct"), direct, true, bytes)?),
+        Box::new(BareWay::new("bare: O_DIRECT|O_DSYNC", &file("bare-dsync"), dsync, false, bytes)?),
+    ])
+}
+
+/// The ways take turns, so that whatever else the machine does hits all of them alike.
 fn main() -> io::Result<()> {
-    let base: PathBuf = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
+    let mut arguments = std::env::args_os().skip(1);
+    let base: PathBuf = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    let share = arguments.next().and_then(|text| text.to_str()?.parse().ok()).unwrap_or(1);
     let base = base.join(format!("tandem-log-bench-{}", std::process::id()));
     std::fs::create_dir_all(&base)?;
     for (bytes, times) in CASES {
-        let path = base.join("bare");
-        let direct = libc::O_DIRECT;
-        show("bare: page cache, fdatasync", bytes, bare(&path, 0, true, bytes, times)?);
-        show("bare: O_DIRECT, fdatasync", bytes, bare(&path, direct, true, bytes, times)?);
-        show("bare: O_DIRECT|O_DSYNC", bytes, bare(&path, direct | libc::O_DSYNC, false, bytes, times)?);
-        let directory = base.join("log");
-        let buffered = log(&directory, DirDisk::open_or_create(&directory)?.buffered(), bytes, times)?;
-        let buffered = show("log: page cache", bytes, buffered);
-        let direct = log(&directory, DirDisk::open_or_create(&directory)?, bytes, times)?;
-        let direct = show("log: direct", bytes, direct);
-        println!(
-            "{:34} {:>5} KiB  {:.2} times the latency\n",
-            "log: direct to page cache",
-            bytes >> 10,
-            direct as f64 / buffered as f64
-        );
+        let mut ways = ways(&base, bytes)?;
+        let mut took = vec![Vec::new(); ways.len()];
+        for _ in 0..times / share {
+            for (way, took) in ways.iter_mut().zip(&mut took) {
+                let started = Instant::now();
+                way.append()?;
+                took.push(started.elapsed());
+            }
+        }
+        let mut first = 0;
+        for (way, took) in ways.iter().zip(took) {
+            let half = show(way.name(), bytes, took);
+            first = if first == 0 { half } else { first };
+            println!("{:34} {:.2} of the first", "", half as f64 / first.max(1) as f64);
+        }
     }
     std::fs::remove_dir_all(base)
 }
