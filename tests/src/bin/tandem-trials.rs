@@ -4,21 +4,23 @@
 
 use std::{env, process::ExitCode};
 
-use tandem_tests::trials::{Outcome, Tally, crash, repeat};
+use tandem_tests::trials::{Outcome, Tally, crash, image, power, repeat};
 
 const USAGE: &str = "usage: tandem-trials crash [--trials N] [--kind mountd|storaged|both] [--seed S] [--points P]
-       --trials counts crashes of each kind; --points of them hit one volume before a new one is made";
+       tandem-trials power [--trials N] [--kind client|storage|both] [--fs ext4|xfs] [--seed S] [--points P]
+       --trials counts faults of each kind; --points of them hit one volume before a new one is made";
 
 struct Args {
     trials: u64,
     seed: u64,
     points: u64,
     kind: Option<String>,
+    fs: Option<String>,
     lie: bool,
 }
 
 fn parse(args: &[String]) -> Result<Args, String> {
-    let mut parsed = Args { trials: 50, seed: 1, points: 5, kind: None, lie: false };
+    let mut parsed = Args { trials: 50, seed: 1, points: 5, kind: None, fs: None, lie: false };
     let mut args = args.iter();
     while let Some(flag) = args.next() {
         let mut value = || args.next().cloned().ok_or_else(|| format!("{flag} needs a value"));
@@ -28,6 +30,7 @@ fn parse(args: &[String]) -> Result<Args, String> {
             "--seed" => parsed.seed = number(value()?)?,
             "--points" => parsed.points = number(value()?)?.max(1),
             "--kind" => parsed.kind = Some(value()?),
+            "--fs" => parsed.fs = Some(value()?),
             // Breaks the trial's own expectation, so that one can see it object.
             "--lie" => parsed.lie = true,
             other => return Err(format!("unknown argument {other}")),
@@ -36,19 +39,31 @@ fn parse(args: &[String]) -> Result<Args, String> {
     Ok(parsed)
 }
 
-fn wanted(args: &Args, name: &str) -> bool {
-    args.kind.as_deref().is_none_or(|kind| kind == name)
+fn wanted(chosen: &Option<String>, name: &str) -> bool {
+    chosen.as_deref().is_none_or(|chosen| chosen == name)
+}
+
+/// `--trials` faults, `--points` of them on each volume.
+fn spread(name: &str, args: &Args, trial: impl Fn(u64, u64) -> Outcome) -> Tally {
+    let points = |seed: u64| args.points.min(args.trials - (seed - args.seed) * args.points);
+    repeat(name, args.seed, args.trials.div_ceil(args.points), |seed| trial(seed, points(seed)))
 }
 
 fn run(what: &str, args: &Args) -> Result<Tally, String> {
     let mut all = Tally::default();
     match what {
         "crash" => {
-            for (name, victim) in crash::VICTIMS.into_iter().filter(|(name, _)| wanted(args, name)) {
-                let rounds = args.trials.div_ceil(args.points);
-                let points = |seed: u64| args.points.min(args.trials - (seed - args.seed) * args.points);
-                let trial = |seed| -> Outcome { crash::trial(seed, victim, points(seed), args.lie) };
-                all.add(repeat(&format!("crash of {name}"), args.seed, rounds, trial));
+            for (name, victim) in crash::VICTIMS.into_iter().filter(|(name, _)| wanted(&args.kind, name)) {
+                let trial = |seed, points| crash::trial(seed, victim, points, args.lie);
+                all.add(spread(&format!("crash of {name}"), args, trial));
+            }
+        }
+        "power" => {
+            for (fs, file_system) in image::FILE_SYSTEMS.into_iter().filter(|(name, _)| wanted(&args.fs, name)) {
+                for (name, side) in power::SIDES.into_iter().filter(|(name, _)| wanted(&args.kind, name)) {
+                    let trial = |seed, points| power::trial(seed, file_system, side, points, args.lie);
+                    all.add(spread(&format!("power loss of {name} on {fs}"), args, trial));
+                }
             }
         }
         other => return Err(format!("unknown trials {other}")),

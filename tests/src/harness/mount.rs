@@ -163,6 +163,11 @@ impl Mount {
         self.daemon.kill();
     }
 
+    /// Detaches a mount whose daemon is gone.
+    pub fn detach(&self) {
+        unmount_lazily(&self.mountpoint);
+    }
+
     /// Unmounts as umount(8) does and waits for the daemon's end.
     pub fn unmount(&self) {
         let begin = std::time::Instant::now();

@@ -5,6 +5,7 @@
 //! (SIGSTOP) for that time, or it would send again what the crash lost. Then the two meet, the load stops, and both sides must be equal.
 
 use std::{
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -46,8 +47,8 @@ pub struct Rig {
     pub storage: Storage,
     /// The mount.
     pub mount: Mount,
-    /// What was promised by all loads so far.
-    pub promises: Vec<Arc<Promises>>,
+    /// What was promised by all loads so far, and how closely a replica is held against it.
+    promises: Vec<(Arc<Promises>, Look)>,
     watch: Option<Watch>,
     /// Last, because everything above ends before it.
     pub lab: Lab,
@@ -74,8 +75,26 @@ impl Rig {
     /// Starts a load and remembers what it promises.
     pub fn load(&mut self, name: &str, seed: u64, mix: Mix) -> Load {
         let load = Load::start(&self.mount, name, seed, mix);
-        self.promises.push(Arc::clone(load.promises()));
+        self.promises.push((Arc::clone(load.promises()), Look::PastState));
         load
+    }
+
+    /// Everything promised so far.
+    pub fn all_promises(&self) -> Vec<Arc<Promises>> {
+        self.promises.iter().map(|(promises, _)| Arc::clone(promises)).collect()
+    }
+
+    /// The folder lost what nobody had synced: of the loads so far only what was acknowledged counts from now on.
+    pub fn weaken(&mut self) {
+        for (_, look) in &mut self.promises {
+            *look = Look::AcknowledgedOnly;
+        }
+    }
+
+    fn check_promises(&self, root: &Path, when: &str) {
+        for (promises, look) in &self.promises {
+            assert_kept(&[Arc::clone(promises)], root, *look, when);
+        }
     }
 
     /// Waits until the storage daemon, to which nobody talks, has in its tree what is in its log.
@@ -93,7 +112,7 @@ impl Rig {
     /// Holds the replica's tree against everything promised. Nobody may write to it meanwhile.
     pub fn check_replica(&self, when: &str) {
         self.settle_replica();
-        assert_kept(&self.promises, &self.storage.tree(VOLUME), Look::PastState, when);
+        self.check_promises(&self.storage.tree(VOLUME), when);
     }
 
     /// Waits until all is applied and compares mount and replica.
@@ -114,7 +133,7 @@ impl Rig {
         self.check_equal();
         self.mount.unmount();
         compare::assert_equal(self.mount.path(), &self.storage.tree(VOLUME));
-        assert_kept(&self.promises, self.mount.path(), Look::PastState, "at the end");
+        self.check_promises(self.mount.path(), "at the end");
         self.watch.take().map_or(0, Watch::finish)
     }
 

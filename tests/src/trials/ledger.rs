@@ -59,6 +59,8 @@ struct Facts {
     slots: Vec<(u64, u64)>,
     /// Steps of the prefix writer that were complete before the last acknowledged call began.
     floor: u64,
+    /// Nothing that is acknowledged from now on counts.
+    closed: bool,
 }
 
 /// One writer and what it knows.
@@ -93,6 +95,11 @@ impl Writer {
     /// Steps of the prefix writer that the last acknowledgement covers.
     pub fn floor(&self) -> u64 {
         self.facts().floor
+    }
+
+    /// The power goes: what is acknowledged later was not acknowledged by a machine that ran.
+    pub fn close(&self) {
+        self.facts().closed = true;
     }
 
     /// Claims a step that nobody acknowledged, so that a check must object. For tests of the trials.
@@ -154,7 +161,7 @@ impl Writer {
                 dir_sync(dir)?;
                 // From here on every slot must be there.
                 let mut facts = self.facts();
-                facts.acked = 1;
+                facts.acked = u64::from(!facts.closed);
                 facts.attempted = 1;
                 Ok(Some(file))
             }
@@ -187,6 +194,9 @@ impl Writer {
             _ => self.names(dir, step)?,
         }
         let mut facts = self.facts();
+        if facts.closed {
+            return Ok(());
+        }
         facts.acked = step + 1;
         facts.slots[slot].1 = step + 1;
         facts.floor = facts.floor.max(before);

@@ -48,6 +48,11 @@ impl Promises {
         self.writers.iter().map(Writer::acked).sum()
     }
 
+    /// Closes all ledgers; see [`Writer::close`].
+    pub fn close(&self) {
+        self.writers.iter().for_each(Writer::close);
+    }
+
     /// Makes every later check fail; see [`Writer::lie`].
     pub fn lie(&self) {
         self.writers[0].lie();

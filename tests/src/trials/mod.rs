@@ -14,8 +14,10 @@
 //! that were tampered with, so that each is known to object.
 
 pub mod crash;
+pub mod image;
 pub mod ledger;
 pub mod load;
+pub mod power;
 pub mod prefix;
 pub mod watch;
 
