@@ -59,6 +59,10 @@ impl<J: Journal> Vfs<J> {
             if old_dir.id != new_dir.id {
                 changes.extend(self.dir_mtime(&new_dir, &new_fd));
             }
+            if let Some(target) = target.as_ref().filter(|_| exchange) {
+                changes.extend(touched_by_exchange(&moved)?);
+                changes.extend(touched_by_exchange(target)?);
+            }
             slot.fill(caller.origin(), changes);
             self.backing.remember(&moved.inode.id, &new_dir.id, to.name);
             if self.fsync.has_paths() {
@@ -76,6 +80,16 @@ impl<J: Journal> Vfs<J> {
             return Ok(());
         }
     }
+}
+
+/// The mtime of a directory that an exchange touched itself, as xfs does when its parent becomes another.
+fn touched_by_exchange(child: &Child<'_>) -> VfsResult<Option<Change>> {
+    let before = child.stat.get();
+    if !before.is_dir() {
+        return Ok(None);
+    }
+    let after = sys::stat(&child.fd)?;
+    Ok((after.mtime != before.mtime).then(|| mtime_change(child.inode.id, &after)))
 }
 
 fn entry_changes(

@@ -158,6 +158,16 @@ impl<T: ReplicaTree> Objects<T> {
     fn name(&mut self, cell: &Cell, id: Option<&InodeId>) -> Result<(), ApplyError> {
         self.catalog.set_entry(&cell.0, &cell.1, id)?;
         self.touched.insert(cell.0);
+        self.touch_if_directory(id)
+    }
+
+    /// A directory that is given a name by an exchange gets a new mtime on some file systems (xfs), for the sake of its `..`.
+    pub fn touch_if_directory(&mut self, id: Option<&InodeId>) -> Result<(), ApplyError> {
+        if let Some(id) = id
+            && self.catalog.node(id)?.is_some_and(|record| record.kind.is_directory())
+        {
+            self.touched.insert(*id);
+        }
         Ok(())
     }
 

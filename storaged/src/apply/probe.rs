@@ -196,6 +196,7 @@ impl<T: ReplicaTree> Objects<T> {
                     }
                 }
                 self.catalog.set_entry(&cell.0, &cell.1, Some(&id))?;
+                self.touch_if_directory(Some(&id))?;
             }
             (Some(_), None) => {
                 self.move_aside(dir, cell.1.as_bytes(), Area::Limbo)?;

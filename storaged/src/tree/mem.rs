@@ -180,6 +180,12 @@ impl State {
                 }
                 self.get(*from)?.names.insert(name.clone(), b);
                 self.get(*to)?.names.insert(to_name.clone(), a);
+                // As on xfs: a directory whose parent becomes another is touched itself.
+                for moved in [a, b] {
+                    if from != to && self.get(moved)?.kind.is_directory() {
+                        self.touch(moved, clock)?;
+                    }
+                }
                 self.touch(*from, clock)?;
                 self.touch(*to, clock)
             }

@@ -4,6 +4,7 @@
 
 mod crash;
 mod power;
+mod xfs;
 
 use tandem_tests::trials::Outcome;
 
