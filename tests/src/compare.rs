@@ -329,7 +329,10 @@ fn read_xattrs(path: &Path) -> io::Result<Xattrs> {
         len => len?,
     };
     let mut xattrs = BTreeMap::new();
-    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty() && *name != b"security.selinux") {
+    // What xfs shows as trusted.SGI_ACL_* are the ACLs, which are compared by their common names.
+    let counts =
+        |name: &&[u8]| !name.is_empty() && *name != b"security.selinux" && !name.starts_with(b"trusted.SGI_ACL_");
+    for name in names[..len].split(|byte| *byte == 0).filter(counts) {
         let mut value = vec![0u8; 64 << 10];
         match rustix::fs::lgetxattr(path, name, &mut value) {
             Ok(len) => {

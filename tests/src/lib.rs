@@ -10,6 +10,7 @@ pub mod databases;
 pub mod figures;
 pub mod generic;
 pub mod harness;
+pub mod netlab;
 pub mod rng;
 pub mod sim;
 pub mod storm;

@@ -238,10 +238,19 @@ pub fn list_xattr_raw(fd: impl AsFd) -> io::Result<Vec<u8>> {
     }
 }
 
+/// xfs shows ACLs a second time to root, in a form of its own, and a change of one is a change of the other.
+pub fn acl_by_another_name(name: &[u8]) -> Option<&'static [u8]> {
+    match name {
+        b"trusted.SGI_ACL_FILE" => Some(b"system.posix_acl_access"),
+        b"trusted.SGI_ACL_DEFAULT" => Some(b"system.posix_acl_default"),
+        _ => None,
+    }
+}
+
 /// Whether an extended attribute is part of the replicated state. Others are made up by their file system.
 pub fn is_replicated_xattr(name: &[u8]) -> bool {
     name.starts_with(b"user.")
-        || name.starts_with(b"trusted.")
+        || (name.starts_with(b"trusted.") && acl_by_another_name(name).is_none())
         || name.starts_with(b"security.")
         || name == b"system.posix_acl_access"
         || name == b"system.posix_acl_default"

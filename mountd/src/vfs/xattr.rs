@@ -90,9 +90,10 @@ impl<J: Journal> Vfs<J> {
     /// What resulted: an ACL that says no more than the mode is not kept, and one that is kept changes the mode.
     fn xattr_changes(&self, inode: &Inode, fd: &OwnedFd, name: &OsStr, before: &Stat) -> VfsResult<Changes> {
         let mut changes = Changes::new();
-        if sys::is_replicated_xattr(name.as_bytes()) {
-            let value = sys::get_xattr(fd, name.as_bytes())?;
-            changes.push(Change::Xattr { id: inode.id, name: Bytes::copy_from_slice(name.as_bytes()), value });
+        let name = sys::acl_by_another_name(name.as_bytes()).unwrap_or(name.as_bytes());
+        if sys::is_replicated_xattr(name) {
+            let value = sys::get_xattr(fd, name)?;
+            changes.push(Change::Xattr { id: inode.id, name: Bytes::copy_from_slice(name), value });
         }
         let after = sys::stat(fd)?;
         if after.mode != before.mode {

@@ -151,10 +151,12 @@ pub trait ReplicaTree: Clone + Send + Sync + 'static {
     fn is_unprivileged(&self) -> bool;
 }
 
-/// Whether an extended attribute is replicated state: what the kernel's security modules label by themselves is not.
+/// Whether an extended attribute is replicated state: what the kernel's security modules label by themselves is not, nor is the second
+/// face that xfs gives to ACLs, through which an older one would come back.
 pub fn is_state_xattr(name: &[u8]) -> bool {
     !name.starts_with(b"security.selinux")
         && !name.starts_with(b"security.ima")
         && !name.starts_with(b"security.evm")
         && !name.starts_with(b"security.SMACK")
+        && !name.starts_with(b"trusted.SGI_ACL_")
 }

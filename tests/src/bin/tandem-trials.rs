@@ -4,10 +4,12 @@
 
 use std::{env, process::ExitCode};
 
-use tandem_tests::trials::{Outcome, Tally, crash, image, power, repeat};
+use tandem_tests::trials::{Outcome, Tally, crash, full, image, network, power, repeat};
 
 const USAGE: &str = "usage: tandem-trials crash [--trials N] [--kind mountd|storaged|both] [--seed S] [--points P]
        tandem-trials power [--trials N] [--kind client|storage|both] [--fs ext4|xfs] [--seed S] [--points P]
+       tandem-trials full [--trials N] [--kind client|storage] [--fs ext4|xfs] [--seed S] [--points P]
+       tandem-trials network [--trials N] [--kind loss|cut|black-hole|delay|slow|flip|truncate|late] [--seed S] [--points P]
        --trials counts faults of each kind; --points of them hit one volume before a new one is made";
 
 struct Args {
@@ -64,6 +66,20 @@ fn run(what: &str, args: &Args) -> Result<Tally, String> {
                     let trial = |seed, points| power::trial(seed, file_system, side, points, args.lie);
                     all.add(spread(&format!("power loss of {name} on {fs}"), args, trial));
                 }
+            }
+        }
+        "full" => {
+            for (fs, file_system) in image::FILE_SYSTEMS.into_iter().filter(|(name, _)| wanted(&args.fs, name)) {
+                for (name, side) in full::SIDES.into_iter().filter(|(name, _)| wanted(&args.kind, name)) {
+                    let trial = |seed, points| full::trial(seed, file_system, side, points);
+                    all.add(spread(&format!("full disk of {name} on {fs}"), args, trial));
+                }
+            }
+        }
+        "network" => {
+            for (name, fault) in network::FAULTS.into_iter().filter(|(name, _)| wanted(&args.kind, name)) {
+                let trial = |seed, points| network::trial(seed, fault, points);
+                all.add(spread(&format!("network, {name}"), args, trial));
             }
         }
         other => return Err(format!("unknown trials {other}")),

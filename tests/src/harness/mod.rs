@@ -17,7 +17,7 @@ mod turns;
 pub use daemon::Daemon;
 pub use lab::Lab;
 pub use mount::{Mount, MountSpec, is_mounted};
-pub use run::{Finished, binary, run};
+pub use run::{Finished, binary, run, system};
 pub use storage::Storage;
 
 use std::time::{Duration, Instant};

@@ -53,6 +53,21 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// Runs a tool of the system to its end; the error says that it is not installed, or what it said.
+pub fn system(program: &str, args: &[&str]) -> Result<Finished, String> {
+    let found = std::env::var_os("PATH").unwrap_or_default();
+    // A user's PATH often lacks the directories of the system's tools.
+    let path = std::env::join_paths(std::env::split_paths(&found).chain(["/usr/sbin".into(), "/sbin".into()]));
+    let mut command = Command::new("env");
+    command.env("PATH", path.unwrap_or(found)).arg(program).args(args);
+    let finished = run(&mut command, Duration::from_secs(60));
+    match finished.code {
+        Some(0) => Ok(finished),
+        Some(127) => Err(format!("{program} is not installed")),
+        _ => Err(format!("{program} {args:?}: {}", finished.text().trim())),
+    }
+}
+
 /// Runs a command with a limit. Its output is collected, also when it is killed.
 pub fn run(command: &mut Command, limit: Duration) -> Finished {
     let begin = Instant::now();

@@ -18,7 +18,7 @@ use crate::{
     trials::{
         Outcome, PATIENCE,
         ledger::Look,
-        load::{Load, Mix, Promises, assert_kept},
+        load::{Load, Mix, Promises, Tolerated, assert_kept},
         watch::Watch,
     },
 };
@@ -102,7 +102,13 @@ impl Rig {
         let mut last = None;
         let settled = eventually(PATIENCE, || {
             let status = self.storage.volume(VOLUME);
-            let settled = status.state == "settled" && status.applied == status.durable;
+            // A staging whose client is stopped stays; the tree is at the position that was published.
+            let published = status.position.as_ref().is_some_and(|position| position.seq == status.applied);
+            let settled = match status.state.as_str() {
+                "settled" => status.applied == status.durable,
+                "staging" => published,
+                _ => false,
+            };
             last = Some(status);
             settled
         });
@@ -212,7 +218,8 @@ fn crash(rig: &mut Rig, point: u64, victim: Victim, rng: &mut Rng, lie: bool) ->
     if victim == Victim::Storaged {
         rig.wait_for_acks(&load);
     }
-    let errors = load.stop(victim != Victim::Storaged);
+    let tolerated = if victim == Victim::Storaged { Tolerated::Nothing } else { Tolerated::Gone };
+    let errors = load.stop(tolerated);
     assert!(errors.is_empty(), "the load met errors: {errors:?}");
     if victim != Victim::Storaged {
         rig.mount.start_again().unwrap_or_else(|error| panic!("no mount after crash {point}: {error}"));

@@ -9,13 +9,12 @@ use std::{
     io,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use rustix::mount::UnmountFlags;
 
-use crate::harness::{Finished, eventually, run};
+use crate::harness::{eventually, system};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// `_IOR('X', 125, __u32)`: EXT4_IOC_SHUTDOWN, and XFS_IOC_GOINGDOWN.
@@ -44,20 +43,6 @@ pub struct Image {
     device: Option<PathBuf>,
 }
 
-fn command(program: &str, args: &[&str]) -> Result<Finished, String> {
-    let found = std::env::var_os("PATH").unwrap_or_default();
-    // A user's PATH often lacks the directories of the system's tools.
-    let path = std::env::join_paths(std::env::split_paths(&found).chain(["/usr/sbin".into(), "/sbin".into()]));
-    let mut command = Command::new("env");
-    command.env("PATH", path.unwrap_or(found)).arg(program).args(args);
-    let finished = run(&mut command, LIMIT);
-    match finished.code {
-        Some(0) => Ok(finished),
-        Some(127) => Err(format!("{program} is not installed")),
-        _ => Err(format!("{program} {args:?}: {}", finished.text().trim())),
-    }
-}
-
 impl Image {
     /// A new file system of this size, its image `file`, mounted at `dir`. The error says why there can be none here.
     pub fn new(file_system: FileSystem, file: &Path, bytes: u64, dir: &Path) -> Result<Image, String> {
@@ -66,8 +51,8 @@ impl Image {
         fs::create_dir_all(dir).map_err(text)?;
         let path = file.to_string_lossy();
         match file_system {
-            FileSystem::Ext4 => command("mkfs.ext4", &["-q", "-F", "-E", "lazy_itable_init=1,nodiscard", &path])?,
-            FileSystem::Xfs => command("mkfs.xfs", &["-q", "-f", "-K", &path])?,
+            FileSystem::Ext4 => system("mkfs.ext4", &["-q", "-F", "-E", "lazy_itable_init=1,nodiscard", &path])?,
+            FileSystem::Xfs => system("mkfs.xfs", &["-q", "-f", "-K", &path])?,
         };
         let mut image = Image { file_system, file: file.to_owned(), dir: dir.to_owned(), device: None };
         image.mount()?;
@@ -80,7 +65,7 @@ impl Image {
     }
 
     fn mount(&mut self) -> Result<(), String> {
-        let found = command("losetup", &["--find", "--show", &self.file.to_string_lossy()])?;
+        let found = system("losetup", &["--find", "--show", &self.file.to_string_lossy()])?;
         let device = PathBuf::from(found.stdout.trim());
         self.device = Some(device.clone());
         let (kind, options) = match self.file_system {
@@ -130,7 +115,7 @@ impl Image {
 
     fn detach(&mut self) -> Result<(), String> {
         match self.device.take() {
-            Some(device) => command("losetup", &["--detach", &device.to_string_lossy()]).map(|_| ()),
+            Some(device) => system("losetup", &["--detach", &device.to_string_lossy()]).map(|_| ()),
             None => Ok(()),
         }
     }

@@ -96,10 +96,28 @@ impl Mix {
     }
 }
 
-/// Errors of a mount whose daemon or disk was taken away.
-fn is_gone(error: &io::Error) -> bool {
-    let gone = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO, libc::EROFS, libc::ENODEV, libc::ESHUTDOWN];
-    error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
+/// Errors that a load may have met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tolerated {
+    /// None: the mount was there all the time, with room.
+    Nothing,
+    /// Those of a mount whose daemon or disk was taken away.
+    Gone,
+    /// Those of a full disk.
+    Full,
+}
+
+impl Tolerated {
+    fn tolerates(self, error: &io::Error) -> bool {
+        let errnos: &[i32] = match self {
+            Tolerated::Nothing => &[],
+            Tolerated::Gone => {
+                &[libc::ENOTCONN, libc::ECONNABORTED, libc::EIO, libc::EROFS, libc::ENODEV, libc::ESHUTDOWN]
+            }
+            Tolerated::Full => &[libc::ENOSPC],
+        };
+        error.raw_os_error().is_some_and(|errno| errnos.contains(&errno))
+    }
 }
 
 fn quiet(command: &mut Command) -> Option<Child> {
@@ -183,13 +201,13 @@ impl Load {
         &self.promises
     }
 
-    /// Stops everything and waits for it. `gone`: the mount was taken away, and errors that say so are in order. Returns other errors.
-    pub fn stop(mut self, gone: bool) -> Vec<String> {
+    /// Stops everything and waits for it. Returns the errors that are not tolerated.
+    pub fn stop(mut self, tolerated: Tolerated) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut wrong = self.end_children(gone);
+        let mut wrong = self.end_children(tolerated);
         for (name, thread) in self.threads.drain(..) {
             match thread.join() {
-                Ok(Err(error)) if gone && is_gone(&error) => {}
+                Ok(Err(error)) if tolerated.tolerates(&error) => {}
                 Ok(Err(error)) => wrong.push(format!("{name}: {error}")),
                 Ok(Ok(())) => {}
                 Err(_) => wrong.push(format!("{name} panicked")),
@@ -198,11 +216,13 @@ impl Load {
         wrong
     }
 
-    fn end_children(&mut self, gone: bool) -> Vec<String> {
+    fn end_children(&mut self, tolerated: Tolerated) -> Vec<String> {
         let mut wrong = Vec::new();
         for (name, mut child) in self.children.drain(..) {
             match child.try_wait() {
-                Ok(Some(status)) if !gone => wrong.push(format!("{name} ended by itself: {status}")),
+                Ok(Some(status)) if tolerated == Tolerated::Nothing => {
+                    wrong.push(format!("{name} ended by itself: {status}"))
+                }
                 _ => {
                     let _ = child.kill();
                     let _ = child.wait();
@@ -217,7 +237,7 @@ impl Drop for Load {
     fn drop(&mut self) {
         // A trial that panics: the processes must not outlive it. The threads end when their mount does.
         self.stop.store(true, Ordering::Relaxed);
-        self.end_children(true);
+        self.end_children(Tolerated::Gone);
     }
 }
 

@@ -14,9 +14,11 @@
 //! that were tampered with, so that each is known to object.
 
 pub mod crash;
+pub mod full;
 pub mod image;
 pub mod ledger;
 pub mod load;
+pub mod network;
 pub mod power;
 pub mod prefix;
 pub mod watch;

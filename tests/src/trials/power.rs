@@ -19,7 +19,7 @@ use crate::{
         crash::{Rig, Stopped, VOLUME, random_pause},
         image::{FileSystem, Image},
         ledger::Look,
-        load::{Load, Mix, Promises, assert_kept},
+        load::{Load, Mix, Promises, Tolerated, assert_kept},
     },
 };
 
@@ -157,7 +157,7 @@ fn loss(rig: &mut Rig, disks: &mut Disks, point: u64, side: Side, rng: &mut Rng,
         recover_client(rig, disks, load, point);
     } else {
         rig.wait_for_acks(&load);
-        let errors = load.stop(false);
+        let errors = load.stop(Tolerated::Nothing);
         assert!(errors.is_empty(), "the load met errors: {errors:?}");
     }
     rig.check_equal();
@@ -167,7 +167,7 @@ fn loss(rig: &mut Rig, disks: &mut Disks, point: u64, side: Side, rng: &mut Rng,
 }
 
 fn recover_client(rig: &mut Rig, disks: &mut Disks, load: Load, point: u64) {
-    let errors = load.stop(true);
+    let errors = load.stop(Tolerated::Gone);
     assert!(errors.is_empty(), "the load met errors: {errors:?}");
     rig.mount.detach();
     forget_runtime(&rig.lab.runtime_dir(), false);

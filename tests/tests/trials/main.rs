@@ -3,6 +3,8 @@
 //! A program of its own, because trials in a network namespace and on loop devices should not share a process with other tests.
 
 mod crash;
+mod full;
+mod network;
 mod power;
 mod xfs;
 
