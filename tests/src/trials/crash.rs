@@ -41,6 +41,9 @@ pub const VICTIMS: [(&str, Victim); 3] =
 /// The volume of every trial.
 pub const VOLUME: &str = "vol";
 
+/// A replica that did not change for so long stands still.
+const STILL: Duration = Duration::from_millis(400);
+
 /// One volume that is hit again and again.
 pub struct Rig {
     /// The storage daemon.
@@ -97,20 +100,26 @@ impl Rig {
         }
     }
 
-    /// Waits until the storage daemon, to which nobody talks, has in its tree what is in its log.
+    /// Waits until the storage daemon, to which nobody talks, has in its tree what is in its log. What is still on its way through a
+    /// slow network arrives before that: nothing may have changed for a while.
     pub fn settle_replica(&self) {
         let mut last = None;
+        let mut since = Instant::now();
         let settled = eventually(PATIENCE, || {
             let status = self.storage.volume(VOLUME);
             // A staging whose client is stopped stays; the tree is at the position that was published.
-            let published = status.position.as_ref().is_some_and(|position| position.seq == status.applied);
-            let settled = match status.state.as_str() {
+            let published = status.position.as_ref().map_or(0, |position| position.seq);
+            let is_settled = match status.state.as_str() {
                 "settled" => status.applied == status.durable,
-                "staging" => published,
+                "staging" => status.applied == published,
                 _ => false,
             };
-            last = Some(status);
-            settled
+            let now = (status.state.clone(), status.received, status.durable, status.applied, published);
+            if last.as_ref() != Some(&now) || !is_settled {
+                since = Instant::now();
+                last = Some(now);
+            }
+            since.elapsed() > STILL
         });
         assert!(settled, "the replica alone does not settle: {last:#?}");
     }
