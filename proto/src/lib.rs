@@ -5,6 +5,7 @@
 
 pub mod chain;
 pub mod chunk;
+pub mod codec;
 pub mod convert;
 pub mod ids;
 pub mod limits;
