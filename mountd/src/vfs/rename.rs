@@ -59,9 +59,10 @@ impl<J: Journal> Vfs<J> {
             if old_dir.id != new_dir.id {
                 changes.extend(self.dir_mtime(&new_dir, &new_fd));
             }
-            if let Some(target) = target.as_ref().filter(|_| exchange) {
-                changes.extend(touched_by_exchange(&moved)?);
-                changes.extend(touched_by_exchange(target)?);
+            // xfs gives a directory whose parent becomes another by an exchange a new mtime as well.
+            let swapped = target.iter().filter(|_| exchange && old_dir.id != new_dir.id);
+            for child in swapped.flat_map(|target| [&moved, target]).filter(|child| child.stat.get().is_dir()) {
+                changes.extend(self.dir_mtime(&child.inode, &child.fd));
             }
             slot.fill(caller.origin(), changes);
             self.backing.remember(&moved.inode.id, &new_dir.id, to.name);
@@ -80,16 +81,6 @@ impl<J: Journal> Vfs<J> {
             return Ok(());
         }
     }
-}
-
-/// The mtime of a directory that an exchange touched itself, as xfs does when its parent becomes another.
-fn touched_by_exchange(child: &Child<'_>) -> VfsResult<Option<Change>> {
-    let before = child.stat.get();
-    if !before.is_dir() {
-        return Ok(None);
-    }
-    let after = sys::stat(&child.fd)?;
-    Ok((after.mtime != before.mtime).then(|| mtime_change(child.inode.id, &after)))
 }
 
 fn entry_changes(
