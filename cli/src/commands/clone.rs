@@ -67,7 +67,7 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         None => server_of(&args.volume).await,
     };
     let at = args.at.map(|(epoch, seq)| pb::Position { epoch, seq, chain: Vec::new().into() });
-    let pull = Pull { server, volume: args.volume.clone(), at, wait: args.timeout };
+    let pull = Pull { server, volume: args.volume.clone(), at, wait: args.timeout, reader: "clone".to_owned() };
     let target = Target::begin(&args.dir)?;
     let pulled = match until_signal(fill(&pull, &target)).await {
         Ok(pulled) => pulled,

@@ -84,6 +84,8 @@ pub struct Pull {
     pub at: Option<pb::Position>,
     /// How long to wait for that position.
     pub wait: Option<Duration>,
+    /// What it is for, as the storage daemon's status shows it.
+    pub reader: String,
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -128,8 +130,8 @@ impl Pull {
         let mut client = ReplicationClient::with_interceptor(channel, self.server.credentials())
             .max_decoding_message_size(MESSAGE_MAX_BYTES);
         let timeout_ms = self.wait.map_or(0, |wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1));
-        let call =
-            client.pull(pb::PullRequest { volume: self.volume.to_string(), at: self.at.clone(), timeout_ms }).await;
+        let (volume, at, reader) = (self.volume.to_string(), self.at.clone(), self.reader.clone());
+        let call = client.pull(pb::PullRequest { volume, at, timeout_ms, reader }).await;
         Ok(call.map_err(|status| self.refused(&status))?.into_inner())
     }
 

@@ -64,6 +64,8 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
     let kept = volume.surplus.as_ref().map_or_else(Kept::default, |surplus| surplus.kept());
     let keep = &volume.limits.history_keep;
     let index_worker = index.as_ref().map_or("not available".to_owned(), |index| index.worker.describe());
+    let mut workers = vec![worker("apply", facts.state.as_str()), worker("index", index_worker)];
+    workers.extend(volume.readers.describe().into_iter().map(|(name, state)| worker(&name, state)));
     pb::VolumeStatus {
         volume: name.to_string(),
         directory: volume.directory.display().to_string(),
@@ -83,7 +85,7 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         index_files: index.as_ref().map_or(0, |index| index.files),
         index_chunks: index.as_ref().map_or(0, |index| index.chunks),
         index_behind: index.as_ref().map_or(0, |index| index.files_behind),
-        workers: vec![worker("apply", facts.state.as_str()), worker("index", index_worker)],
+        workers,
         index_walked: walked,
         index_to_walk: to_walk,
         history_bytes: kept.bytes,

@@ -7,6 +7,7 @@
 //! Logging, and so every acknowledgement, goes on all the time; only apply stands still while it is held. Who stops reading is given up, so
 //! that it cannot hold apply for ever; a volume whose log is about to be full ends its readers.
 
+mod readers;
 mod snapshot;
 mod walk;
 
@@ -28,8 +29,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-pub use self::snapshot::clear;
+pub use self::{readers::Readers, snapshot::clear};
 use self::{
+    readers::{Reader, Stage},
     snapshot::Snapshot,
     walk::{Extents, Sink, each_data, walk},
 };
@@ -59,11 +61,14 @@ pub async fn start(
 ) -> Result<ReceiverStream<Result<pb::PullMessage, Status>>, Status> {
     let at = place(request.at.as_ref())?;
     let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(request.timeout_ms.into()));
+    let reader = volume.readers.add(&request.reader, at.as_ref());
     let (held, hold) = hold(&volume, at, limit).await?;
+    reader.held(held.position);
     let (out, stream) = mpsc::channel(AHEAD);
     let runtime = tokio::runtime::Handle::current();
     let spawned = std::thread::Builder::new().name("pull".to_owned()).spawn(move || {
-        let mut sender = Sender { out, runtime, abort: held.abort, digest: PullDigest::default(), nodes: 0, bytes: 0 };
+        let mut sender =
+            Sender { out, runtime, abort: held.abort, reader, digest: PullDigest::default(), nodes: 0, bytes: 0 };
         let directory = volume.directory.display().to_string();
         match send_all(&volume, held.position, hold, &mut sender) {
             Ok(()) => {
@@ -169,6 +174,7 @@ struct Sender {
     runtime: tokio::runtime::Handle,
     /// Only while the tree is held; afterwards nothing has to end.
     abort: Abort,
+    reader: Reader,
     digest: PullDigest,
     nodes: u64,
     bytes: u64,
@@ -200,7 +206,10 @@ impl Sink for Sender {
     fn put(&mut self, body: Body) -> Result<(), Stop> {
         match &body {
             Body::Node(_) => self.nodes += 1,
-            Body::Data(data) => self.bytes += data.data.len() as u64,
+            Body::Data(data) => {
+                self.bytes += data.data.len() as u64;
+                self.reader.sent(self.bytes);
+            }
             Body::Header(_) | Body::Link(_) | Body::End(_) => {}
         }
         let message = pb::PullMessage { body: Some(body) };
@@ -233,6 +242,7 @@ fn send_all(volume: &Volume, position: Position, hold: Hold, sender: &mut Sender
             let begun = Instant::now();
             walk(&volume.reader, &mut snapshot)?;
             drop(hold);
+            sender.reader.stage(Stage::Snapshot);
             // Nothing moves under the snapshot, so nothing has to end.
             sender.abort = Abort::default();
             tracing::info!(%position, milliseconds = begun.elapsed().as_millis() as u64, "snapshot made");

@@ -95,7 +95,13 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// Asks that apply stops at a position; without one, at the last that is durable now. [`Self::take_decided`] tells what came of
     /// it. Every hold needs its [`Self::release`], also one that was refused.
     pub fn hold(&mut self, number: u64, at: Option<Place>) {
-        let target = at.unwrap_or_else(|| self.newest().into());
+        let newest = self.newest();
+        if at.is_none() && self.receiver.is_empty() && newest.epoch == Epoch(0) {
+            let message = "there is no state yet: the volume's first sync has not been completed";
+            self.holds.decided.push((number, Err(Refusal::new(Reason::Gap, message))));
+            return;
+        }
+        let target = at.unwrap_or_else(|| newest.into());
         if self.holds.waiting.len() + self.holds.held.len() >= READERS_MAX {
             let message = format!("{READERS_MAX} readers of this volume are at work already: try again later");
             self.holds.decided.push((number, Err(Refusal::unavailable(message))));

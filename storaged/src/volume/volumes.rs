@@ -56,6 +56,8 @@ pub struct Volume {
     pub limits: Limits,
     /// Memory for waiting messages.
     pub memory: Arc<Semaphore>,
+    /// Who reads the whole of it now.
+    pub readers: pull::Readers,
     commands: Commands,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -375,6 +377,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         surplus,
         limits: limits.clone(),
         memory: Arc::new(Semaphore::new(WAITING_MAX_KIB)),
+        readers: pull::Readers::default(),
         commands,
         thread: Mutex::new(Some(thread)),
     }))

@@ -14,6 +14,7 @@ mod links;
 mod names;
 mod outages;
 mod promises;
+mod readers;
 mod speed;
 mod starts;
 mod storms;
