@@ -72,7 +72,8 @@ fn main() -> ExitCode {
             return if asked_for { Exit::InSync.into() } else { Exit::Usage.into() };
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // Connections have a thread of their own: they answer while a command waits for the disk.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Failure::new(Exit::NoAnswer, format!("cannot start: {error}")).report(),
     };

@@ -6,6 +6,8 @@
 //! end: unmounted (from outside, by `tandem umount`, by a signal) ─► settle ─► replication says good-bye ─► exit
 //! ```
 
+mod error;
+
 use std::{
     ffi::OsString,
     io::{self, Write as _},
@@ -19,6 +21,8 @@ use std::{
 use tandem_proto::Uuid;
 use tandem_runtime::telemetry;
 
+pub use self::error::RunError;
+use self::error::system;
 use crate::{
     admin,
     backing::{Backing, BackingError, IdForm},
@@ -28,17 +32,17 @@ use crate::{
     link::{
         claim::{self, Claimant},
         client::{Described, describe_blocking},
-        start::{Decided, Init, Start, StartFacts, StartRefused, decide},
+        start::{Decided, Init, Start, StartFacts, decide},
     },
-    mount::{self, MountError, MountSpec, Prepared, Present, bypass},
+    mount::{self, MountSpec, Prepared, Present, bypass},
     mounted::Mounted,
     options::{self, Options, Request},
     replication::{
-        self, Replication, ReplicationConfig, ReplicationError,
+        self, Replication, ReplicationConfig,
         shadow::{BackingPlace, ShadowConfig, shadow_path, unique_mount_id},
     },
     resync::{StateReader, pull},
-    state::{StateDir, StateError},
+    state::StateDir,
     vfs::Vfs,
 };
 
@@ -50,78 +54,6 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long those who still use a mount that was ended by a signal have.
 const END_GRACE: Duration = Duration::from_secs(10);
-
-/// Why there is no mount. Its text is what the user sees.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The mountpoint, or mounting.
-    #[error(transparent)]
-    Mount(#[from] MountError),
-    /// The backing directory.
-    #[error(transparent)]
-    Backing(#[from] BackingError),
-    /// The state directory.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The mount may not start like this.
-    #[error(transparent)]
-    Refused(#[from] StartRefused),
-    /// Filling the folder.
-    #[error(transparent)]
-    Pull(#[from] pull::PullError),
-    /// Replication.
-    #[error(transparent)]
-    Replication(#[from] ReplicationError),
-    /// FUSE.
-    #[error("cannot mount over {dir}: {source}; is the fuse module loaded, and fuse3 installed?")]
-    Fuse {
-        /// The mountpoint.
-        dir: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Anything else of the system.
-    #[error("{what}: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The daemon's own files would lie in what it mounts.
-    #[error("option {key}={path}: it lies inside {dir}, which is to be mounted; choose a place outside")]
-    Inside {
-        /// The option.
-        key: &'static str,
-        /// Its value.
-        path: PathBuf,
-        /// The mountpoint.
-        dir: PathBuf,
-    },
-    /// What a pull did not bring yet would be taken for deleted.
-    #[error(
-        "{0} was being filled from its replica, and that did not come to its end: mount again with -o init=pull to go on, or with \
-         -o init=push if what it holds now is meant to be all (what the replica has is kept in its history)"
-    )]
-    HalfPulled(PathBuf),
-    /// Fencing the other writer before a pull.
-    #[error("taking the volume over: {0}")]
-    Claim(String),
-    /// A copy or a snapshot of the backing directory lies in its place.
-    #[error(
-        "{0} is older than it was when it was mounted last: it was restored from a snapshot or a copy. If what it holds now is meant to \
-         be the truth, mount with -o init=push (what the replica has more is kept in its history); else empty it and mount with -o \
-         init=pull"
-    )]
-    WentBack(PathBuf),
-    /// The debug log.
-    #[error("{0}")]
-    Log(String),
-}
-
-fn system(what: &'static str) -> impl Fn(io::Error) -> RunError {
-    move |source| RunError::System { what, source }
-}
 
 /// The whole program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {

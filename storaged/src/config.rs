@@ -11,7 +11,7 @@ use std::{
 
 use clap::Parser;
 use serde::Deserialize;
-use tandem_runtime::dirs;
+use tandem_runtime::{connect::KEEPALIVE, dirs};
 
 use crate::offline::Offline;
 
@@ -35,6 +35,9 @@ pub struct Flags {
     /// Directory for the local secret [default: $TANDEM_RUNTIME_DIR, /run/tandem or $XDG_RUNTIME_DIR/tandem]
     #[arg(long, value_name = "DIR")]
     pub runtime: Option<PathBuf>,
+    /// A connection that swallows everything is given up after so many seconds; 0: never [default: 2]
+    #[arg(long, value_name = "SECONDS")]
+    pub keepalive: Option<f64>,
     /// What is logged: error, warn, info, debug or trace, or a filter such as tandem_storaged=debug,info
     #[arg(long, value_name = "LEVEL", global = true)]
     pub log_level: Option<String>,
@@ -61,6 +64,7 @@ struct File {
     data: Option<PathBuf>,
     listen: Option<String>,
     runtime: Option<PathBuf>,
+    keepalive: Option<f64>,
     log_level: Option<String>,
     log_json: Option<bool>,
     history_keep: Option<String>,
@@ -69,7 +73,8 @@ struct File {
 }
 
 /// The keys of the file.
-const KEYS: [&str; 8] = ["data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate", "log-max"];
+const KEYS: [&str; 9] =
+    ["keepalive", "data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate", "log-max"];
 /// Smallest bound of a log: four segments, and as many again for their reserve.
 const LOG_MAX_MIN: u64 = 128 << 20;
 
@@ -150,6 +155,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// For the secret.
     pub runtime: PathBuf,
+    /// How soon a connection that swallows everything is given up; `None`: never.
+    pub keepalive: Option<Duration>,
     /// Filter of the log.
     pub log_level: Option<String>,
     /// JSON lines.
@@ -186,6 +193,7 @@ impl Config {
             data,
             listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"))?,
             runtime: flags.runtime.or(file.runtime).unwrap_or_else(dirs::runtime_dir),
+            keepalive: keepalive(flags.keepalive.or(file.keepalive))?,
             log_level: flags.log_level.or(file.log_level),
             log_json: flags.log_json || file.log_json.unwrap_or(false),
             limits: Limits::load(
@@ -194,6 +202,15 @@ impl Config {
                 flags.log_max.or(file.log_max),
             )?,
         })
+    }
+}
+
+fn keepalive(seconds: Option<f64>) -> Result<Option<Duration>, ConfigError> {
+    match seconds {
+        None => Ok(Some(KEEPALIVE)),
+        Some(0.0) => Ok(None),
+        Some(seconds) if (0.1..=86_400.0).contains(&seconds) => Ok(Some(Duration::from_secs_f64(seconds))),
+        Some(seconds) => wrong(format!("--keepalive {seconds}: write seconds, for example 2; 0 never gives up")),
     }
 }
 

@@ -1,19 +1,20 @@
 //! The server: listens on loopback, checks the local secret, serves until it is told to stop.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
     pb::{self, admin_server::AdminServer, replication_server::ReplicationServer},
 };
 use tandem_runtime::{
-    connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES},
+    connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, Heartbeat, STREAM_WINDOW_BYTES, prepare_socket},
     secret,
 };
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
 };
+use tokio_stream::StreamExt as _;
 use tonic::{
     Request, Status,
     service::Interceptor,
@@ -126,7 +127,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     // Only now: who connected before would send the secret that a killed storaged left behind, and be refused.
     let listener = socket.listen(LISTEN_BACKLOG).map_err(listen_error)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = serve(listener, secret, volumes.clone(), stopped)?;
+    let serving = serve(listener, secret, config.keepalive, volumes.clone(), stopped)?;
     let mut serving = tokio::spawn(serving);
     announce(&address, &storage);
     let ended = tokio::select! {
@@ -183,6 +184,7 @@ fn announce(address: &SocketAddr, storage: &Storage) {
 fn serve(
     listener: TcpListener,
     secret: String,
+    keepalive: Option<Duration>,
     volumes: Arc<Volumes>,
     stopped: tokio::sync::oneshot::Receiver<()>,
 ) -> Result<impl Future<Output = Result<(), tonic::transport::Error>>, ServeError> {
@@ -200,7 +202,11 @@ fn serve(
     let reflection_error = |error: tonic_reflection::server::Error| ServeError::Reflection(error.to_string());
     let v1 = reflection().build_v1().map_err(reflection_error)?;
     let v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = TcpIncoming::from(listener).map(move |accepted| {
+        // A connection that cannot be prepared is one that has ended already.
+        accepted.inspect(|stream| drop(prepare_socket(stream.as_fd(), keepalive)))
+    });
+    let heartbeat = keepalive.map(Heartbeat::within);
     Ok(async move {
         health.set_serving::<ReplicationServer<ReplicationService>>().await;
         health.set_serving::<AdminServer<AdminService>>().await;
@@ -208,8 +214,8 @@ fn serve(
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES)
-            .http2_keepalive_interval(Some(Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .http2_keepalive_interval(heartbeat.map(|heartbeat| heartbeat.interval))
+            .http2_keepalive_timeout(heartbeat.map(|heartbeat| heartbeat.timeout))
             .add_service(tonic::service::interceptor::InterceptedService::new(replication, check.clone()))
             .add_service(tonic::service::interceptor::InterceptedService::new(admin, check))
             .add_service(health_service)

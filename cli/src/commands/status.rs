@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use tandem_proto::pb::{StatusReply, StatusRequest, admin_client::AdminClient};
-use tandem_runtime::connect::{Credentials, ServerAddress};
+use tandem_runtime::connect::{Credentials, KEEPALIVE, ServerAddress};
 use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
@@ -107,10 +107,10 @@ async fn ask_server(server: &ServerAddress) -> Result<StatusReply, Failure> {
         let message = format!("storage daemon {server} does not answer: {why}; is tandem-storaged running there?");
         Failure::new(Exit::NoAnswer, message)
     };
-    let endpoint = server.endpoint(ANSWER_TIMEOUT).map_err(|error| silent(with_causes(&error)))?;
-    let channel = endpoint.timeout(ANSWER_TIMEOUT).connect().await.map_err(|error| silent(with_causes(&error)))?;
+    let channel = server.connect(ANSWER_TIMEOUT, Some(KEEPALIVE)).await.map_err(|error| silent(with_causes(&error)))?;
     let mut client: Client = AdminClient::with_interceptor(channel, server.credentials());
-    match client.status(StatusRequest::default()).await {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.status(StatusRequest::default())).await;
+    match answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time"))) {
         Ok(reply) => Ok(reply.into_inner()),
         Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
             let message = format!(

@@ -44,12 +44,15 @@ use self::{
     activity_log::{ActivityLog, Header, Record, Recovered},
     dirty::DirtySet,
     marks::{Check, MarkRecord, Marks, Pins},
-    shadow::Intent,
+    shadow::{Event, Intent},
     shadowed::Shadowed,
     throttle::{Congestion, Throttle},
     waiters::{Done, Ticket, Waiters},
     window::Window,
 };
+
+/// Names given during a resync that wait to be looked at: some 10 MiB.
+const MOVED_MAX: usize = 64 << 10;
 
 struct Inner {
     window: Window,
@@ -332,6 +335,7 @@ impl Commit {
                 inner.dirty.insert_op(op);
             }
             inner.shadow_op(&op, !dropped.is_empty());
+            inner.bound_moves();
         }
         self.filled.notify_one();
     }
@@ -357,6 +361,22 @@ impl Inner {
                 moved.push(Moved { dir: *dir, name: name.clone() });
             }
         }
+    }
+
+    /// Nobody looks at the moves while the link stands still. Past their bound they become dirty names, for a further round: what the
+    /// window holds goes with them, which is what asks for one.
+    fn bound_moves(&mut self) {
+        let Some(moved) = self.moved.as_mut().filter(|moved| moved.len() > MOVED_MAX) else { return };
+        let mut dirty = DirtySet::default();
+        for Moved { dir, name } in mem::take(moved) {
+            dirty.insert_name(dir, &name);
+        }
+        for op in self.window.give_up() {
+            dirty.insert_op(&op);
+        }
+        self.dirty.merge(&dirty);
+        let base = self.window.base();
+        self.shadow(&[Event::Dropped(base), Event::Dirty(&dirty)]);
     }
 
     /// Takes the waiters that `durable` satisfies.

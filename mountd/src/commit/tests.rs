@@ -231,3 +231,44 @@ fn nothing_is_marked_any_more_once_the_daemon_stops() {
     commit.stop();
     assert!(matches!(commit.mark(&[MarkCell::Dir(InodeId::ROOT)]), Err(CommitError::Stopping)), "also where it is hot");
 }
+
+#[test]
+fn a_distrusted_history_is_compared_in_full_by_a_later_run_too() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let commit = opened(&dir);
+    do_op(&commit, &[MarkCell::Dir(id(1))], touch(id(1)));
+    let _ = commit.freeze();
+    commit.published(position(1));
+    commit.save_floor_durably().expect("written");
+    assert_eq!(commit.header().floor, position(1));
+    commit.distrust();
+    commit.save_floor_durably().expect("written");
+    assert_eq!(
+        commit.clear_marks(true, &|| Ok(())).expect("nothing to do"),
+        0,
+        "what the replica acknowledged means nothing"
+    );
+    drop(commit);
+    let commit = opened(&dir);
+    assert_eq!(commit.header().floor, Position::default(), "the next run compares everything");
+    let _ = commit.freeze();
+    commit.published(position(2));
+    commit.save_floor_durably().expect("written");
+    assert_eq!(commit.header().floor, position(2));
+}
+
+#[test]
+fn moves_that_nobody_looks_at_become_dirty_names_at_their_bound() {
+    let commit = Commit::in_memory(1 << 30);
+    let _ = commit.freeze();
+    for at in 0..=super::MOVED_MAX as u32 {
+        let name = Name::new(format!("n{at}")).expect("legal");
+        let renamed = Change::Entry { dir: id(1), name, old: None, new: Some(id(2)) };
+        commit.reserve().fill(Origin::default(), [renamed].into_iter().collect());
+    }
+    let (moved, _) = commit.take_moved();
+    assert!(moved.is_empty(), "they wait no more");
+    assert!(!commit.is_keeping(), "a further round is asked for");
+    let (_, taken) = commit.freeze();
+    assert!(taken.dirs().contains_key(&id(1)), "which looks at the names");
+}

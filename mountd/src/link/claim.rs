@@ -8,7 +8,7 @@ use tandem_proto::{
     limits::PROTOCOL_VERSION,
     pb::{self, client_message::Body as Sent, server_message::Body},
 };
-use tandem_runtime::connect::ServerAddress;
+use tandem_runtime::connect::{KEEPALIVE, ServerAddress};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -46,7 +46,8 @@ pub fn fence_blocking(claimant: &Claimant<'_>) -> Result<(), String> {
 
 async fn fence(claimant: &Claimant<'_>) -> Result<(), String> {
     let server = claimant.server;
-    let mut connection = client::connect(server, CLAIM_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let mut connection =
+        client::connect(server, CLAIM_TIMEOUT, Some(KEEPALIVE)).await.map_err(|error| error.to_string())?;
     let id = |id: Uuid| bytes::Bytes::copy_from_slice(&id.0);
     let attach = pb::Attach {
         protocol: PROTOCOL_VERSION,

@@ -7,7 +7,7 @@ use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
     pb::{self, replication_client::ReplicationClient},
 };
-use tandem_runtime::connect::{Credentials, ServerAddress};
+use tandem_runtime::connect::{Credentials, KEEPALIVE, ServerAddress};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// A connection that carries the local secret.
@@ -66,14 +66,17 @@ pub enum DescribeError {
     NotLoopback(String),
 }
 
-/// Connects. Plaintext is for loopback only.
-pub async fn connect(server: &ServerAddress, timeout: Duration) -> Result<Client, DescribeError> {
+/// Connects. Plaintext is for loopback only. `keepalive`: how soon a connection that swallows everything is given up.
+pub async fn connect(
+    server: &ServerAddress,
+    timeout: Duration,
+    keepalive: Option<Duration>,
+) -> Result<Client, DescribeError> {
     if !server.is_loopback() {
         return Err(DescribeError::NotLoopback(server.to_string()));
     }
     let unreachable = |why: String| DescribeError::Unreachable { server: server.to_string(), why };
-    let endpoint = server.endpoint(timeout).map_err(|error| unreachable(root_cause(&error)))?;
-    let channel = endpoint.connect().await.map_err(|error| unreachable(root_cause(&error)))?;
+    let channel = server.connect(timeout, keepalive).await.map_err(|error| unreachable(root_cause(&error)))?;
     // The secret is read at each connection: a storaged that was restarted has a new one.
     Ok(ReplicationClient::with_interceptor(channel, server.credentials())
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
@@ -111,7 +114,7 @@ pub async fn describe(
     timeout: Duration,
 ) -> Result<Described, DescribeError> {
     let work = async {
-        let mut client = connect(server, timeout).await?;
+        let mut client = connect(server, timeout, Some(KEEPALIVE)).await?;
         let request = pb::DescribeRequest { volume: volume.to_string() };
         let refused = |why: String| DescribeError::Refused { server: server.to_string(), why };
         let reply = match client.describe(request).await {

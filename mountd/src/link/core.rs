@@ -292,6 +292,8 @@ impl LinkCore {
     /// A connection is up.
     pub fn handle_connected(&mut self, now: Duration) {
         self.now = now;
+        // What the connection before this one left to do is moot, except saving.
+        self.effects.retain(|effect| *effect == Effect::SaveFloor);
         if matches!(self.phase, Phase::Disconnected { .. }) {
             self.phase = Phase::Attaching { sent: false };
         }
@@ -307,6 +309,8 @@ impl LinkCore {
         } else {
             self.leave_stream();
         }
+        // The fault was said on a connection that is no more: whether it is over is not known.
+        self.fault.clear();
         if !self.paused {
             self.last_error = why.to_owned();
             self.become_state(LinkState::Offline, why);

@@ -98,6 +98,7 @@ pub struct Driver {
     core: LinkCore,
     commit: Arc<Commit>,
     server: ServerAddress,
+    keepalive: Option<Duration>,
     shared: Arc<LinkShared>,
     control: mpsc::UnboundedReceiver<Control>,
     jobs: thread_mpsc::Sender<Job>,
@@ -152,11 +153,11 @@ enum SessionEnd {
 }
 
 impl Driver {
-    /// Prepares the driver and starts the reading thread.
+    /// Prepares the driver and starts the reading thread. `keepalive`: how soon a connection that swallows everything is given up.
     pub fn start(
         core: LinkCore,
         commit: Arc<Commit>,
-        server: ServerAddress,
+        (server, keepalive): (ServerAddress, Option<Duration>),
         reader: Arc<dyn StateReader>,
         shared: Arc<LinkShared>,
         control: mpsc::UnboundedReceiver<Control>,
@@ -171,6 +172,7 @@ impl Driver {
             core,
             commit,
             server,
+            keepalive,
             shared,
             control,
             jobs,
@@ -273,8 +275,10 @@ impl Driver {
     /// One connection from start to end.
     async fn session(&mut self) -> SessionEnd {
         self.connection += 1;
+        let timeout = self.keepalive.map_or(CONNECT_TIMEOUT, |bound| bound.min(CONNECT_TIMEOUT));
         let mut connection =
-            match tokio::time::timeout(CONNECT_TIMEOUT, client::connect(&self.server, CONNECT_TIMEOUT)).await {
+            // No longer than a dead connection is kept: what the network swallowed is sent anew by an attempt of its own.
+            match tokio::time::timeout(timeout, client::connect(&self.server, timeout, self.keepalive)).await {
                 Ok(Ok(connection)) => connection,
                 Ok(Err(error)) => return SessionEnd::Cut(error.to_string()),
                 Err(_) => return SessionEnd::Cut(format!("{} does not answer", self.server)),

@@ -5,7 +5,8 @@ use std::fmt;
 /// State of a link.
 ///
 /// ```text
-///              ┌──────────► fenced ◄─────────────── from every state; it never ends
+///              ┌──────────► fenced ◄─── from every state, and from the start on if an earlier run was; it never ends, only `init` or
+///              │                        `takeover` at a mount does
 ///   initial ───┤ published
 ///    ▲  │      ▼           backlog            overflow
 ///    │  │     live ◄──────────────► lagging ───────────► catching-up ──published──► live
@@ -30,7 +31,7 @@ pub enum LinkState {
     Paused,
     /// No connection; or one that cannot be used, see the reason.
     Offline,
-    /// A newer writer took the volume.
+    /// A newer writer took the volume: the mount is read-only, now and after every restart.
     Fenced,
 }
 
@@ -69,5 +70,31 @@ impl LinkState {
 impl fmt::Display for LinkState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LinkState::{self, CatchingUp, Fenced, Initial, Lagging, Live, Offline, Paused};
+
+    const ALL: [LinkState; 7] = [Initial, Live, Lagging, CatchingUp, Paused, Offline, Fenced];
+
+    #[test]
+    fn a_fence_comes_from_everywhere_and_never_ends() {
+        for state in ALL {
+            assert!(state.may_become(Fenced));
+            assert_eq!(Fenced.may_become(state), state == Fenced);
+        }
+    }
+
+    #[test]
+    fn only_a_connection_leads_out_of_offline_and_only_that_out_of_a_pause() {
+        let after =
+            |from: LinkState| ALL.into_iter().filter(|to| from != *to && from.may_become(*to)).collect::<Vec<_>>();
+        assert_eq!(after(Offline), [Initial, Live, CatchingUp, Paused, Fenced]);
+        assert_eq!(after(Paused), [Offline, Fenced]);
+        assert_eq!(after(Initial), [Live, Paused, Offline, Fenced]);
+        assert_eq!(after(CatchingUp), [Live, Paused, Offline, Fenced]);
+        assert_eq!(after(Live), [Lagging, CatchingUp, Paused, Offline, Fenced]);
     }
 }

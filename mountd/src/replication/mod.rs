@@ -243,8 +243,15 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     let (control, controls) = mpsc::unbounded_channel();
     let state_dir = state.path().to_owned();
     let state = Arc::new(Mutex::new(state));
-    let driver = Driver::start(core, commit.clone(), server.clone(), reader.clone(), shared.clone(), controls)
-        .map_err(|error| ReplicationError::Spawn("the resync reader", error))?;
+    let driver = Driver::start(
+        core,
+        commit.clone(),
+        (server.clone(), config.keepalive),
+        reader.clone(),
+        shared.clone(),
+        controls,
+    )
+    .map_err(|error| ReplicationError::Spawn("the resync reader", error))?;
     let keeper = keeper::Keeper::start(commit.clone(), reader.clone(), shared.clone(), state.clone(), run)
         .map_err(|error| ReplicationError::Spawn("the mark keeper", error))?;
     let link = runtime.spawn(driver.run());

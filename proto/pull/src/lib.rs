@@ -18,7 +18,7 @@ use tandem_proto::{
     pb::{self, pull_message::Body, replication_client::ReplicationClient},
     pull::PullDigest,
 };
-use tandem_runtime::connect::ServerAddress;
+use tandem_runtime::connect::{KEEPALIVE, ServerAddress};
 use tonic::{Code, Status};
 
 pub use self::write::Writer;
@@ -125,8 +125,7 @@ impl Pull {
         if !self.server.is_loopback() {
             return Err(self.failed("it is not on this machine, and links without TLS are only allowed on loopback"));
         }
-        let channel = self.server.endpoint(CONNECT_TIMEOUT).map_err(unreachable)?;
-        let channel = channel.connect().await.map_err(unreachable)?;
+        let channel = self.server.connect(CONNECT_TIMEOUT, Some(KEEPALIVE)).await.map_err(unreachable)?;
         let mut client = ReplicationClient::with_interceptor(channel, self.server.credentials())
             .max_decoding_message_size(MESSAGE_MAX_BYTES);
         let timeout_ms = self.wait.map_or(0, |wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1));
@@ -194,7 +193,9 @@ impl Pull {
 
     /// [`Self::receive`], from a thread without a tokio context.
     pub fn receive_blocking(&self, writer: &mut Writer, progress: &mut dyn FnMut(Pulled)) -> Result<Pulled, PullError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        // The connection has a thread of its own: it answers while this one waits for the disk.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
             .enable_all()
             .build()
             .map_err(|error| self.failed(error.to_string()))?;

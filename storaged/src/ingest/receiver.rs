@@ -205,6 +205,12 @@ impl Receiver {
         if let Some(epoch) = request.epoch {
             return self.handle_return(request, epoch);
         }
+        if self.writer.as_ref().is_some_and(|writer| {
+            (writer.run_id, writer.client_id) == (request.run_id, request.client_id) && self.tip.epoch > Epoch(0)
+        }) {
+            // Its answer was lost, or this is a claim that the network kept back: the run has its epoch.
+            return Ok(AttachDecision::Resume);
+        }
         self.check_holder(request)?;
         let epoch = Epoch(self.tip.epoch.0 + 1);
         // Bound to the whole history before it and to who begins it.

@@ -226,6 +226,18 @@ fn a_copy_of_a_clients_state_is_fenced_by_the_other_copy() {
 }
 
 #[test]
+fn claims_that_the_network_kept_back_fence_nobody() {
+    let mut receiver = empty();
+    live(&mut receiver);
+    let run = |byte: u8| Uuid([byte; 16]);
+    let old = AttachRequest { runs: vec![run(1)], ..request(1, 1, None) };
+    assert_eq!(receiver.handle_attach(&old).expect("its own epoch"), AttachDecision::Resume);
+    receiver.handle_attach(&AttachRequest { runs: vec![run(1), run(2)], ..request(1, 2, None) }).expect("the next run");
+    open(&mut receiver, 1, 2);
+    assert_eq!(receiver.handle_attach(&old).expect_err("an older run").reason, Reason::Fenced);
+}
+
+#[test]
 fn a_seq_that_nobody_can_count_on_from_is_refused() {
     let mut receiver = empty();
     let session = open(&mut receiver, 1, 1);
@@ -309,6 +321,7 @@ proptest! {
     ) {
         let mut receiver = empty();
         let mut session = open(&mut receiver, 1, 1);
+        let mut run = 1;
         let mut history = History::new(receiver.tip(), 40, 0);
         let mut reached = receiver.tip();
         for (kind, at, number) in steps {
@@ -325,7 +338,8 @@ proptest! {
                 5 => session = receiver.begin_session(),
                 6 => receiver.end_session(),
                 _ => {
-                    session = open(&mut receiver, 1, at as u8);
+                    run += 1;
+                    session = open(&mut receiver, 1, run);
                     history = History::new(receiver.tip(), 40, at as u32);
                 }
             }

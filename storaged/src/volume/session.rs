@@ -54,6 +54,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         };
         match self.receiver.handle_attach(request)? {
             AttachDecision::Resume => {
+                if request.epoch.is_none() {
+                    self.check_state(request)?;
+                }
                 self.end_session(Some(replaced));
                 self.drop_staging(now)?;
             }

@@ -31,7 +31,7 @@ pub async fn unix(socket: &Path) -> Result<Channel, Status> {
 pub async fn tcp(port: u16) -> Result<Channel, Status> {
     let address = connect::ServerAddress { host: "127.0.0.1".to_owned(), port };
     let unavailable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
-    address.endpoint(CONNECT_LIMIT).map_err(unavailable)?.connect().await.map_err(unavailable)
+    address.connect(CONNECT_LIMIT, None).await.map_err(unavailable)
 }
 
 /// Status of the mountd behind a socket.

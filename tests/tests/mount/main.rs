@@ -10,6 +10,7 @@ mod faults;
 mod first_sync;
 mod fsync;
 mod identity;
+mod link_faults;
 mod links;
 mod names;
 mod outages;
