@@ -47,7 +47,7 @@ impl LogWay {
         let log = Log::create(disk, LogOptions::default(), [7; 16]).map_err(io::Error::other)?;
         let mut way = LogWay { name, log, payload: vec![5; 1 << 20] };
         // So that what is measured runs in recycled segments, as it does in a volume.
-        for _ in 0..4 * SEGMENT >> 20 {
+        for _ in 0..(4 * SEGMENT) >> 20 {
             way.append()?;
         }
         way.payload.truncate(bytes);

@@ -1,6 +1,7 @@
 //! The real tree, on the file system of the storage directory.
 
 use std::{
+    borrow::Cow,
     ffi::CString,
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
@@ -37,6 +38,8 @@ pub struct FsTree {
 struct Inner {
     areas: [FsNode; Area::ALL.len()],
     unprivileged: bool,
+    /// Longest name that the file system takes.
+    name_max: usize,
     /// Cleared for good when the file system has no file handles.
     handles: AtomicBool,
 }
@@ -59,6 +62,10 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_XDEV)
     .union(ResolveFlags::NO_MAGICLINKS);
+/// Longest name of Linux.
+const NAME_MAX: usize = 255;
+/// With less room than this a name that is cut could not be told from another.
+const NAME_MAX_LEAST: usize = 64;
 /// Largest file handle of Linux.
 const HANDLE_BYTES_MAX: usize = 128;
 
@@ -73,6 +80,11 @@ struct FileHandle {
 impl FsTree {
     /// Opens the areas below a volume's directory, and makes those that are missing.
     pub fn open(volume: &Path) -> io::Result<Self> {
+        Self::open_with_names_of(volume, NAME_MAX)
+    }
+
+    /// The same with a bound of names that is not above that of the file system.
+    fn open_with_names_of(volume: &Path, name_max: usize) -> io::Result<Self> {
         for area in Area::ALL {
             tandem_runtime::durable::create_private_dir(&volume.join(area.path()))?;
         }
@@ -82,9 +94,12 @@ impl FsTree {
             Ok(FsNode { fd: Arc::new(fd), path_only: false })
         };
         let [tree, staging, parked, limbo, discard, history] = Area::ALL.map(open);
+        let tree = tree?;
+        let takes = usize::try_from(rustix::fs::fstatvfs(&*tree.fd)?.f_namemax).unwrap_or(NAME_MAX);
         Ok(FsTree {
             inner: Arc::new(Inner {
-                areas: [tree?, staging?, parked?, limbo?, discard?, history?],
+                areas: [tree, staging?, parked?, limbo?, discard?, history?],
+                name_max: takes.clamp(NAME_MAX_LEAST, NAME_MAX).min(name_max),
                 unprivileged: !rustix::process::geteuid().is_root(),
                 handles: AtomicBool::new(true),
             }),
@@ -107,6 +122,19 @@ impl FsTree {
             NodeType::CharDevice => NodeKind::CharDevice { major, minor },
             NodeType::BlockDevice => NodeKind::BlockDevice { major, minor },
         })
+    }
+
+    /// The name in the tree. One that is longer than the file system takes is cut and told from others by its digest, the same way
+    /// each time; readers have the true one from the catalog.
+    fn name<'a>(&self, name: &'a [u8]) -> Cow<'a, [u8]> {
+        if name.len() <= self.inner.name_max {
+            return Cow::Borrowed(name);
+        }
+        let digest = blake3::hash(name);
+        let mark = format!("~{}", &digest.to_hex()[..32]);
+        let mut cut = name[..self.inner.name_max - mark.len()].to_vec();
+        cut.extend_from_slice(mark.as_bytes());
+        Cow::Owned(cut)
     }
 
     fn open_flags(node_type: NodeType) -> (OFlags, bool) {
@@ -198,11 +226,12 @@ impl ReplicaTree for FsTree {
 
     fn open(&self, dir: &FsNode, name: &[u8], node_type: NodeType) -> io::Result<FsNode> {
         let (flags, path_only) = Self::open_flags(node_type);
-        let fd = Self::open_beneath(dir, name, flags, Mode::empty())?;
+        let fd = Self::open_beneath(dir, &self.name(name), flags, Mode::empty())?;
         Ok(FsNode { fd: Arc::new(fd), path_only })
     }
 
     fn find(&self, dir: &FsNode, name: &[u8]) -> io::Result<Option<Found>> {
+        let name = &*self.name(name);
         let stat = match statx(&*dir.fd, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE) {
             Err(Errno::NOENT) => return Ok(None),
             answer => answer?,
@@ -212,6 +241,7 @@ impl ReplicaTree for FsTree {
     }
 
     fn create(&self, dir: &FsNode, name: &[u8], kind: &NodeKind) -> io::Result<(ObjectIdentity, Option<FsNode>)> {
+        let name = &*self.name(name);
         let private = Mode::RUSR | Mode::WUSR;
         let opened = match kind {
             NodeKind::Regular => {
@@ -255,23 +285,23 @@ impl ReplicaTree for FsTree {
     }
 
     fn link(&self, from: &FsNode, name: &[u8], to: &FsNode, to_name: &[u8]) -> io::Result<()> {
-        Ok(linkat(&*from.fd, name, &*to.fd, to_name, AtFlags::empty())?)
+        Ok(linkat(&*from.fd, &*self.name(name), &*to.fd, &*self.name(to_name), AtFlags::empty())?)
     }
 
     fn rename(&self, from: &FsNode, name: &[u8], to: &FsNode, to_name: &[u8]) -> io::Result<()> {
-        Ok(renameat(&*from.fd, name, &*to.fd, to_name)?)
+        Ok(renameat(&*from.fd, &*self.name(name), &*to.fd, &*self.name(to_name))?)
     }
 
     fn exchange(&self, from: &FsNode, name: &[u8], to: &FsNode, to_name: &[u8]) -> io::Result<()> {
-        Ok(renameat_with(&*from.fd, name, &*to.fd, to_name, RenameFlags::EXCHANGE)?)
+        Ok(renameat_with(&*from.fd, &*self.name(name), &*to.fd, &*self.name(to_name), RenameFlags::EXCHANGE)?)
     }
 
     fn unlink(&self, dir: &FsNode, name: &[u8]) -> io::Result<()> {
-        Ok(unlinkat(&*dir.fd, name, AtFlags::empty())?)
+        Ok(unlinkat(&*dir.fd, &*self.name(name), AtFlags::empty())?)
     }
 
     fn rmdir(&self, dir: &FsNode, name: &[u8]) -> io::Result<()> {
-        Ok(unlinkat(&*dir.fd, name, AtFlags::REMOVEDIR)?)
+        Ok(unlinkat(&*dir.fd, &*self.name(name), AtFlags::REMOVEDIR)?)
     }
 
     fn list(&self, dir: &FsNode) -> io::Result<Vec<(Bytes, NodeType)>> {

@@ -146,3 +146,30 @@ fn a_new_object_has_no_acl_of_its_directory() {
         assert_eq!(mode & 0o7777, 0o640, "{name}");
     }
 }
+
+#[test]
+fn a_name_that_the_file_system_does_not_take_is_cut_and_told_from_others() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let tree = FsTree::open_with_names_of(directory.path(), 64).expect("opened");
+    let root = tree.area(Area::Tree);
+    let long = |last: u8| [vec![b'n'; 200], vec![last]].concat();
+    let mut identities = Vec::new();
+    for last in [b'a', b'b'] {
+        identities.push(tree.create(&root, &long(last), &NodeKind::Regular).expect("made").0);
+    }
+    assert_ne!(identities[0], identities[1]);
+    let listed = tree.list(&root).expect("listed");
+    assert_eq!(listed.len(), 2);
+    assert!(listed.iter().all(|(name, _)| name.len() == 64 && name.starts_with(b"nnn")), "{listed:?}");
+    // What is listed can be used as it is.
+    for (name, node_type) in &listed {
+        tree.open(&root, name, *node_type).expect("opened");
+    }
+    tree.rename(&root, &long(b'a'), &root, &long(b'c')).expect("renamed");
+    assert_eq!(tree.find(&root, &long(b'a')).expect("looked"), None);
+    assert_eq!(tree.find(&root, &long(b'c')).expect("looked").map(|found| found.identity), Some(identities[0].clone()));
+    tree.link(&root, &long(b'c'), &root, b"short").expect("linked");
+    tree.unlink(&root, &long(b'c')).expect("removed");
+    tree.unlink(&root, &long(b'b')).expect("removed");
+    assert_eq!(tree.list(&root).expect("listed").len(), 1);
+}

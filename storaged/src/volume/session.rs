@@ -166,7 +166,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     fn take(&mut self, session: u64, message: Incoming, now: Instant) -> Result<(), Refusal> {
-        if let Err(refusal) = self.check_staging_fits() {
+        let grows = matches!(message, Incoming::Batch(_) | Incoming::Stage(_) | Incoming::Begin { .. });
+        if let (true, Err(refusal)) = (grows, self.check_staging_fits()) {
             self.last_error = Arc::from(refusal.message.as_str());
             self.end_session(Some(refusal.clone()));
             self.drop_staging(now)?;
