@@ -104,8 +104,8 @@ async fn until_signal(work: impl Future<Output = Result<Pulled, Failure>>) -> Re
 }
 
 async fn fill(pull: &Pull, target: &Target) -> Result<Pulled, Failure> {
-    let mut writer = Writer::open(&target.filled).map_err(|error| Failure::new(Exit::NoAnswer, error.to_string()))?;
-    pull.receive(&mut writer, &mut |_| {}).await.map_err(failure)
+    let writer = Writer::open(&target.filled).map_err(|error| Failure::new(Exit::NoAnswer, error.to_string()))?;
+    pull.receive(writer, &mut |_| {}).await.map_err(failure)
 }
 
 fn failure(error: PullError) -> Failure {

@@ -49,10 +49,10 @@ pub fn pull_blocking(
     state_dir: &Path,
     progress: &mut dyn FnMut(Pulled),
 ) -> Result<Pulled, PullError> {
-    let mut writer = begin(directory, state_dir)?;
+    let writer = begin(directory, state_dir)?;
     let pull =
         Pull { server: server.clone(), volume: volume.clone(), at: None, wait: None, reader: "init=pull".to_owned() };
-    let pulled = pull.receive_blocking(&mut writer, progress)?;
+    let pulled = pull.receive_blocking(writer, progress)?;
     finish(state_dir)?;
     tracing::info!(directory = %directory.display(), position = %pulled.position, nodes = pulled.nodes, bytes = pulled.bytes, "pulled");
     Ok(pulled)

@@ -10,7 +10,13 @@
 
 mod write;
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use tandem_proto::{
     Position, Uuid, VolumeName, convert,
@@ -19,12 +25,15 @@ use tandem_proto::{
     pull::PullDigest,
 };
 use tandem_runtime::connect::{KEEPALIVE, ServerAddress};
+use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
 pub use self::write::Writer;
 
 /// No message for so long: the storage daemon is gone.
 const STALLED: Duration = Duration::from_secs(60);
+/// Messages that came and are not written yet: 8 MiB of data.
+const AHEAD: usize = 32;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What was pulled.
@@ -134,16 +143,36 @@ impl Pull {
         Ok(call.map_err(|status| self.refused(&status))?.into_inner())
     }
 
-    /// Fills the folder of `writer`. `progress` is called now and then. Blocks on the local disk, so give it a runtime of its own.
-    pub async fn receive(&self, writer: &mut Writer, progress: &mut dyn FnMut(Pulled)) -> Result<Pulled, PullError> {
+    /// Fills the folder of `writer`. `progress` is called now and then. The disk is another thread's, so that a slow one does not keep the
+    /// connection from showing that it lives. Whoever drops this waits until that thread has ended.
+    pub async fn receive(&self, writer: Writer, progress: &mut dyn FnMut(Pulled)) -> Result<Pulled, PullError> {
         let mut messages = self.connect().await?;
-        let mut digest = PullDigest::default();
-        let mut header = None;
+        let shown = Arc::new(Mutex::new(Pulled::default()));
+        let mut filling = Filling::start(self.clone(), writer, shown.clone())?;
         loop {
             let message = tokio::time::timeout(STALLED, messages.message()).await;
             let message = message.map_err(|_| self.failed(format!("no answer for {} s", STALLED.as_secs())))?;
             let message = message.map_err(|status| self.refused(&status))?;
             let Some(message) = message else { return Err(self.failed("the stream ended before its end")) };
+            let last = matches!(message.body, Some(Body::End(_)));
+            let taken = filling.give(message).await;
+            progress(*shown.lock().unwrap_or_else(PoisonError::into_inner));
+            if last || !taken {
+                return filling.end().unwrap_or_else(|| Err(self.failed("the thread that writes panicked")));
+            }
+        }
+    }
+
+    /// Writes what comes; `None`: no more comes, and the end was not there.
+    fn write(
+        &self,
+        mut writer: Writer,
+        messages: &mut mpsc::Receiver<pb::PullMessage>,
+        shown: &Mutex<Pulled>,
+    ) -> Result<Pulled, PullError> {
+        let mut digest = PullDigest::default();
+        let mut header = None;
+        while let Some(message) = messages.blocking_recv() {
             if !matches!(message.body, Some(Body::End(_))) {
                 digest.add(&message);
             }
@@ -151,12 +180,12 @@ impl Pull {
                 Some(Body::Header(found)) => header = Some(self.header(&found)?),
                 Some(Body::Node(node)) => {
                     writer.node(node)?;
-                    progress(writer.pulled());
+                    *shown.lock().unwrap_or_else(PoisonError::into_inner) = writer.pulled();
                 }
                 Some(Body::Data(data)) => writer.data(&data)?,
                 Some(Body::Link(link)) => writer.link(&link)?,
                 Some(Body::End(end)) => {
-                    self.check_end(&end, writer, &digest)?;
+                    self.check_end(&end, &writer, &digest)?;
                     let Some((position, volume_id, replica_id)) = header else {
                         return Err(self.failed("it did not say of which position its state is"));
                     };
@@ -165,6 +194,7 @@ impl Pull {
                 None => return Err(self.failed("a message that this version does not know: upgrade this side")),
             }
         }
+        Err(self.failed("the stream ended before its end"))
     }
 
     fn header(&self, header: &pb::PullHeader) -> Result<(Position, Uuid, Uuid), PullError> {
@@ -192,14 +222,57 @@ impl Pull {
     }
 
     /// [`Self::receive`], from a thread without a tokio context.
-    pub fn receive_blocking(&self, writer: &mut Writer, progress: &mut dyn FnMut(Pulled)) -> Result<Pulled, PullError> {
-        // The connection has a thread of its own: it answers while this one waits for the disk.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+    pub fn receive_blocking(&self, writer: Writer, progress: &mut dyn FnMut(Pulled)) -> Result<Pulled, PullError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| self.failed(error.to_string()))?;
         runtime.block_on(self.receive(writer, progress))
+    }
+}
+
+/// The thread that writes.
+struct Filling {
+    /// Taken when no more comes.
+    messages: Option<mpsc::Sender<pb::PullMessage>>,
+    thread: Option<JoinHandle<Result<Pulled, PullError>>>,
+}
+
+impl Filling {
+    fn start(pull: Pull, writer: Writer, shown: Arc<Mutex<Pulled>>) -> Result<Filling, PullError> {
+        let (messages, mut received) = mpsc::channel(AHEAD);
+        let failed = pull.failed("no thread can be started");
+        let thread = std::thread::Builder::new()
+            .name("pull".to_owned())
+            .spawn(move || pull.write(writer, &mut received, &shown))
+            .map_err(|_| failed)?;
+        Ok(Filling { messages: Some(messages), thread: Some(thread) })
+    }
+
+    /// Hands a message over; `false`: the thread has ended with an error.
+    async fn give(&self, message: pb::PullMessage) -> bool {
+        match &self.messages {
+            Some(messages) => messages.send(message).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// No more comes: what came of it. `None`: it panicked.
+    fn end(&mut self) -> Option<Result<Pulled, PullError>> {
+        self.messages = None;
+        let thread = self.thread.take()?;
+        // It syncs what it wrote, which may take long; the connection is not needed any more.
+        thread.join().ok()
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.messages = None;
+        if let Some(thread) = self.thread.take() {
+            // Whoever gave up deletes next what was written.
+            let _ = thread.join();
+        }
     }
 }
 
