@@ -110,7 +110,7 @@ fn ways(base: &Path, bytes: usize) -> io::Result<Vec<Box<dyn Way>>> {
     let (direct, dsync) = (libc::O_DIRECT, libc::O_DIRECT | libc::O_DSYNC);
     Ok(vec![
         Box::new(LogWay::new("log: page cache", disk("log-buffered")?.buffered(), bytes)?),
-        Box::new(LogWay::new("log: O_DIRECT, fdatasync", disk("log-direct")?, bytes)?),
+        Box::new(LogWay::new("log: O_DIRECT|O_DSYNC", disk("log-direct")?, bytes)?),
         Box::new(BareWay::new("bare: page cache, fdatasync", &file("bare-buffered"), 0, true, bytes)?),
         Box::new(BareWay::new("bare: O_DIRECT, fdatasync", &file("bare-direct"), direct, true, bytes)?),
         Box::new(BareWay::new("bare: O_DIRECT|O_DSYNC", &file("bare-dsync"), dsync, false, bytes)?),

@@ -1,7 +1,7 @@
 //! A log file that is written around the page cache.
 //!
 //! The kernel takes whole blocks at whole block addresses only, and the log appends records of any length. So writes gather in
-//! memory, and [`DirectFile::sync_data`] writes the blocks that they touch at once, then waits for the disk. The block that the last
+//! memory, and [`DirectFile::sync_data`] writes the blocks that they touch with one call, which returns when they are durable (O_DSYNC). The block that the last
 //! record ends in is remembered: the next write begins with it again, with the same bytes in front. What stood behind the last
 //! record in that block becomes zeroes.
 //!
@@ -15,6 +15,7 @@ use std::{
     io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use parking_lot::Mutex;
@@ -90,13 +91,15 @@ pub struct DirectFile {
     /// For reading: a reader needs no whole blocks.
     buffered: File,
     gathered: Mutex<Gathered>,
+    /// What was written before this file was opened is durable too.
+    settled: AtomicBool,
 }
 
 impl DirectFile {
     /// Opens an existing file. `None`: its file system has no such way.
     pub fn open(path: &Path) -> io::Result<Option<DirectFile>> {
         let buffered = OpenOptions::new().read(true).write(true).open(path)?;
-        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path);
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path);
         let direct = match opened {
             Ok(direct) => direct,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
@@ -116,7 +119,7 @@ impl DirectFile {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
             Err(error) => return Err(error),
         }
-        Ok(Some(DirectFile { direct, buffered, gathered: Mutex::new(Gathered::default()) }))
+        Ok(Some(DirectFile { direct, buffered, gathered: Mutex::default(), settled: AtomicBool::new(false) }))
     }
 
     /// Makes room for a write at `offset`: the blocks that gathered go to the disk first if it does not continue them.
@@ -193,7 +196,12 @@ impl DiskFile for DirectFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut gathered = self.gathered.lock();
         self.write_out(&mut gathered)?;
-        self.direct.sync_data()
+        // Each write of this file is durable when it returns. A process that was killed may have left others.
+        if !self.settled.load(Ordering::Relaxed) {
+            self.direct.sync_data()?;
+            self.settled.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
@@ -201,7 +209,7 @@ impl DiskFile for DirectFile {
 mod tests {
     use std::fs;
 
-    use proptest::prelude::{any, prop, proptest};
+    use proptest::prelude::{ProptestConfig, any, prop, proptest};
 
     use super::{BLOCK, DirectFile, GATHERED_MAX};
     use crate::log::disk::DiskFile as _;
@@ -262,6 +270,8 @@ mod tests {
     }
 
     proptest! {
+        // Each case waits for the disk many times.
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn appends_of_any_length_are_read_back(parts in prop::collection::vec((1..3 * BLOCK, any::<bool>()), 1..20)) {
             let Some((dir, file)) = file(80) else { return Ok(()) };
