@@ -108,7 +108,7 @@ impl FsyncRules {
         if names.too_many {
             return self.strictest();
         }
-        let known: SmallVec<[(Arc<Inode>, Box<[u8]>); 1]> = names.known.clone();
+        let known = names.known.clone();
         drop(names);
         // The root, and what was never named to us, have the mount's own rule.
         let modes = known.iter().map(|(dir, name)| self.of_name(dir, name));
@@ -136,10 +136,13 @@ const DEPTH_MAX: usize = 10_000;
 /// Names of a file that are kept; with more, it is bound by the strictest rule of the mount.
 const NAMES_MAX: usize = 16;
 
+/// A directory, and a name in it.
+type KnownName = (Arc<Inode>, Box<[u8]>);
+
 /// The names under which an inode is known.
 #[derive(Debug, Default)]
 pub struct Names {
-    known: SmallVec<[(Arc<Inode>, Box<[u8]>); 1]>,
+    known: SmallVec<[KnownName; 1]>,
     too_many: bool,
 }
 

@@ -180,7 +180,10 @@ impl Live<'_> {
     }
 }
 
-fn put_cells(out: &mut Vec<u8>, generation: u32, kind: u8, all: &mut dyn FnMut(&mut dyn FnMut(&Cell))) {
+/// Gives out cells to who takes them.
+type EachCell<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&Cell));
+
+fn put_cells(out: &mut Vec<u8>, generation: u32, kind: u8, all: EachCell<'_>) {
     let mut payload = Vec::new();
     all(&mut |cell| {
         cell.put(&mut payload);
