@@ -74,7 +74,7 @@ struct File {
 
 /// The keys of the file.
 const KEYS: [&str; 9] =
-    ["keepalive", "data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate", "log-max"];
+    ["data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate", "log-max", "keepalive"];
 /// Smallest bound of a log: four segments, and as many again for their reserve.
 const LOG_MAX_MIN: u64 = 128 << 20;
 

@@ -470,8 +470,9 @@ fn a_reader_gets_the_old_position_during_a_resync_and_what_it_asks_for_of_an_end
     rig.core.hold(2, Some(wrong));
     let never = Place { seq: Seq(99), chain: None, ..old.into() };
     rig.core.hold(3, Some(never));
-    rig.sent = Position::default();
-    rig.attach();
+    // Another run of the writer opens the next epoch.
+    let request = AttachRequest { run_id: Uuid([2; 16]), ..attach_request(&Position::default()) };
+    rig.core.attach(&request, Arc::default(), rig.now, 0).expect("granted");
     rig.core.decide_holds();
     let refused: Vec<_> =
         rig.core.take_decided().into_iter().map(|(n, d)| (n, d.expect_err("refused").reason)).collect();
