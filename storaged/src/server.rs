@@ -1,14 +1,15 @@
 //! The server: listens on loopback, checks the local secret, serves until it is told to stop.
 
-use std::{io, net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
     pb::{self, admin_server::AdminServer, replication_server::ReplicationServer},
 };
 use tandem_runtime::{
-    connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, Heartbeat, STREAM_WINDOW_BYTES, prepare_socket},
+    connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, Heartbeat, LATE, STREAM_WINDOW_BYTES},
     secret,
+    watched::Watched,
 };
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -202,11 +203,7 @@ fn serve(
     let reflection_error = |error: tonic_reflection::server::Error| ServeError::Reflection(error.to_string());
     let v1 = reflection().build_v1().map_err(reflection_error)?;
     let v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
-    let incoming = TcpIncoming::from(listener).map(move |accepted| {
-        // A connection that cannot be prepared is one that has ended already.
-        accepted.inspect(|stream| drop(prepare_socket(stream.as_fd(), keepalive)))
-    });
-    let heartbeat = keepalive.map(Heartbeat::within);
+    let incoming = TcpIncoming::from(listener).map(move |accepted| Watched::new(accepted?, keepalive));
     Ok(async move {
         health.set_serving::<ReplicationServer<ReplicationService>>().await;
         health.set_serving::<AdminServer<AdminService>>().await;
@@ -214,8 +211,8 @@ fn serve(
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES)
-            .http2_keepalive_interval(heartbeat.map(|heartbeat| heartbeat.interval))
-            .http2_keepalive_timeout(heartbeat.map(|heartbeat| heartbeat.timeout))
+            .http2_keepalive_interval(keepalive.map(|bound| Heartbeat::within(bound).interval))
+            .http2_keepalive_timeout(keepalive.map(|bound| bound * LATE))
             .add_service(tonic::service::interceptor::InterceptedService::new(replication, check.clone()))
             .add_service(tonic::service::interceptor::InterceptedService::new(admin, check))
             .add_service(health_service)

@@ -17,7 +17,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::secret;
+use crate::{secret, watched::Watched};
 
 /// Flow-control window of one stream: a real round trip needs it (measured).
 pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
@@ -59,17 +59,18 @@ impl ServerAddress {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if let Some(bound) = keepalive {
-            let Heartbeat { interval, timeout } = Heartbeat::within(bound);
-            endpoint =
-                endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(timeout).keep_alive_while_idle(true);
+            let Heartbeat { interval, .. } = Heartbeat::within(bound);
+            endpoint = endpoint
+                .http2_keep_alive_interval(interval)
+                .keep_alive_timeout(bound * LATE)
+                .keep_alive_while_idle(true);
         }
         let (host, port) = (self.host.clone(), self.port);
         let connector = move |_| {
             let host = host.clone();
             async move {
                 let stream = tokio::net::TcpStream::connect((host.as_str(), port)).await?;
-                prepare_socket(std::os::fd::AsFd::as_fd(&stream), keepalive)?;
-                Ok::<_, io::Error>(TokioIo::new(stream))
+                Ok::<_, io::Error>(TokioIo::new(Watched::new(stream, keepalive)?))
             }
         };
         endpoint.connect_with_connector(tower::service_fn(connector)).await
@@ -123,12 +124,15 @@ impl FromStr for ServerAddress {
     }
 }
 
+/// How many times the keepalive an answer to a ping may come late, behind data: [`Watched`] finds out what is dead.
+pub const LATE: u32 = 15;
+
 /// When HTTP/2 asks whether the other side is there, and how long it waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// After so long without anything read.
     pub interval: Duration,
-    /// No answer for so long: gone.
+    /// Nothing at all for so long after that: gone.
     pub timeout: Duration,
 }
 

@@ -8,4 +8,5 @@ pub mod frame;
 pub mod mutant;
 pub mod secret;
 pub mod telemetry;
+pub mod watched;
 pub mod when;
