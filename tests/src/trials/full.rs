@@ -67,19 +67,19 @@ fn free(dir: &Path) -> u64 {
     stat.f_bavail * stat.f_frsize
 }
 
-fn rig(image: &Image, side: Side) -> Option<Rig> {
+/// `small` is the disk that fills, under the given side; the folder of a small replica lies on `other`, of the same kind, because each
+/// kind has limits of its own.
+fn rig(small: &Image, other: &Image, side: Side) -> Option<Rig> {
     let lab = Lab::new("full")?;
     for part in ["space", "full", "fault", "ENOSPC", "os error 28", "stopped", "cannot", "No room", "no room"] {
         lab.allow(part, "a disk is full");
     }
     let storage = match side {
-        Side::Storage => Storage::start_in(&lab, "storage", &image.dir().join("data")),
-        Side::Client => lab.storage(),
+        Side::Storage => Storage::start_in(&lab, "storage", &small.dir().join("data")),
+        Side::Client => Storage::start_in(&lab, "storage", &other.dir().join("data")),
     };
-    let (folder, state) = match side {
-        Side::Client => (image.dir().join("folder"), image.dir().join("state")),
-        Side::Storage => (lab.new_dir("folder"), lab.state_dir()),
-    };
+    let client = if side == Side::Client { small } else { other };
+    let (folder, state) = (client.dir().join("folder"), client.dir().join("state"));
     fs::create_dir_all(&folder).expect("there is room yet");
     let spec = MountSpec::new(&storage, VOLUME, &folder).options("fsync=durable").state(&state);
     Some(Rig::with(lab, storage, &spec))
@@ -116,7 +116,8 @@ fn fill(rig: &mut Rig, image: &Image, side: Side, point: u64, rng: &mut Rng) {
 /// Whether status says that, and why, nothing reaches the replica.
 fn told(rig: &Rig, side: Side) -> bool {
     let status = rig.mount.status();
-    side == Side::Storage && status.state != "live" && !(status.reason.is_empty() && status.last_error.is_empty())
+    let why = format!("{} {}", status.reason, status.last_error);
+    side == Side::Storage && status.ops_behind > 0 && (why.contains("full") || why.contains("space"))
 }
 
 /// `points` times full and roomy again.
@@ -126,13 +127,16 @@ pub fn trial(seed: u64, file_system: FileSystem, side: Side, points: u64) -> Out
         Ok(dir) => dir,
         Err(error) => return Outcome::Skipped(error.to_string()),
     };
-    let image = match Image::new(file_system, &dir.path().join("image"), IMAGE_BYTES, &dir.path().join("disk")) {
-        Ok(image) => image,
-        Err(why) => return Outcome::Skipped(why),
+    let image = |name: &str, bytes| {
+        Image::new(file_system, &dir.path().join(format!("{name}.img")), bytes, &dir.path().join(name))
     };
-    let Some(mut rig) = rig(&image, side) else { return Outcome::Skipped("no mounts here".to_owned()) };
+    let (small, other) = match (image("small", IMAGE_BYTES), image("other", 4 * IMAGE_BYTES)) {
+        (Ok(small), Ok(other)) => (small, other),
+        (Err(why), _) | (_, Err(why)) => return Outcome::Skipped(why),
+    };
+    let Some(mut rig) = rig(&small, &other, side) else { return Outcome::Skipped("no mounts here".to_owned()) };
     for point in 0..points {
-        fill(&mut rig, &image, side, point, &mut rng);
+        fill(&mut rig, &small, side, point, &mut rng);
     }
     let answers = rig.finish();
     Outcome::Held(format!("{points} times full, {answers} positions seen"))
