@@ -14,7 +14,8 @@
 //! How a torn tail is told from damage: each frame carries the offset up to which the segment was durable when it was written. So
 //! a whole frame behind a broken one proves that the broken one was durable, unless both were written between the same two syncs.
 //! After each sync a mark is written behind the group, which protects the last group as well once it is on the disk (it is not
-//! synced: around the page cache it goes there with the next group). A segment's header says where the one before it ended.
+//! synced at once: it goes there with the next group, or in the next pause). A segment's header says where the one before it
+//! ended.
 //!
 //! What the records mean is in [`codec`]; who decides what is appended is the volume. The log does no locking: one thread owns it.
 
@@ -255,6 +256,14 @@ impl<D: Disk> Log<D> {
                 self.ends.insert(self.current.index, self.current.end);
             }
             Err(_) => self.current.poisoned = true,
+        }
+    }
+
+    /// Makes the mark durable: when there is a pause, so that a writer that waits for each op never waits for a mark.
+    pub fn sync_mark(&mut self) {
+        if !self.current.poisoned && self.current.end > self.current.synced && self.current.file.sync_data().is_err() {
+            // The records before it were durable already. What a failed sync dropped cannot be known.
+            self.current.poisoned = true;
         }
     }
 

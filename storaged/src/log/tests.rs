@@ -107,6 +107,20 @@ fn a_flipped_bit_in_acknowledged_records_is_refused() {
 }
 
 #[test]
+fn the_last_group_is_guarded_by_its_mark_also_through_a_power_loss() {
+    let disk = MemDisk::default();
+    let mut log = create(&disk);
+    append(&mut log, &numbered(0..3)).expect("appended");
+    let end = log.end();
+    log.mark_durable();
+    log.sync_mark();
+    drop(log);
+    disk.crash(3);
+    disk.damage(&segment_name(1), |bytes| bytes[end.offset as usize - 1] ^= 1);
+    assert!(matches!(open(&disk), Err(LogError::Damaged { .. })), "acknowledged, so it is not taken for a torn tail");
+}
+
+#[test]
 fn a_log_that_ends_before_what_the_state_knows_is_damaged() {
     let disk = MemDisk::default();
     let mut log = create(&disk);

@@ -1,6 +1,6 @@
 //! From accepted to durable to applied: group commit, apply, publish, checkpoint.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Core, Stuck};
 use crate::{
@@ -12,6 +12,8 @@ use crate::{
 
 /// Objects that are deleted at a time: less than a millisecond, unless they are large.
 const TIDY_SLICE: usize = 32;
+/// How long after the last group its mark is made durable: not between the ops of a writer that waits for each.
+const MARK_AFTER: Duration = Duration::from_millis(50);
 /// Staged state that waits in memory to be logged together.
 const UNHURRIED_MAX_BYTES: usize = 1 << 20;
 
@@ -44,6 +46,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.note_bounds();
         // After the acknowledgement: it costs a write, and protects against damage only.
         self.log.mark_durable();
+        self.mark_due = Some(now + MARK_AFTER);
     }
 
     fn became_durable(&mut self, at: LogPos, count: usize) {

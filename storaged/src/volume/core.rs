@@ -186,6 +186,8 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) applied_bytes: u64,
     pub(super) checkpoint_at: Instant,
     pub(super) changed_at: Option<Instant>,
+    /// When the mark of the last group is made durable.
+    pub(super) mark_due: Option<Instant>,
 }
 
 /// What a volume is made of.
@@ -284,6 +286,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             applied_bytes: 0,
             checkpoint_at: now,
             changed_at: None,
+            mark_due: None,
         };
         core.receiver.note_since(attached_ns);
         // Recovery ended with a checkpoint of its own, so the log before it has done its work.
@@ -336,7 +339,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return None;
         }
         let retries = self.faults.iter().map(|fault| fault.retry_at);
-        retries.chain(self.checkpoint_due_at()).min()
+        retries.chain(self.checkpoint_due_at()).chain(self.mark_due).min()
     }
 
     fn checkpoint_due_at(&self) -> Option<Instant> {
@@ -353,6 +356,10 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return;
         }
         self.retry(now);
+        if self.mark_due.is_some_and(|due| due <= now) {
+            self.mark_due = None;
+            self.log.sync_mark();
+        }
         if self.checkpoint_due_at().is_some_and(|due| due <= now) {
             self.checkpoint(now);
             // After the checkpoint, because that may have recycled a file that serves.
