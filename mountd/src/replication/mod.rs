@@ -169,6 +169,9 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         None
     } else {
         let left = state.state().clean_unmount_ns.or_else(|| state.last_alive_ns());
+        // What a fenced folder lacks is known exactly: nothing that was changed through its mount is to be listed as possible.
+        let slack = if start == Start::Fenced { WALK_SLACK_NS - FENCED_SLACK_NS } else { 0 };
+        let left = left.map(|left| left.saturating_add(slack));
         walk_since(state.state().walk_since_ns, left, config.reachable_between)
     };
     let failed = |error| ReplicationError::ActivityLog(state.activity_log_path(), error);
@@ -274,6 +277,9 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
 
 /// Slack of a walk: file systems stamp with a coarse clock.
 const WALK_SLACK_NS: i64 = 2_000_000_000;
+
+/// The same for a list that only a person looks at: a tick of the kernel's clock and some.
+const FENCED_SLACK_NS: i64 = 20_000_000;
 
 /// From when on changes around the mount have to be looked for, in Unix nanoseconds; `None`: there can be none.
 fn walk_since(pending: Option<i64>, left: Option<i64>, reachable_between: bool) -> Option<i64> {
