@@ -1,13 +1,11 @@
-//! Many seeds of the simulation. A failure prints its seed and how to repeat it: `TANDEM_SIM_SEED=… cargo test -p tandem-tests --test simulation`.
+//! Seeds of the simulation, in mixes of faults that each show one promise, and in mixes of everything. `scripts/simulate` runs thousands.
 //!
-//! `TANDEM_SIM_TRACE=WORD` with it shows every step that mentions WORD (an inode's number as `sim:\0\0\0\0\0\0\0\x0c`, or nothing for all).
-//! `TANDEM_SIM_SEEDS` sets how many seeds each mix of faults gets.
+//! A failure prints its seed: repeat it with `TANDEM_SIM_SEED=… cargo test -p tandem-tests --test simulation NAME -- --nocapture`;
+//! `TANDEM_SIM_TRACE=WORD` with it shows every step that mentions WORD, and `TANDEM_SIM_SEEDS` sets how many seeds each mix gets.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
-use tandem_tests::{
-    rng::Rng,
-    sim::{Faults, World},
+use tandem_tests::sim::{
+    Faults, Keep,
+    run::{Report, run},
 };
 
 fn number(name: &str) -> Option<u64> {
@@ -15,71 +13,91 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Steps of one run.
-const STEPS: u64 = 3000;
+const STEPS: u64 = 2500;
 
-/// Returns how many states of the replica were checked.
-fn run(name: &str, seed: u64, faults: Faults) -> u64 {
-    let mut window = Rng::new(seed ^ 0x77);
-    // From nearly nothing, which overflows all the time, to more than a run fills.
-    let faults = Faults { window_bytes: *window.pick(&[600, 3000, 20_000, 1 << 20]), ..faults };
-    let mut world = World::new(seed, faults);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        for _ in 0..STEPS {
-            world.step();
-        }
-        world.converge();
-    }));
-    if let Err(panic) = result {
-        eprintln!("{name}: seed {seed} failed ({faults:?}). The last steps:\n{}", world.trace());
+fn one(name: &str, seed: u64, faults: Faults) -> Report {
+    let keep = std::env::var("TANDEM_SIM_TRACE").map_or(Keep::Last, Keep::All);
+    run(seed, faults, STEPS, keep).unwrap_or_else(|failure| {
+        eprintln!("{name}: seed {seed} failed ({faults:?}). The last steps:\n{}", failure.trace);
         eprintln!(
             "repeat it: TANDEM_SIM_SEED={seed} cargo test -p tandem-tests --test simulation {name} -- --nocapture"
         );
-        resume_unwind(panic);
-    }
-    world.looks().1
+        panic!("seed {seed}: {}", failure.why);
+    })
 }
 
-fn seeds(name: &str, faults: Faults) {
+fn seeds(name: &str, faults: impl Fn(u64) -> Faults) {
     if let Some(seed) = number("TANDEM_SIM_SEED") {
-        let _ = run(name, seed, faults);
+        println!("{:?}", one(name, seed, faults(seed)));
         return;
     }
-    let seeds = number("TANDEM_SIM_SEEDS").unwrap_or(12);
-    let checks: u64 = (0..seeds).map(|seed| run(name, seed, faults)).sum();
-    println!("{name}: {seeds} seeds, {checks} states of the replica checked");
-    assert!(checks > seeds, "a simulation whose replica is never looked at proves nothing");
+    let seeds = number("TANDEM_SIM_SEEDS").unwrap_or(8);
+    let states: u64 = (0..seeds).map(|seed| one(name, seed, faults(seed)).states).sum();
+    println!("{name}: {seeds} seeds, {states} states of the replica compared");
+    assert!(states > seeds, "a simulation whose replica is never looked at proves nothing");
 }
 
 #[test]
 fn undisturbed_work_converges() {
-    seeds("undisturbed_work_converges", Faults::default());
+    seeds("undisturbed_work_converges", |_| Faults::default());
 }
 
 #[test]
 fn cut_connections_lose_and_repeat_nothing() {
-    seeds("cut_connections_lose_and_repeat_nothing", Faults { cuts: 100, ..Faults::default() });
+    seeds("cut_connections_lose_and_repeat_nothing", |_| Faults { cuts: 100, duplicates: 100, ..Faults::default() });
 }
 
 #[test]
 fn killed_storage_keeps_what_it_acknowledged() {
-    seeds("killed_storage_keeps_what_it_acknowledged", Faults { cuts: 20, replica_kills: 60, ..Faults::default() });
+    let faults = Faults { cuts: 20, storage_kills: 60, ..Faults::default() };
+    seeds("killed_storage_keeps_what_it_acknowledged", |_| faults);
 }
 
 #[test]
 fn storage_without_power_keeps_what_it_acknowledged() {
-    seeds(
-        "storage_without_power_keeps_what_it_acknowledged",
-        Faults { cuts: 20, power_losses: 60, ..Faults::default() },
-    );
+    let faults = Faults { cuts: 20, storage_power: 60, ..Faults::default() };
+    seeds("storage_without_power_keeps_what_it_acknowledged", |_| faults);
 }
 
 #[test]
 fn killed_mount_resyncs_what_its_marks_say() {
-    seeds("killed_mount_resyncs_what_its_marks_say", Faults { cuts: 20, mount_kills: 40, ..Faults::default() });
+    let faults = Faults { cuts: 20, mount_kills: 40, ..Faults::default() };
+    seeds("killed_mount_resyncs_what_its_marks_say", |_| faults);
+}
+
+#[test]
+fn replica_follows_a_client_that_lost_power() {
+    let faults = Faults { cuts: 20, client_power: 40, ..Faults::default() };
+    seeds("replica_follows_a_client_that_lost_power", |_| faults);
+}
+
+#[test]
+fn taken_over_volume_fences_the_older_writer() {
+    let faults = Faults { cuts: 40, takeovers: 30, mount_kills: 10, ..Faults::default() };
+    seeds("taken_over_volume_fences_the_older_writer", |_| faults);
+}
+
+#[test]
+fn full_storage_stops_at_a_consistent_point_and_goes_on() {
+    let faults = Faults { storage_full: 60, storage_kills: 20, ..Faults::default() };
+    seeds("full_storage_stops_at_a_consistent_point_and_goes_on", |_| faults);
+}
+
+#[test]
+fn ops_of_another_history_are_never_taken_for_known_ones() {
+    let faults = Faults { forgeries: 30, duplicates: 50, cuts: 20, ..Faults::default() };
+    seeds("ops_of_another_history_are_never_taken_for_known_ones", |_| faults);
 }
 
 #[test]
 fn everything_at_once_still_converges() {
-    let faults = Faults { cuts: 60, replica_kills: 25, power_losses: 25, mount_kills: 25, window_bytes: 0 };
-    seeds("everything_at_once_still_converges", faults);
+    seeds("everything_at_once_still_converges", Faults::of_seed);
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    for seed in 0..4 {
+        let name = "one_seed_is_one_run";
+        assert_eq!(one(name, seed, Faults::of_seed(seed)), one(name, seed, Faults::of_seed(seed)), "seed {seed}");
+    }
 }

@@ -9,7 +9,7 @@
 //! moved while directories are still being listed could be missed by both listings; their new names are sent as well (`moves`).
 //! A further round ([`Plan::merge`]) goes on with what is queued.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use tandem_proto::{InodeId, Name, Position, limits::STAGE_ENTRIES_MAX, stage::Piece};
 
@@ -364,7 +364,7 @@ impl Plan {
 
     /// These names were given to objects while directories were listed.
     pub fn handle_moves(&mut self, moves: &[Moved]) {
-        let mut by_dir: HashMap<InodeId, Vec<Name>> = HashMap::new();
+        let mut by_dir: BTreeMap<InodeId, Vec<Name>> = BTreeMap::new();
         for moved in moves {
             by_dir.entry(moved.dir).or_default().push(moved.name.clone());
         }

@@ -1,7 +1,7 @@
 //! Net assignments: what a run of ops and staged state comes to, cell by cell. The last assignment to a cell wins, so a set is
 //! independent of where in the run the tree already is. Data is not in it: it stays in the log and in staging.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tandem_proto::{
@@ -50,9 +50,9 @@ pub struct NodeNet {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changeset {
     /// By directory.
-    pub dirs: HashMap<InodeId, DirNet>,
+    pub dirs: BTreeMap<InodeId, DirNet>,
     /// By inode.
-    pub nodes: HashMap<InodeId, NodeNet>,
+    pub nodes: BTreeMap<InodeId, NodeNet>,
 }
 
 /// Puts `later` over `patch`.

@@ -10,7 +10,7 @@
 //! After *vacate* no name is in the way of another, and no parked directory lies below another moved one, so the order of *fill*
 //! does not matter and no cycle needs to be found.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use tandem_proto::{
     ids::{InodeId, Name},
@@ -62,7 +62,7 @@ struct Planner<'a, V> {
     view: &'a V,
     net: &'a Changeset,
     /// Names that an inode will have by assignment.
-    gains: HashMap<InodeId, Vec<Cell>>,
+    gains: BTreeMap<InodeId, Vec<Cell>>,
     alive_dirs: HashMap<InodeId, bool>,
     /// Names that will not mean what they mean now, in order.
     lost: Vec<(Cell, InodeId)>,
@@ -76,7 +76,7 @@ pub fn plan<V: View>(view: &V, net: &Changeset) -> Result<Vec<Step>, ApplyError>
     let mut planner = Planner {
         view,
         net,
-        gains: HashMap::new(),
+        gains: BTreeMap::new(),
         alive_dirs: HashMap::new(),
         lost: Vec::new(),
         lost_cells: HashSet::new(),

@@ -108,7 +108,7 @@ pub struct Staging {
     /// Content of regular files.
     pub files: BTreeMap<InodeId, StagedFile>,
     /// Inodes that take over an object: new id → old id.
-    pub adopted: HashMap<InodeId, InodeId>,
+    pub adopted: BTreeMap<InodeId, InodeId>,
     claimed: HashMap<InodeId, InodeId>,
     listed: HashSet<InodeId>,
     /// Directories of whose complete listing parts are missing.
@@ -129,7 +129,7 @@ impl Staging {
             state: Changeset::default(),
             ops: Changeset::default(),
             files: BTreeMap::new(),
-            adopted: HashMap::new(),
+            adopted: BTreeMap::new(),
             claimed: HashMap::new(),
             listed: HashSet::new(),
             open_listings: HashSet::new(),

@@ -1,7 +1,8 @@
 //! A disk in memory that forgets what was not synced: what the simulation runs the production log on.
 //!
 //! A crash keeps, per file, an arbitrary part of the writes that were not synced, each torn at a sector; names that were not synced
-//! come back in the state after some prefix of the changes. What was synced stands.
+//! come back in the state after some prefix of the changes. What was synced stands. A sync that fails loses some of what it was to write:
+//! readers see it until the power goes, and a later sync does not bring it to the disk.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,13 @@ struct FileState {
     /// As a crash leaves it, but for `unsynced`.
     durable: Vec<u8>,
     unsynced: Vec<(u64, Vec<u8>)>,
+}
+
+impl FileState {
+    /// A sync failed: half of what it was to write is marked as written all the same.
+    fn lose_some(&mut self, seed: &mut u64) {
+        self.unsynced.retain(|_| random(seed) & 1 == 0);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -282,8 +290,13 @@ impl DiskFile for MemFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.with(|state| {
-            countdown(&mut state.fail_syncs, libc::EIO)?;
+            let failed = countdown(&mut state.fail_syncs, libc::EIO);
+            let mut seed = state.crashes ^ self.file as u64;
             let file = &mut state.files[self.file];
+            if let Err(error) = failed {
+                file.lose_some(&mut seed);
+                return Err(error);
+            }
             for (offset, data) in std::mem::take(&mut file.unsynced) {
                 put(&mut file.durable, offset as usize, &data);
             }

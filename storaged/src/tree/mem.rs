@@ -1,5 +1,6 @@
 //! A tree in memory for property tests and the simulation, with the crashes of a journaling file system: what was not synced may
-//! be lost. Changes of names and attributes are lost from the end on (a prefix of them survives); of file data any part is lost.
+//! be lost. Changes of names and attributes are lost from the end on (a prefix of them survives); of file data any part is lost, and
+//! data of changes after that end may be there, if it went into room that the file had.
 //!
 //! Every change goes through a [`Mutation`], of which those since the last sync are kept, so that a crash replays some of them
 //! on the synced state. A budget of changes lets a test stop the process at every single step.
@@ -96,6 +97,8 @@ struct Disk {
     /// A clock that moves with every change, so that a forgotten mtime shows.
     clock: u32,
     budget: Option<u64>,
+    /// After so many more changes each further one fails with ENOSPC.
+    room: Option<u64>,
 }
 
 /// See the module.
@@ -123,6 +126,19 @@ impl Inode {
 }
 
 impl State {
+    /// What reaches the disk of a change whose record in the journal did not: data that went into room which the file has.
+    fn apply_in_place(&mut self, mutation: &Mutation, clock: u32) -> io::Result<()> {
+        let Mutation::Write(ino, offset, data) = mutation else { return Ok(()) };
+        let (node, end) = (self.get(*ino)?, offset + data.len() as u64);
+        if node.kind.node_type() != NodeType::Regular || end > node.data.len() as u64 {
+            return Ok(());
+        }
+        let mtime = node.attr.mtime;
+        self.apply(mutation, clock)?;
+        self.get(*ino)?.attr.mtime = mtime;
+        Ok(())
+    }
+
     fn get(&mut self, ino: Ino) -> io::Result<&mut Inode> {
         self.inodes.get_mut(&ino).ok_or_else(|| error(libc::ESTALE))
     }
@@ -296,6 +312,7 @@ impl MemTree {
             next: 100,
             clock: 1,
             budget: None,
+            room: None,
         };
         MemTree { disk: Arc::new(Mutex::new(disk)) }
     }
@@ -303,6 +320,11 @@ impl MemTree {
     /// After so many more changes every further one fails, as if the process had died; `None`: no limit.
     pub fn set_budget(&self, changes: Option<u64>) {
         self.disk.lock().budget = changes;
+    }
+
+    /// After so many more changes every further one fails with ENOSPC; `None`: there is room.
+    pub fn set_room(&self, changes: Option<u64>) {
+        self.disk.lock().room = changes;
     }
 
     /// After `after` more syncs the next `count` fail, as Linux does it: the error is told once, and about half of the data that was
@@ -323,18 +345,18 @@ impl MemTree {
     pub fn crash(&self, keep: usize, lose: impl Fn(usize) -> bool) {
         let mut disk = self.disk.lock();
         let mut state = disk.synced.clone();
-        for (at, (clock, mutation)) in disk.since_sync.iter().enumerate().take(keep) {
+        for (at, (clock, mutation)) in disk.since_sync.iter().enumerate() {
             let data = matches!(mutation, Mutation::Write(..) | Mutation::Punch(..));
             if !(data && lose(at)) {
                 // A change may need one of data that was lost; then it is lost too.
-                let _ = state.apply(mutation, *clock);
+                let _ = if at < keep { state.apply(mutation, *clock) } else { state.apply_in_place(mutation, *clock) };
             }
         }
         disk.current = state.clone();
         disk.synced = state;
         disk.since_sync.clear();
         disk.failing = Failing::default();
-        disk.budget = None;
+        (disk.budget, disk.room) = (None, None);
     }
 
     fn change(&self, mutation: Mutation) -> io::Result<()> {
@@ -344,6 +366,12 @@ impl MemTree {
                 return Err(io::Error::other("the simulated process has stopped"));
             }
             *budget -= 1;
+        }
+        if let Some(room) = &mut disk.room {
+            if *room == 0 {
+                return Err(error(libc::ENOSPC));
+            }
+            *room -= 1;
         }
         disk.clock += 1;
         let clock = disk.clock;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tandem_mountd::resync::{FileReader, ListedEntry, NodeView, StateReader};
 use tandem_proto::{Attr, AttrPatch, Change, Changes, InodeId, Name, NodeKind, Timestamp};
 
-use crate::sim::picture::Picture;
+use crate::{rng::Rng, sim::picture::Picture};
 
 /// An inode number of the folder; the root is 1.
 type Ino = u64;
@@ -50,10 +50,10 @@ pub enum Request {
     SetXattr { node: u64, name: Bytes, value: Option<Bytes> },
 }
 
-/// The folder.
+/// The folder. A copy of it costs little: nodes are shared until they change.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    inodes: BTreeMap<Ino, Node>,
+    inodes: BTreeMap<Ino, Arc<Node>>,
     next: Ino,
     clock: i64,
 }
@@ -77,14 +77,19 @@ fn ino_of(id: &InodeId) -> Option<Ino> {
 
 impl Default for Folder {
     fn default() -> Self {
-        let mut folder = Folder { inodes: BTreeMap::new(), next: ROOT + 1, clock: 1_000_000 };
-        let root = folder.node(NodeKind::Directory);
-        folder.inodes.insert(ROOT, Node { parent: ROOT, ..root });
-        folder
+        Folder::on_machine(0)
     }
 }
 
 impl Folder {
+    /// An empty folder. Those of other machines give other ids.
+    pub fn on_machine(machine: u64) -> Folder {
+        let mut folder = Folder { inodes: BTreeMap::new(), next: (machine << 32) + ROOT + 1, clock: 1_000_000 };
+        let root = folder.node(NodeKind::Directory);
+        folder.inodes.insert(ROOT, Arc::new(Node { parent: ROOT, ..root }));
+        folder
+    }
+
     fn tick(&mut self) -> Timestamp {
         self.clock += 1;
         Timestamp { seconds: self.clock / 1000, nanos: (self.clock % 1000) as u32 * 1_000_000 }
@@ -103,7 +108,8 @@ impl Folder {
     }
 
     fn pick(&self, place: u64, wanted: impl Fn(&Node) -> bool) -> Option<Ino> {
-        let fitting: Vec<Ino> = self.inodes.iter().filter(|(_, node)| wanted(node)).map(|(ino, _)| *ino).collect();
+        let fitting: Vec<Ino> =
+            self.inodes.iter().filter(|(_, node)| wanted(node.as_ref())).map(|(ino, _)| *ino).collect();
         (!fitting.is_empty()).then(|| fitting[(place % fitting.len() as u64) as usize])
     }
 
@@ -116,7 +122,7 @@ impl Folder {
     }
 
     fn get(&mut self, ino: Ino) -> &mut Node {
-        self.inodes.get_mut(&ino).expect("names and places lead to inodes that exist")
+        Arc::make_mut(self.inodes.get_mut(&ino).expect("names and places lead to inodes that exist"))
     }
 
     fn lookup(&self, dir: Ino, name: &Name) -> Option<Ino> {
@@ -209,7 +215,7 @@ impl Folder {
         self.next += 1;
         changes.push(Change::Birth { id: id_of(ino), kind: kind.clone() });
         changes.push(Change::Attr { id: id_of(ino), patch: node.attr.into() });
-        self.inodes.insert(ino, node);
+        self.inodes.insert(ino, Arc::new(node));
         self.entry(dir, name, Some(ino), changes);
         self.touch(dir, changes);
         Some(())
@@ -312,6 +318,98 @@ impl Folder {
         changes.push(Change::Attr { id: id_of(ino), patch });
     }
 
+    /// Does again what happened before, by id. `lost` says of each piece of data, in order, that it never came.
+    pub fn redo(&mut self, changes: &[Change], mut lost: impl FnMut(&InodeId, u64) -> bool) {
+        for change in changes {
+            self.redo_one(change, &mut lost);
+        }
+        // As the file system does: with its last name an inode is gone.
+        self.inodes.retain(|ino, node| *ino == ROOT || node.links > 0);
+    }
+
+    fn redo_one(&mut self, change: &Change, lost: &mut dyn FnMut(&InodeId, u64) -> bool) {
+        let now = self.tick();
+        let known = |id: &InodeId| ino_of(id).expect("the folder made the id");
+        match change {
+            Change::Birth { id, kind } => {
+                let node = Node { links: 0, ..self.node(kind.clone()) };
+                self.inodes.insert(known(id), Arc::new(node));
+            }
+            Change::Entry { dir, name, old: _, new } => {
+                let (dir, new) = (known(dir), new.as_ref().map(known));
+                let there = self.lookup(dir, name);
+                if let Some(new) = new {
+                    let node = self.get(new);
+                    node.links += 1;
+                    node.parent = dir;
+                    self.get(dir).names.insert(name.clone(), new);
+                } else {
+                    self.get(dir).names.remove(name);
+                }
+                if let Some(there) = there {
+                    self.get(there).links -= 1;
+                }
+            }
+            Change::Attr { id, patch } => {
+                let Some(node) = self.inodes.get_mut(&known(id)).map(Arc::make_mut) else { return };
+                let attr = &mut node.attr;
+                attr.mode = patch.mode.unwrap_or(attr.mode);
+                attr.uid = patch.uid.unwrap_or(attr.uid);
+                attr.gid = patch.gid.unwrap_or(attr.gid);
+                attr.mtime = patch.mtime.unwrap_or(attr.mtime);
+                node.ctime = now;
+            }
+            Change::Xattr { id, name, value } => {
+                let node = self.get(known(id));
+                match value {
+                    Some(value) => _ = node.xattrs.insert(name.clone(), value.clone()),
+                    None => _ = node.xattrs.remove(name),
+                }
+                node.ctime = now;
+            }
+            Change::Data { id, offset, data } => {
+                let (start, end) = (*offset as usize, *offset as usize + data.len());
+                let lost = lost(id, *offset);
+                let into = &mut self.get(known(id)).data;
+                into.resize(into.len().max(end), 0);
+                if !lost {
+                    into[start..end].copy_from_slice(data);
+                }
+            }
+            Change::Hole { id, offset, len } => {
+                let into = &mut self.get(known(id)).data;
+                let end = (*offset + *len).min(into.len() as u64) as usize;
+                if (*offset as usize) < end {
+                    into[*offset as usize..end].fill(0);
+                }
+            }
+            Change::Size { id, size } => self.get(known(id)).data.resize(*size as usize, 0),
+        }
+    }
+
+    /// Of changes whose record in the journal was lost, the data that reached room which a file has already.
+    pub fn redo_in_place(&mut self, changes: &[Change], mut reached: impl FnMut(&InodeId) -> bool) {
+        for change in changes {
+            let Change::Data { id, offset, data } = change else { continue };
+            let Some(node) = ino_of(id).and_then(|ino| self.inodes.get_mut(&ino)) else { continue };
+            let (start, end) = (*offset as usize, *offset as usize + data.len());
+            if node.kind.is_regular() && end <= node.data.len() && reached(id) {
+                Arc::make_mut(node).data[start..end].copy_from_slice(data);
+            }
+        }
+    }
+
+    /// What a file system never uses twice goes on where `before` had come to.
+    pub fn go_on_from(&mut self, before: &Folder) {
+        self.next = self.next.max(before.next);
+        self.clock = self.clock.max(before.clock);
+    }
+
+    /// Id of one of the regular files.
+    pub fn any_file(&self, rng: &mut Rng) -> Option<InodeId> {
+        self.file(rng.bits() >> 8).map(id_of)
+    }
+
     /// Number of inodes.
     pub fn len(&self) -> usize {
         self.inodes.len()
@@ -347,6 +445,11 @@ impl Folder {
 pub struct FolderReader(Arc<Mutex<Folder>>);
 
 impl FolderReader {
+    /// A reader of this folder.
+    pub fn holding(folder: Folder) -> Self {
+        FolderReader(Arc::new(Mutex::new(folder)))
+    }
+
     /// The folder itself.
     pub fn folder(&self) -> MutexGuard<'_, Folder> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -11,13 +11,23 @@
 //! in the catalog too. Repeating a seed repeats the run.
 
 mod apps;
+mod backing_disk;
+mod checks;
+mod faults;
 mod folder;
+mod forge;
+mod machine;
 mod picture;
 mod replica;
 mod requests;
+pub mod run;
+mod trace;
 mod world;
 
+pub use checks::Checks;
+pub use faults::{Fault, Faults};
 pub use folder::{Folder, FolderReader, Request, id_of};
 pub use picture::Picture;
 pub use replica::ReplicaHost;
-pub use world::{Faults, World};
+pub use trace::{Keep, Trace};
+pub use world::World;

@@ -16,9 +16,12 @@ use tandem_storaged::{
     },
     log::{LogOptions, mem::MemDisk},
     tree::{Area, MemTree, ReplicaTree},
-    volume::core::{CheckpointRule, Core, OpenError, Parts},
-    volume::flow::Bounds,
-    volume::state::Identity,
+    volume::{
+        core::{CheckpointRule, Core, OpenError, Parts},
+        facts::{Facts, VolumeState},
+        flow::Bounds,
+        state::Identity,
+    },
 };
 
 use crate::{rng::Rng, sim::picture::Picture};
@@ -28,13 +31,22 @@ use crate::{rng::Rng, sim::picture::Picture};
 pub struct Inbound {
     /// Answers.
     pub outbox: Arc<Outbox>,
+    /// That the mount was attached to on it.
+    pub epoch: Option<u64>,
     session: Option<u64>,
 }
 
 impl Inbound {
     /// A connection that nothing was said on yet.
     pub fn new() -> Self {
-        Inbound { outbox: Arc::new(Outbox::default()), session: None }
+        Inbound { outbox: Arc::new(Outbox::default()), epoch: None, session: None }
+    }
+}
+
+impl Inbound {
+    /// Whether its claim was granted once.
+    pub fn is_attached(&self) -> bool {
+        self.session.is_some()
     }
 }
 
@@ -115,6 +127,8 @@ impl ReplicaHost {
     /// The process dies; what it wrote stands.
     pub fn kill(&mut self) {
         self.core = None;
+        self.heal();
+        self.tree.set_budget(None);
         self.log_disk.kill();
         self.home.kill();
         self.store = self.store.after_crash();
@@ -123,6 +137,7 @@ impl ReplicaHost {
     /// The machine loses power.
     pub fn lose_power(&mut self, rng: &mut Rng) {
         self.core = None;
+        self.heal();
         self.log_disk.crash(rng.bits());
         self.home.crash(rng.bits());
         let keep = rng.index(self.tree.unsynced() + 1);
@@ -134,6 +149,48 @@ impl ReplicaHost {
     /// Stops the process after this many more changes of the tree, wherever that is; `None`: no limit.
     pub fn set_budget(&self, changes: Option<u64>) {
         self.tree.set_budget(changes);
+    }
+
+    /// The disk is full after so many more writes.
+    pub fn fill(&self, room: u64) {
+        self.tree.set_room(Some(room));
+        let writes = i32::try_from(room).unwrap_or(i32::MAX);
+        self.log_disk.fail_writes_after(Some(writes));
+        self.home.fail_writes_after(Some(writes));
+    }
+
+    /// One of the next syncs fails: of the tree or of the log.
+    pub fn fail_sync(&self, rng: &mut Rng) {
+        if rng.chance(50) {
+            let salt = rng.bits();
+            self.tree.fail_syncs(0, 1, salt);
+        } else {
+            self.log_disk.fail_syncs_after(Some(rng.below(3) as i32));
+        }
+    }
+
+    /// The disk is well again.
+    pub fn heal(&self) {
+        self.tree.set_room(None);
+        self.tree.fail_syncs(0, 0, 0);
+        for disk in [&self.log_disk, &self.home] {
+            disk.fail_writes_after(None);
+            disk.fail_syncs_after(None);
+        }
+    }
+
+    /// Whether the tree is at its position: nothing that began on it was left in the middle.
+    pub fn is_settled(&self) -> bool {
+        self.core.as_ref().is_some_and(|core| {
+            !matches!(core.facts(&Facts::default()).state, VolumeState::Faulted | VolumeState::Damaged)
+                && !core.is_publishing()
+        })
+    }
+
+    /// Whether this connection has the session.
+    pub fn streams(&self, inbound: &Inbound) -> bool {
+        let session = self.core.as_ref().and_then(|core| core.receiver().session());
+        session.is_some() && session == inbound.session
     }
 
     /// Whether a message can be taken now.
@@ -183,6 +240,7 @@ impl ReplicaHost {
     pub fn apply(&mut self, limit: usize) {
         if let Some(core) = &mut self.core {
             core.apply_some(self.clock, limit);
+            core.take_held(self.clock);
         }
     }
 

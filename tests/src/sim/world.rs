@@ -1,26 +1,13 @@
-//! The steps of a simulation and its checkers.
+//! The steps of a simulation.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use tandem_mountd::{
-    commit::{Commit, activity_log::Recovered, dirty::DirtySet},
-    link::{
-        core::{BACKOFF_MAX, Claim, CoreConfig, Effect, LinkCore},
-        state::LinkState,
-    },
-    replication::dirtiness::after_restart,
-    resync::{
-        plan::{Manner, Step},
-        read::carry_out,
-    },
+    link::{core::Effect, state::LinkState},
+    resync::{plan::Step, read::carry_out},
 };
 use tandem_proto::{
-    Position, Seq, Uuid,
+    Seq,
     pb::{self, client_message::Body},
     stage::Stage,
 };
@@ -28,62 +15,37 @@ use tandem_proto::{
 use crate::{
     rng::Rng,
     sim::{
-        apps::Apps,
-        folder::FolderReader,
-        replica::{Inbound, ReplicaHost},
+        checks::Checks,
+        faults::{Fault, Faults},
+        forge::forged,
+        machine::{Connection, End, Machine},
+        replica::ReplicaHost,
+        trace::{Keep, Trace},
     },
 };
 
-/// How often what goes wrong, in steps of 10,000.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    /// Connections are cut.
-    pub cuts: u64,
-    /// The storage process is killed.
-    pub replica_kills: u64,
-    /// The storage machine loses power.
-    pub power_losses: u64,
-    /// mountd is killed.
-    pub mount_kills: u64,
-    /// Bound of the window in bytes.
-    pub window_bytes: usize,
-}
+/// Machines that may write the volume.
+const MACHINES: usize = 2;
 
-struct Connection {
-    to_storage: VecDeque<pb::ClientMessage>,
-    inbound: Inbound,
-    to_mount: VecDeque<pb::ServerMessage>,
-}
-
-/// One simulated mount and its storage. See the module above.
+/// Simulated mounts and their storage. See the module above.
 pub struct World {
     rng: Rng,
     faults: Faults,
     now: Duration,
-    apps: Apps,
-    link: LinkCore,
-    steps: VecDeque<(Step, Manner, u64)>,
-    connection: Option<Connection>,
+    machines: Vec<Machine>,
+    /// The machine that is to have the volume in the end.
+    writer: usize,
+    /// Runs of mountd so far.
+    runs: usize,
     storage: ReplicaHost,
-    /// Which run of mountd opened an epoch.
-    epochs: BTreeMap<u64, usize>,
-    /// The highest position that the mount was told is durable.
-    acknowledged: Position,
-    dir: tempfile::TempDir,
-    trace: VecDeque<String>,
+    /// Connections that ended for their mount, and whose bytes still arrive. With the machine.
+    late: VecDeque<(usize, Connection)>,
+    checks: Checks,
+    trace: Trace,
     /// Percentage of steps that are requests of applications, for now.
     busy: u64,
-    /// Checks of the prefix that looked at a replica.
-    checks: u64,
-    /// From `TANDEM_SIM_TRACE`: keep the whole trace, of lines that contain this.
-    trace_all: Option<String>,
-}
-
-/// Lines of the trace that a failure shows.
-const TRACE_LINES: usize = 60;
-
-fn dirty_from(recovered: &Recovered) -> DirtySet {
-    after_restart(Some(recovered), None)
+    /// No fault any more.
+    calm: bool,
 }
 
 fn message_of(stage: &Stage, session: u64) -> Body {
@@ -95,174 +57,168 @@ fn message_of(stage: &Stage, session: u64) -> Body {
     }
 }
 
-fn link_of(run: usize, commit: &Arc<Commit>) -> LinkCore {
-    let config = CoreConfig {
-        volume: "sim".parse().expect("a legal name"),
-        client_id: Uuid([3; 16]),
-        client_name: "simulation".to_owned(),
-        run_id: Uuid((run as u128 + 1).to_be_bytes()),
-        create: true,
-        takeover: false,
-        replace: false,
-        claim: Claim::default(),
-        reconnect_max: BACKOFF_MAX,
-    };
-    LinkCore::new(config, Arc::clone(commit), run as u64 + 1)
-}
-
 impl World {
     /// A new folder on a new volume.
-    pub fn new(seed: u64, faults: Faults) -> World {
+    pub fn new(seed: u64, faults: Faults, keep: Keep) -> World {
         let mut rng = Rng::new(seed);
-        let dir = memory_dir();
-        let (commit, _) = Commit::open(&activity_log(&dir), faults.window_bytes, None).expect("a new activity log");
-        let commit = Arc::new(commit);
-        let link = link_of(0, &commit);
-        let apps = Apps { rng: rng.fork(), reader: FolderReader::default(), commit, history: Vec::new(), quiet: false };
-        let mut world = World {
-            rng,
-            faults,
-            now: Duration::ZERO,
-            apps,
-            link,
-            steps: VecDeque::new(),
-            connection: None,
-            storage: ReplicaHost::new(),
-            epochs: BTreeMap::new(),
-            acknowledged: Position::default(),
-            dir,
-            trace: VecDeque::new(),
-            busy: 15,
-            checks: 0,
-            trace_all: std::env::var("TANDEM_SIM_TRACE").ok(),
+        let mut window = Rng::new(seed ^ 0x77);
+        // From nearly nothing, which overflows all the time, to more than a run fills.
+        let window_bytes = match faults.window_bytes {
+            0 => *window.pick(&[600, 3000, 20_000, 1 << 20]),
+            given => given,
         };
-        world.begin_run();
-        world
-    }
-
-    fn begin_run(&mut self) {
-        self.apps.history.push(BTreeMap::new());
-        self.apps.draw(Seq(0));
-    }
-
-    fn note(&mut self, text: impl Into<String>) {
-        let text: String = text.into();
-        if let Some(word) = &self.trace_all {
-            if !word.is_empty() && !text.contains(word) && !text.contains("ResyncBegin") && !text.contains("Published")
-            {
-                return;
-            }
-        } else if self.trace.len() == TRACE_LINES {
-            self.trace.pop_front();
+        let machine = Machine::new(0, 0, false, window_bytes, rng.fork());
+        World {
+            rng,
+            faults: Faults { window_bytes, ..faults },
+            now: Duration::ZERO,
+            machines: vec![machine],
+            writer: 0,
+            runs: 1,
+            storage: ReplicaHost::new(),
+            late: VecDeque::new(),
+            checks: Checks::default(),
+            trace: Trace::new(keep),
+            busy: 15,
+            calm: false,
         }
-        self.trace.push_back(text.chars().take(300).collect());
     }
 
-    /// What happened last, for a failure.
-    pub fn trace(&self) -> String {
-        self.trace.iter().map(|line| format!("  {line}\n")).collect()
+    /// What happened.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// What was checked.
+    pub fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    fn note(&mut self, words: impl AsRef<str>) {
+        self.trace.note(words.as_ref());
     }
 
     /// One small step, chosen by the seed.
     pub fn step(&mut self) {
-        let faults = self.faults;
-        let fault = self.rng.below(10_000);
-        let bounds = [faults.cuts, faults.replica_kills, faults.power_losses, faults.mount_kills];
-        let mut below = 0;
-        for (kind, share) in bounds.into_iter().enumerate() {
-            below += share;
-            if fault < below {
-                return self.fail(kind);
-            }
+        if let Some(fault) = self.faults.choose(&mut self.rng) {
+            return self.fail(fault);
         }
         if self.rng.chance(1) {
             // Idle, as people are; busy, as builds are; and more than the link can take.
             self.busy = *self.rng.pick(&[0, 2, 5, 15, 40]);
         }
+        let machine = self.rng.index(self.machines.len());
         if self.rng.chance(self.busy) {
-            return self.request();
+            self.request(machine);
+        } else if self.rng.chance(4) {
+            self.pass_time();
+        } else {
+            self.network_step(machine);
         }
-        if self.rng.chance(4) {
-            return self.pass_time();
-        }
-        self.network_step();
+        self.keep_promises();
     }
 
-    fn fail(&mut self, kind: usize) {
-        match kind {
-            0 => {
+    fn fail(&mut self, fault: Fault) {
+        let machine = self.rng.index(self.machines.len());
+        match fault {
+            Fault::Cut => {
                 self.note("cut");
-                self.cut();
+                self.cut(machine, true);
             }
-            1 | 2 => self.crash_storage(kind == 2),
-            _ => self.kill_mount(),
+            Fault::StorageKill => self.crash_storage(false),
+            Fault::StoragePower => self.crash_storage(true),
+            Fault::MountKill => self.crash_mount(machine, End::Kill),
+            Fault::ClientPower => self.crash_mount(machine, End::PowerLoss),
+            Fault::TakeOver => self.take_over(),
+            Fault::Pause => self.pause(machine),
+            Fault::StorageFull => {
+                let room = self.rng.below(30);
+                self.note("the storage's disk fills");
+                self.storage.fill(room);
+            }
+            Fault::StorageSync => {
+                self.note("a sync of the storage's disk will fail");
+                self.storage.fail_sync(&mut self.rng);
+            }
+            Fault::Duplicate => self.duplicate(machine),
+            Fault::Forgery => self.forge(machine),
         }
+        self.keep_promises();
     }
 
-    fn request(&mut self) {
-        let text = self.apps.request();
-        self.note(text);
+    fn request(&mut self, machine: usize) {
         // A burst fills the window faster than the link empties it.
-        if self.rng.chance(3) {
-            for _ in 0..self.rng.below(60) {
-                let text = self.apps.request();
-                self.note(text);
-            }
+        let count = if self.rng.chance(3) { self.rng.below(60) } else { 1 };
+        for _ in 0..count {
+            let text = self.machines[machine].apps.request();
+            self.note(text);
         }
     }
 
     fn pass_time(&mut self) {
         let passed = Duration::from_millis(self.rng.below(400));
         self.now += passed;
-        self.link.handle_tick(self.now);
+        for machine in &mut self.machines {
+            machine.tick(self.now);
+        }
+        if self.rng.chance(30) {
+            self.storage.heal();
+        }
         self.storage.tick(passed);
+        self.collect(None);
     }
 
-    fn network_step(&mut self) {
-        match self.rng.below(7) {
-            0 => self.connect(),
-            1 => self.send(),
-            2 => self.read(),
-            3 => self.deliver_to_storage(),
-            4 => self.deliver_to_mount(),
-            5 => self.storage.flush(),
+    fn network_step(&mut self, machine: usize) {
+        match self.rng.below(8) {
+            0 => self.connect(machine),
+            1 => self.send(machine),
+            2 => self.read(machine),
+            3 => self.deliver_to_storage(machine),
+            4 => self.deliver_to_mount(machine),
+            5 => {
+                self.storage.flush();
+                self.collect(None);
+            }
+            6 => self.deliver_late(),
             _ => {
                 let limit = 1 + self.rng.index(8);
                 self.storage.apply(limit);
+                self.collect(None);
                 self.check_prefix();
             }
         }
-        self.carry_out_effects();
+        self.carry_out_effects(machine);
     }
 
-    fn connect(&mut self) {
-        let due = self.link.connect_at().is_some_and(|at| at <= self.now);
-        if due && self.connection.is_none() && self.storage.core().is_some() {
-            let connection =
-                Connection { to_storage: VecDeque::new(), inbound: Inbound::new(), to_mount: VecDeque::new() };
-            self.connection = Some(connection);
+    fn connect(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let due = machine.link.connect_at().is_some_and(|at| at <= self.now);
+        if due && machine.connection.is_none() && self.storage.core().is_some() {
+            machine.connection = Some(Connection::new());
+            machine.link.handle_connected(self.now);
             self.note("connected");
-            self.link.handle_connected(self.now);
         }
     }
 
-    fn send(&mut self) {
-        if let Some(connection) = &mut self.connection
+    fn send(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        if let Some(connection) = &mut machine.connection
             && connection.to_storage.len() < 20
-            && let Some(message) = self.link.poll_message()
+            && let Some(message) = machine.link.poll_message()
         {
             connection.to_storage.push_back(message);
         }
-        if let Some(step) = self.link.poll_step() {
-            self.steps.push_back(step);
+        if let Some(step) = machine.link.poll_step() {
+            machine.steps.push_back(step);
         }
     }
 
     /// Reads for the resync, while applications go on.
-    fn read(&mut self) {
-        let Some((step, manner, session)) = self.steps.pop_front() else { return };
-        let Some(connection) = &mut self.connection else { return };
-        let apps = &mut self.apps;
+    fn read(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let Some(connection) = &mut machine.connection else { return };
+        let Some((step, manner, session)) = machine.steps.pop_front() else { return };
+        let apps = &mut machine.apps;
         let reader = apps.reader.clone();
         let mut meanwhile = Vec::new();
         if let Step::Barrier(token) = step {
@@ -278,79 +234,177 @@ impl World {
             Ok(())
         });
         let done = done.expect("the folder can be read");
+        machine.link.handle_step_done(&done);
         self.note(format!("read {step:?}"));
         for text in meanwhile {
             self.note(format!("  meanwhile {text}"));
         }
-        self.link.handle_step_done(&done);
     }
 
-    fn deliver_to_storage(&mut self) {
-        let Some(connection) = &mut self.connection else { return };
+    fn deliver_to_storage(&mut self, number: usize) {
         if !self.storage.accepts() {
             return;
         }
+        let Some(connection) = &mut self.machines[number].connection else { return };
         let Some(message) = connection.to_storage.pop_front() else { return };
-        let text = format!("storage takes {message:?}");
+        match &message.body {
+            Some(Body::Batch(batch)) => connection.last_batch = Some(batch.clone()),
+            // From here on ops are others, under numbers of which some were taken before.
+            Some(Body::Begin(_)) => connection.last_batch = None,
+            _ => {}
+        }
+        self.trace.message("storage takes", &message);
         self.storage.deliver(&mut connection.inbound, message);
-        self.note(text);
-        let Some(core) = self.storage.core() else { return };
-        if let Some(writer) = core.receiver().writer() {
-            let run = u128::from_be_bytes(writer.run_id.0) as usize - 1;
-            self.epochs.insert(core.receiver().tip().epoch.0, run);
+        self.collect(Some(number));
+    }
+
+    /// Bytes of a connection that its mount has left behind.
+    fn deliver_late(&mut self) {
+        if !self.storage.accepts() {
+            return;
+        }
+        let Some((machine, mut connection)) = self.late.pop_front() else { return };
+        let Some(message) = connection.to_storage.pop_front() else {
+            self.storage.closed(&connection.inbound);
+            return;
+        };
+        self.trace.message("storage takes, late,", &message);
+        self.storage.deliver(&mut connection.inbound, message);
+        self.collect(None);
+        // Nobody hears the answers.
+        let _ = connection.inbound.outbox.drain();
+        match self.rng.chance(50) {
+            true => self.late.push_front((machine, connection)),
+            false => self.late.push_back((machine, connection)),
         }
     }
 
-    fn deliver_to_mount(&mut self) {
-        let Some(connection) = &mut self.connection else { return };
+    /// Takes what the storage said, at the moment when it said it, past the checkers.
+    fn collect(&mut self, asked: Option<usize>) {
+        let before = self.checks.holder();
+        self.checks.look_at(&self.storage);
+        for number in 0..self.machines.len() {
+            let Some(mut connection) = self.machines[number].connection.take() else { continue };
+            let machine = &self.machines[number];
+            let held = before.is_some_and(|holder| (holder.machine, holder.run) == (number, machine.apps.run));
+            for message in connection.inbound.outbox.drain() {
+                if let Some(pb::server_message::Body::Attached(attached)) = &message.body {
+                    assert_eq!(asked, Some(number), "a mount is attached that did not ask");
+                    connection.inbound.epoch = Some(attached.epoch);
+                }
+                self.checks.answered(&message, machine, &connection, held);
+                connection.to_mount.push_back(message);
+            }
+            self.machines[number].connection = Some(connection);
+        }
+    }
+
+    fn deliver_to_mount(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let Some(connection) = &mut machine.connection else { return };
         let ended = connection.inbound.outbox.is_closed();
-        connection.to_mount.extend(connection.inbound.outbox.drain());
         match connection.to_mount.pop_front() {
             Some(message) => {
-                let text = format!("mount takes {message:?}");
-                check_refusal(&message);
-                let handled = self.link.handle_message(message, self.now);
-                self.note(text);
-                if let Err(why) = handled {
+                self.trace.message("mount takes", &message);
+                if let Err(why) = machine.link.handle_message(message, self.now) {
                     panic!("the mount does not understand the storage: {why}");
                 }
-                self.note_durable();
+                machine.note_durable();
             }
-            None if ended => self.cut(),
+            None if ended => self.cut(number, true),
             None => {}
         }
     }
 
-    fn note_durable(&mut self) {
-        if let Some(durable) = self.apps.commit.durable()
-            && self.acknowledged.is_before(&durable)
-        {
-            self.acknowledged = durable;
+    /// Fsyncs that returned promise what the storage said.
+    fn keep_promises(&mut self) {
+        for machine in &mut self.machines {
+            for promise in machine.apps.take_promises() {
+                self.checks.promised(promise);
+            }
         }
     }
 
-    fn carry_out_effects(&mut self) {
-        while let Some(effect) = self.link.poll_effect() {
+    fn carry_out_effects(&mut self, number: usize) {
+        while let Some(effect) = self.machines[number].link.poll_effect() {
+            let machine = &mut self.machines[number];
             match effect {
                 Effect::SaveHeader(header) => {
-                    self.apps.commit.set_header_durably(header).expect("the activity log can be written");
-                    self.link.handle_saved();
+                    machine.apps.commit.set_header_durably(header).expect("the activity log can be written");
+                    machine.link.handle_saved();
                 }
-                Effect::SaveFloor => self.apps.commit.save_floor_durably().expect("the activity log can be written"),
-                Effect::Disconnect => self.cut(),
+                Effect::SaveFloor => machine.apps.commit.save_floor_durably().expect("the activity log can be written"),
+                Effect::Disconnect => self.cut(number, false),
             }
         }
         if self.rng.chance(2) {
-            let _cleared = self.apps.commit.clear_marks(self.rng.chance(50), &|| Ok(())).expect("clearing works");
+            let may_fail = self.faults.backing_syncs && !self.calm;
+            let meanwhile = self.machines[number].clear_marks(&mut self.rng, may_fail);
+            for text in meanwhile {
+                self.note(format!("while marks are cleared: {text}"));
+            }
         }
     }
 
-    fn cut(&mut self) {
-        self.steps.clear();
-        if let Some(connection) = self.connection.take() {
-            self.storage.closed(&connection.inbound);
-            self.link.handle_disconnected("cut", self.now);
+    fn cut(&mut self, number: usize, arrives: bool) {
+        // Some answers are on their way and still arrive.
+        let arrive = match &self.machines[number].connection {
+            Some(connection) if arrives && self.rng.chance(50) => self.rng.index(connection.to_mount.len() + 1),
+            _ => 0,
+        };
+        for _ in 0..arrive {
+            self.deliver_to_mount(number);
         }
+        self.keep_promises();
+        let machine = &mut self.machines[number];
+        machine.steps.clear();
+        let Some(mut connection) = machine.connection.take() else { return };
+        machine.link.handle_disconnected("cut", self.now);
+        let sent = self.rng.index(connection.to_storage.len() + 1);
+        connection.to_storage.truncate(sent);
+        if sent > 0 && !self.calm && connection.inbound.is_attached() && self.rng.chance(60) {
+            self.late.push_back((number, connection));
+        } else {
+            self.storage.closed(&connection.inbound);
+        }
+    }
+
+    fn duplicate(&mut self, number: usize) {
+        let Some(connection) = &mut self.machines[number].connection else { return };
+        let Some(batch) = connection.last_batch.clone() else { return };
+        if !self.storage.accepts() || !self.storage.streams(&connection.inbound) {
+            return;
+        }
+        let message = pb::ClientMessage { body: Some(Body::Batch(batch)) };
+        self.trace.message("storage takes once more", &message);
+        self.storage.deliver(&mut connection.inbound, message);
+        self.collect(None);
+    }
+
+    /// Ops of another history arrive under numbers that are taken. The storage must notice, and acknowledge nothing of it.
+    fn forge(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let Some(connection) = &mut machine.connection else { return };
+        let Some(batch) = connection.last_batch.as_ref().and_then(forged) else { return };
+        if machine.forged || !self.storage.accepts() || !self.storage.streams(&connection.inbound) {
+            return;
+        }
+        (machine.forged, connection.forged) = (true, true);
+        let message = pb::ClientMessage { body: Some(Body::Batch(batch)) };
+        self.trace.message("storage takes what nobody said:", &message);
+        self.storage.deliver(&mut connection.inbound, message);
+        let noticed = connection.inbound.outbox.is_closed();
+        assert!(noticed, "duplicate: ops of another history were taken for ones that the storage has");
+        self.collect(None);
+    }
+
+    fn pause(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        machine.paused = !machine.paused;
+        machine.link.handle_pause(machine.paused, self.now);
+        let words = if machine.paused { "paused" } else { "resumed" };
+        self.note(words);
+        self.carry_out_effects(number);
     }
 
     fn crash_storage(&mut self, power: bool) {
@@ -360,16 +414,22 @@ impl World {
             self.note(format!("storage will die after {budget} changes"));
             self.storage.set_budget(Some(budget));
             for _ in 0..self.rng.below(40) {
+                let machine = self.rng.index(self.machines.len());
                 match self.rng.below(4) {
-                    0 => self.deliver_to_storage(),
+                    0 => self.deliver_to_storage(machine),
                     1 => self.storage.flush(),
                     2 => self.storage.apply(4),
                     _ => self.storage.tick(Duration::from_millis(700)),
                 }
+                self.collect(None);
             }
         }
         self.stop_storage(power);
-        self.cut();
+        self.late.clear();
+        for number in 0..self.machines.len() {
+            self.cut(number, true);
+        }
+        self.late.clear();
         // Recovery may be interrupted as well; it must be able to begin again.
         while self.rng.chance(30) {
             let budget = self.rng.below(30);
@@ -388,132 +448,133 @@ impl World {
             self.storage.lose_power(&mut self.rng);
         } else {
             self.note("storage is killed");
-            self.storage.set_budget(None);
             self.storage.kill();
         }
     }
 
     fn start_storage(&mut self) {
         self.storage.start();
+        self.checks.came_back(&self.storage);
+        self.checks.look_at(&self.storage);
         self.check_prefix();
-        let Some(core) = self.storage.core() else { return };
-        assert!(
-            !core.durable().is_before(&self.acknowledged),
-            "a lost acknowledgement: the mount was told {} is durable, and the storage is at {}",
-            self.acknowledged,
-            core.durable()
-        );
     }
 
-    fn kill_mount(&mut self) {
-        self.note("mountd is killed");
-        self.cut();
-        let path = activity_log(&self.dir);
-        let run = self.apps.history.len();
-        // The old one must let go of its log before the new one opens it.
-        let placeholder = Arc::new(Commit::in_memory(1));
-        self.link = link_of(run, &placeholder);
-        self.apps.commit = placeholder;
-        let (commit, recovered) = Commit::open(&path, self.faults.window_bytes, None).expect("the activity log opens");
-        let recovered = recovered.expect("there was one");
-        commit.insert_dirty(&dirty_from(&recovered));
-        self.apps.commit = Arc::new(commit);
-        self.link = link_of(run, &self.apps.commit);
-        self.begin_run();
+    fn crash_mount(&mut self, number: usize, how: End) {
+        self.note(format!("{how:?} of machine {number}"));
+        self.cut(number, true);
+        let text = self.machines[number].end(how, &mut self.rng);
+        self.note(text);
+        let run = self.runs;
+        self.runs += 1;
+        self.machines[number].start(run);
+        // Later changes of the same cells would hide what the marks do not say.
+        if number == self.writer && !self.calm && self.rng.chance(40) {
+            self.converge();
+        }
     }
 
-    /// The replica is at a state that the folder had, and at the one that its position says.
+    /// Another machine takes the volume over, with what it has in its own folder.
+    fn take_over(&mut self) {
+        // Of two machines that both try, the last one that arrives wins, whichever that is.
+        // And an empty volume is everybody's.
+        let empty = self.storage.core().is_none_or(|core| core.receiver().is_empty());
+        if self.machines[self.writer].pushes || empty {
+            return;
+        }
+        let run = self.runs;
+        self.runs += 1;
+        let number = (self.writer + 1) % MACHINES;
+        self.note(format!("machine {number} takes the volume over"));
+        if self.machines.len() <= number {
+            let machine = Machine::new(number, run, true, self.faults.window_bytes, self.rng.fork());
+            self.machines.push(machine);
+        } else {
+            self.cut(number, true);
+            let _text = self.machines[number].end(End::Kill, &mut self.rng);
+            self.machines[number].start_pushing(run);
+        }
+        self.writer = number;
+        for _ in 0..self.rng.below(30) {
+            self.request(number);
+        }
+    }
+
     fn check_prefix(&mut self) {
-        let Some(core) = self.storage.core() else { return };
-        if core.receiver().is_empty() {
-            return;
+        if self.storage.is_settled() {
+            self.checks.prefix(&self.storage, &self.machines);
         }
-        let position = core.replica().applied();
-        if position.epoch.0 == 0 {
-            return;
-        }
-        let run = self.epochs.get(&position.epoch.0);
-        let run = *run.unwrap_or_else(|| panic!("the replica is in epoch {}, which nobody opened", position.epoch));
-        // Slots that the link takes for a position of its own change nothing: the state is that of the op before.
-        let expected = self.apps.history[run].range(..=position.seq.0).next_back().map(|(_, picture)| picture);
-        let expected = expected.unwrap_or_else(|| panic!("the replica is at {position}, which never happened"));
-        let found = self.storage.picture();
-        self.checks += 1;
-        assert!(
-            found == **expected,
-            "at {position} the replica is not what the folder was:\n{}",
-            expected.differences(&found)
-        );
     }
 
     fn is_settled(&self) -> bool {
-        let commit = &self.apps.commit;
+        let machine = &self.machines[self.writer];
+        let commit = &machine.apps.commit;
         let last = commit.last_reserved();
         let all = |seq: Option<Seq>| seq.is_some_and(|seq| seq >= last);
         let marks = commit.facts().watermarks;
-        self.link.state() == LinkState::Live && commit.is_clean() && all(marks.durable) && all(marks.applied)
+        let others = self.machines.iter().filter(|other| other.number != machine.number);
+        let left = others.map(|other| other.link.state()).all(|state| {
+            // Fenced, or refused because another holds the volume.
+            matches!(state, LinkState::Fenced | LinkState::Offline)
+        });
+        left && machine.link.state() == LinkState::Live && commit.is_clean() && all(marks.durable) && all(marks.applied)
     }
 
-    /// Ends all faults and lets both sides become equal. Panics if they do not.
+    /// Ends all faults and lets both sides become equal; then they go on. Panics if they do not.
     pub fn converge(&mut self) {
         self.note("faults end");
-        self.apps.quiet = true;
-        for round in 0..20_000 {
-            self.connect();
-            self.send();
-            self.read();
-            self.deliver_to_storage();
-            self.storage.flush();
-            self.storage.apply(usize::MAX);
-            self.deliver_to_mount();
-            self.carry_out_effects();
+        self.calm = true;
+        self.storage.heal();
+        for number in 0..self.machines.len() {
+            self.machines[number].apps.quiet = true;
+            if self.machines[number].paused {
+                self.pause(number);
+            }
+        }
+        for round in 0..30_000 {
+            for number in 0..self.machines.len() {
+                self.connect(number);
+                self.send(number);
+                self.read(number);
+                self.deliver_to_storage(number);
+                self.deliver_late();
+                self.storage.flush();
+                self.storage.apply(usize::MAX);
+                self.collect(None);
+                self.deliver_to_mount(number);
+                self.carry_out_effects(number);
+                self.keep_promises();
+            }
             if round % 10 == 0 {
                 self.now += Duration::from_millis(100);
-                self.link.handle_tick(self.now);
+                for machine in &mut self.machines {
+                    machine.tick(self.now);
+                }
                 self.storage.tick(Duration::from_millis(100));
             }
             if self.is_settled() {
-                return self.check_equal();
+                self.check_equal();
+                self.calm = false;
+                self.machines.iter_mut().for_each(|machine| machine.apps.quiet = false);
+                return;
             }
         }
-        let (state, reason) = (self.link.state(), self.link.reason().to_owned());
-        panic!("no convergence: the link is {state} ({reason}), {:?}", self.apps.commit.facts());
+        let machine = &self.machines[self.writer];
+        let (state, reason) = (machine.link.state(), machine.link.reason().to_owned());
+        panic!("no convergence: the link is {state} ({reason}), {:?}", machine.apps.commit.facts());
     }
 
     fn check_equal(&mut self) {
-        let expected = self.apps.reader.folder().picture();
+        let expected = self.machines[self.writer].apps.reader.folder().picture();
         let found = self.storage.picture();
-        assert!(found == expected, "not equal at the end:\n{}", expected.differences(&found));
-        // It must also be so after the storage process dies and recovers, twice.
-        for _ in 0..2 {
-            self.storage.kill();
-            self.cut();
-            self.start_storage();
-            let found = self.storage.picture();
-            assert!(found == expected, "not equal after a restart:\n{}", expected.differences(&found));
+        assert!(found == expected, "convergence: not equal at the end:\n{}", expected.differences(&found));
+        // It must also be so after the storage process dies and recovers.
+        self.storage.kill();
+        self.late.clear();
+        for number in 0..self.machines.len() {
+            self.cut(number, true);
         }
+        self.start_storage();
+        let found = self.storage.picture();
+        assert!(found == expected, "convergence: not equal after a restart:\n{}", expected.differences(&found));
     }
-
-    /// Number of objects in the folder, and of states of the replica that were checked; for looking at what seeds do.
-    pub fn looks(&self) -> (usize, u64) {
-        (self.apps.reader.folder().len(), self.checks)
-    }
-}
-
-/// Between two sides that are right, these refusals never come. The mount would mend them by a full compare, which hides the fault.
-fn check_refusal(message: &pb::ServerMessage) {
-    use pb::refused::Reason;
-    let Some(pb::server_message::Body::Refused(refused)) = &message.body else { return };
-    let legal = matches!(refused.reason(), Reason::StaleSession | Reason::Unavailable);
-    assert!(legal, "the storage refused the mount: {refused:?}");
-}
-
-/// The activity log is a real file, whose every write is synced: in memory that is free.
-fn memory_dir() -> tempfile::TempDir {
-    let in_memory = tempfile::Builder::new().prefix("tandem-sim-").tempdir_in("/dev/shm");
-    in_memory.or_else(|_| tempfile::tempdir()).expect("a temporary directory")
-}
-
-fn activity_log(dir: &tempfile::TempDir) -> PathBuf {
-    dir.path().join("activity.log")
 }
