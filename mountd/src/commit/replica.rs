@@ -350,7 +350,17 @@ impl Commit {
 
     /// Makes the floor durable without clearing anything; after [`Commit::distrust`], that there is none, so that a later run compares
     /// everything as well.
-    pub fn save_floor_durably(&self) -> io::Result<()> {
+    ///
+    /// What a run compared because there was no floor may lie in the backing's memory only, and no mark covers it: it is synced before the
+    /// floor says that the replica can be relied on. Else a loss of power would leave a folder that lacks what the replica has, silently.
+    pub fn save_floor_durably(&self, sync_backing: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+        let first = {
+            let inner = self.inner.lock();
+            inner.durable.is_some() && inner.header.floor.epoch == Epoch(0)
+        };
+        if first {
+            sync_backing()?;
+        }
         // Under the log's lock, so that a floor that was written since is never replaced by an older one.
         let mut log = self.log.lock();
         let header = {

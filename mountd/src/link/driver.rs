@@ -99,6 +99,7 @@ pub struct Driver {
     commit: Arc<Commit>,
     server: ServerAddress,
     keepalive: Option<Duration>,
+    reader: Arc<dyn StateReader>,
     shared: Arc<LinkShared>,
     control: mpsc::UnboundedReceiver<Control>,
     jobs: thread_mpsc::Sender<Job>,
@@ -164,15 +165,16 @@ impl Driver {
     ) -> io::Result<Driver> {
         let (jobs, job_queue) = thread_mpsc::channel();
         let (done_sender, done) = mpsc::unbounded_channel();
-        let thread_shared = shared.clone();
+        let (thread_shared, thread_reader) = (shared.clone(), reader.clone());
         std::thread::Builder::new()
             .name("resync-reader".into())
-            .spawn(move || read_jobs(&job_queue, &done_sender, &*reader, &thread_shared))?;
+            .spawn(move || read_jobs(&job_queue, &done_sender, &*thread_reader, &thread_shared))?;
         Ok(Driver {
             core,
             commit,
             server,
             keepalive,
+            reader,
             shared,
             control,
             jobs,
@@ -255,10 +257,10 @@ impl Driver {
     }
 
     async fn save(&mut self, effect: Effect) -> bool {
-        let commit = self.commit.clone();
+        let (commit, reader) = (self.commit.clone(), self.reader.clone());
         let saved = tokio::task::spawn_blocking(move || match effect {
             Effect::SaveHeader(header) => commit.set_header_durably(header),
-            Effect::SaveFloor => commit.save_floor_durably(),
+            Effect::SaveFloor => commit.save_floor_durably(&|| reader.sync_durable()),
             Effect::Disconnect => Ok(()),
         });
         match saved.await {

@@ -403,7 +403,7 @@ impl Replication {
         if matches!(cleared, Ok(1..)) {
             remember::save_witnesses(&ending.state, witnesses);
         }
-        if let Err(error) = cleared.and_then(|_| self.commit.save_floor_durably()) {
+        if let Err(error) = cleared.and_then(|_| self.commit.save_floor_durably(&|| reader.sync_durable())) {
             tracing::warn!(%error, "the marks stand; the next mount compares more than it must");
         }
         if clean && let Err(error) = self.commit.end_shadow() {

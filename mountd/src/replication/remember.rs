@@ -74,8 +74,9 @@ fn save_fence(commit: &Commit, state: &Mutex<StateDir>) {
         return;
     }
     save_divergence(commit, state.path());
-    // The replica has everything up to here, and the marks of what it does not have stand.
-    if let Err(error) = commit.save_floor_durably() {
+    // The replica has everything up to here, and the marks of what it does not have stand. A run that has no floor yet keeps none.
+    let unsynced = || Err(std::io::Error::other("the folder was not synced since it was first published"));
+    if let Err(error) = commit.save_floor_durably(&unsynced) {
         tracing::warn!(%error, "the floor could not be saved");
     }
     let fenced = Fenced { reason, since_ns: unix_now_ns() };

@@ -44,28 +44,29 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         if self.publishing.is_some() {
             return Err(Refusal::unavailable("the replica is being brought to the state that was published"));
         }
-        let replaced = match request.epoch {
-            Some(_) => Refusal::new(Reason::StaleSession, "a newer session of the same mount took its place"),
-            None => {
-                let since = tandem_runtime::when::utc(unix_ns);
-                let message = format!("{} opened a newer epoch of the volume, {since}", request.client_name);
-                Refusal::new(Reason::Fenced, message)
-            }
-        };
         match self.receiver.handle_attach(request)? {
             AttachDecision::Resume => {
                 if request.epoch.is_none() {
                     self.check_state(request)?;
                 }
-                self.end_session(Some(replaced));
+                let message = "a newer session of the same mount took its place";
+                self.end_session(Some(Refusal::new(Reason::StaleSession, message).retry()));
                 self.drop_staging(now)?;
             }
             AttachDecision::Open { position, writer } => {
                 self.check_state(request)?;
-                self.end_session(Some(replaced));
-                self.drop_staging(now)?;
                 let record = Record::Epoch { position, writer: writer.clone() };
-                self.append_now(&record).map_err(|error| Refusal::unavailable(error.to_string()))?;
+                let dropped = self.drop_staging(now);
+                let opened = dropped
+                    .and_then(|()| self.append_now(&record).map_err(|error| Refusal::unavailable(error.to_string())));
+                if let Err(refusal) = opened {
+                    // Nobody is fenced by an epoch that is not durable; but the session may have lost its staging.
+                    self.end_session(Some(refusal.clone()));
+                    return Err(refusal);
+                }
+                let since = tandem_runtime::when::utc(unix_ns);
+                let message = format!("{} opened a newer epoch of the volume, {since}", request.client_name);
+                self.end_session(Some(Refusal::new(Reason::Fenced, message)));
                 self.receiver.epoch_opened(position, writer);
                 self.durable = position;
                 self.attached_ns = unix_ns;

@@ -19,6 +19,9 @@ use tandem_tests::sim::{
 const USAGE: &str =
     "usage: scripts/simulate [--seeds N] [--first S] [--seed S [--trace WORD]] [--jobs J] [--steps N] [--mutants]";
 
+/// Seeds that are run if nobody says how many.
+const SEEDS: u64 = 1000;
+
 struct Arguments {
     seeds: Option<u64>,
     first: u64,
@@ -74,7 +77,7 @@ fn show(failure: &Failure) {
 }
 
 fn many(arguments: &Arguments) -> bool {
-    let (begun, seeds) = (Instant::now(), arguments.seeds.unwrap_or(1000));
+    let (begun, seeds) = (Instant::now(), arguments.seeds.unwrap_or(SEEDS));
     let total = run_all(arguments.first, seeds, arguments.jobs, arguments.steps, &|done| {
         if done.is_multiple_of(1000) {
             eprintln!("{done} seeds");
@@ -130,7 +133,15 @@ fn one(seed: u64, arguments: &Arguments) -> bool {
 /// One process for each mutant: a rule is broken for a whole process.
 fn mutants(arguments: &Arguments) -> bool {
     let program = env::current_exe().expect("a running program has a path");
-    let seeds = arguments.seeds.unwrap_or(2000).to_string();
+    let seeds = arguments.seeds.unwrap_or(SEEDS).to_string();
+    if env::var_os(mutant::VARIABLE).is_some() {
+        eprintln!("{} is set: unset it, every rule is broken in its turn", mutant::VARIABLE);
+        return false;
+    }
+    // What fails without a mutant says nothing about any.
+    if !many(arguments) {
+        return false;
+    }
     let mut all = true;
     for mutant in mutant::ALL {
         let begun = Instant::now();

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::VecDeque, fs, path::PathBuf, sync::Arc, ti
 
 use tandem_mountd::{
     commit::{Commit, shadow::MemStore},
-    link::core::{CoreConfig, LinkCore},
+    link::core::{BACKOFF_MAX, Claim, CoreConfig, LinkCore},
     replication::shadow::{BackingPlace, Ground},
     resync::plan::{Manner, Step},
 };
@@ -83,6 +83,8 @@ pub struct Machine {
     pub paused: bool,
     /// Someone spoke in its name, and it has published nothing since: after three times in a row it would wait for a person.
     pub forged: bool,
+    /// Runs since the last that was attached, that one included: the current epoch is of one of them, or of another machine.
+    attempts: Vec<usize>,
     window_bytes: usize,
     /// In memory that outlives a process and not the machine.
     shadow: MemStore,
@@ -90,15 +92,21 @@ pub struct Machine {
     dir: tempfile::TempDir,
 }
 
-fn link_of(machine: usize, run: usize, pushes: bool, commit: &Arc<Commit>) -> LinkCore {
+fn run_id(run: usize) -> Uuid {
+    Uuid((run as u128 + 1).to_be_bytes())
+}
+
+fn link_of(machine: usize, run: usize, pushes: bool, attempts: &[usize], commit: &Arc<Commit>) -> LinkCore {
     let config = CoreConfig {
         volume: "sim".parse().expect("a legal name"),
         client_id: Uuid([3 + machine as u8; 16]),
         client_name: format!("machine {machine}"),
-        run_id: Uuid((run as u128 + 1).to_be_bytes()),
+        run_id: run_id(run),
         create: true,
         takeover: pushes,
         replace: pushes,
+        claim: Claim { runs: attempts.iter().map(|run| run_id(*run)).collect(), ..Claim::default() },
+        reconnect_max: BACKOFF_MAX,
     };
     LinkCore::new(config, Arc::clone(commit), run as u64 + 1)
 }
@@ -116,13 +124,14 @@ impl Machine {
         let mut machine = Machine {
             number,
             apps: Apps::new(rng, number as u64, Arc::clone(&commit)),
-            link: link_of(number, run, pushes, &commit),
+            link: link_of(number, run, pushes, &[], &commit),
             steps: VecDeque::new(),
             connection: None,
             acknowledged: Position::default(),
             pushes,
             paused: false,
             forged: false,
+            attempts: Vec::new(),
             window_bytes,
             shadow: MemStore::default(),
             boot: 0,
@@ -148,7 +157,7 @@ impl Machine {
             limit_bytes,
             boot: Some(Uuid([self.boot; 16])),
             place: BackingPlace::Mount(1),
-            run: Uuid((run as u128 + 1).to_be_bytes()),
+            run: run_id(run),
         };
         match &recovered {
             Some(recovered) => ground.resume(&commit, Some(recovered)).map(|_exact| ()),
@@ -156,7 +165,8 @@ impl Machine {
         }
         .expect("the activity log can be written");
         let commit = Arc::new(commit);
-        self.link = link_of(self.number, run, self.pushes, &commit);
+        self.attempts.push(run);
+        self.link = link_of(self.number, run, self.pushes, &self.attempts, &commit);
         self.apps.begin_run(run, commit);
     }
 
@@ -171,7 +181,7 @@ impl Machine {
     /// The old run must let go of its log before a new one opens it.
     fn let_go(&mut self) {
         let placeholder = Arc::new(Commit::in_memory(1));
-        self.link = link_of(self.number, self.apps.run, false, &placeholder);
+        self.link = link_of(self.number, self.apps.run, false, &[], &placeholder);
         self.apps.commit = placeholder;
         self.steps.clear();
         self.paused = false;
@@ -238,6 +248,17 @@ impl Machine {
         meanwhile
     }
 
+    /// The first state of the run was published.
+    pub fn save_floor(&mut self) {
+        let commit = Arc::clone(&self.apps.commit);
+        let disk = RefCell::new(&mut self.apps.disk);
+        let saved = commit.save_floor_durably(&|| {
+            disk.borrow_mut().sync();
+            Ok(())
+        });
+        saved.expect("the activity log can be written");
+    }
+
     /// Time passes.
     pub fn tick(&mut self, now: Duration) {
         self.link.handle_tick(now);
@@ -245,6 +266,9 @@ impl Machine {
 
     /// Notes what its mountd was told.
     pub fn note_durable(&mut self) {
+        if self.link.session().is_some() {
+            self.attempts = vec![self.apps.run];
+        }
         if let Some(durable) = self.apps.commit.durable()
             && self.acknowledged.is_before(&durable)
         {

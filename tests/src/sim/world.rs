@@ -46,6 +46,8 @@ pub struct World {
     busy: u64,
     /// No fault any more.
     calm: bool,
+    /// So many steps until this machine loses power.
+    doomed: Option<(u64, usize)>,
 }
 
 fn message_of(stage: &Stage, session: u64) -> Body {
@@ -81,6 +83,7 @@ impl World {
             trace: Trace::new(keep),
             busy: 15,
             calm: false,
+            doomed: None,
         }
     }
 
@@ -100,6 +103,14 @@ impl World {
 
     /// One small step, chosen by the seed.
     pub fn step(&mut self) {
+        match self.doomed {
+            Some((0, machine)) => {
+                self.doomed = None;
+                return self.crash_mount(machine, End::PowerLoss);
+            }
+            Some((steps, machine)) => self.doomed = Some((steps - 1, machine)),
+            None => {}
+        }
         if let Some(fault) = self.faults.choose(&mut self.rng) {
             return self.fail(fault);
         }
@@ -256,6 +267,8 @@ impl World {
         self.trace.message("storage takes", &message);
         self.storage.deliver(&mut connection.inbound, message);
         self.collect(Some(number));
+        // A publish is looked at before the next op hides what it lacked.
+        self.check_prefix();
     }
 
     /// Bytes of a connection that its mount has left behind.
@@ -333,13 +346,17 @@ impl World {
                     machine.apps.commit.set_header_durably(header).expect("the activity log can be written");
                     machine.link.handle_saved();
                 }
-                Effect::SaveFloor => machine.apps.commit.save_floor_durably().expect("the activity log can be written"),
+                Effect::SaveFloor => machine.save_floor(),
                 Effect::Disconnect => self.cut(number, false),
             }
         }
         if self.rng.chance(2) {
             let may_fail = self.faults.backing_syncs && !self.calm;
             let meanwhile = self.machines[number].clear_marks(&mut self.rng, may_fail);
+            // What happened meanwhile is what a mark that was cleared wrongly would leave uncovered.
+            if !meanwhile.is_empty() && self.faults.client_power > 0 && self.rng.chance(10) {
+                self.doomed = Some((self.rng.below(60), number));
+            }
             for text in meanwhile {
                 self.note(format!("while marks are cleared: {text}"));
             }
@@ -362,7 +379,9 @@ impl World {
         machine.link.handle_disconnected("cut", self.now);
         let sent = self.rng.index(connection.to_storage.len() + 1);
         connection.to_storage.truncate(sent);
-        if sent > 0 && !self.calm && connection.inbound.is_attached() && self.rng.chance(60) {
+        // A takeover that arrives late is still obeyed.
+        let takes = machine.pushes && !connection.inbound.is_attached();
+        if sent > 0 && !self.calm && !takes && self.rng.chance(60) {
             self.late.push_back((number, connection));
         } else {
             self.storage.closed(&connection.inbound);

@@ -160,7 +160,7 @@ impl World {
                     self.commit.set_header_durably(header).expect("written");
                     self.core.handle_saved();
                 }
-                Effect::SaveFloor => self.commit.save_floor_durably().expect("written"),
+                Effect::SaveFloor => self.commit.save_floor_durably(&|| Ok(())).expect("written"),
                 Effect::Disconnect if self.connected => self.cut(),
                 Effect::Disconnect => {}
             }
