@@ -379,8 +379,9 @@ impl World {
         machine.link.handle_disconnected("cut", self.now);
         let sent = self.rng.index(connection.to_storage.len() + 1);
         connection.to_storage.truncate(sent);
-        // A takeover that arrives late is still obeyed.
-        let takes = machine.pushes && !connection.inbound.is_attached();
+        // A takeover that arrives late is still obeyed, and an empty volume is everybody's.
+        let empty = self.storage.core().is_none_or(|core| core.receiver().is_empty());
+        let takes = (machine.pushes || empty) && !connection.inbound.is_attached();
         if sent > 0 && !self.calm && !takes && self.rng.chance(60) {
             self.late.push_back((number, connection));
         } else {
