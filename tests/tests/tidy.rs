@@ -185,3 +185,23 @@ fn what_grew_too_long_is_listed() {
         }
     }
 }
+
+/// Each promise names the tests that hold it to its words (`file::test`, the file somewhere in `tests/tests`).
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let promises = fs::read_to_string(workspace().join("docs/SEMANTICS.md")).expect("the promises are written down");
+    let tests: Vec<Source> = sources().into_iter().filter(|source| source.path.starts_with("tests/tests/")).collect();
+    let sections: Vec<&str> = promises.split("\n## ").skip(1).collect();
+    assert_eq!(sections.len(), 8, "eight promises");
+    for section in sections {
+        let title = section.lines().next().unwrap_or_default();
+        let (_, named) = section.split_once("*Tested by:*").unwrap_or_else(|| panic!("{title}: no tests are named"));
+        let names: Vec<(&str, &str)> = named.split('`').filter_map(|word| word.split_once("::")).collect();
+        assert!(!names.is_empty(), "{title}: no tests are named");
+        for (file, name) in names {
+            let (file, test) = (format!("/{file}.rs"), format!("#[test]\nfn {name}()"));
+            let there = tests.iter().any(|source| source.path.ends_with(&file) && source.text.contains(&test));
+            assert!(there, "{title}: there is no test {name} in {file}");
+        }
+    }
+}
