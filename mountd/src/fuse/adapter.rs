@@ -142,10 +142,8 @@ impl<J: Journal> Adapter<J> {
     /// A signal came to the process of a request.
     fn interrupt(&self, mut fields: Fields<'_>) -> Called {
         let unique = fields.u64()?;
-        if !self.gate.interrupt(unique)
-            && let Some(ticket) = self.interrupts.interrupt(unique)
-        {
-            self.vfs.interrupt(ticket);
+        if !self.gate.interrupt(unique) {
+            self.interrupts.signal(unique);
         }
         Ok(())
     }
@@ -153,7 +151,7 @@ impl<J: Journal> Adapter<J> {
     fn fsync(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
         let (handle, flags) = (fields.u64()?, fields.u32()?);
         let unique = header.unique;
-        self.interrupts.begin(unique);
+        self.interrupts.begin(unique, header.pid);
         let interrupts = self.interrupts.clone();
         let done = Box::new(move |result| {
             interrupts.end(unique);
@@ -163,10 +161,8 @@ impl<J: Journal> Adapter<J> {
             opcode::FSYNCDIR => self.vfs.fsync_dir(header.node, done),
             _ => self.vfs.fsync(caller(&header), handle, flags & abi::FSYNC_FDATASYNC != 0, done),
         };
-        if let Some(ticket) = waits
-            && self.interrupts.waits(unique, ticket)
-        {
-            self.vfs.interrupt(ticket);
+        if let Some(ticket) = waits {
+            self.interrupts.waits(unique, ticket);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use super::{
     abi::{self, opcode},
     adapter::Adapter,
     device::{Device, Reply},
+    dying,
     gate::Gate,
     interrupts::Interrupts,
     wire::{self, Fields, Out},
@@ -87,6 +88,8 @@ impl<J: Journal> Connection<J> {
         }
         let releasing = adapter.clone();
         let releaser = thread::Builder::new().name("fuse-gate".into()).spawn(move || release(&releasing))?;
+        let watching = adapter.clone();
+        let watcher = thread::Builder::new().name("fuse-signals".into()).spawn(move || watch(&watching))?;
         let mut served = Ok(());
         for thread in threads {
             let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread that serves panicked")));
@@ -95,6 +98,10 @@ impl<J: Journal> Connection<J> {
         adapter.gate.stop();
         if releaser.join().is_err() {
             tracing::error!("the thread that carries out held writes panicked");
+        }
+        adapter.interrupts.stop();
+        if watcher.join().is_err() {
+            tracing::error!("the thread that watches for signals panicked");
         }
         served
     }
@@ -115,6 +122,18 @@ fn release<J: Journal>(adapter: &Adapter<J>) {
         if let Ok((header, fields)) = wire::request(&held.bytes) {
             adapter.call(header, fields, &held.device, &mut scratch);
         }
+    }
+}
+
+/// Ends waits of threads that are dying.
+fn watch<J: Journal>(adapter: &Adapter<J>) {
+    while let Some(signalled) = adapter.interrupts.next_signalled() {
+        for (thread, ticket) in signalled {
+            if dying::is_dying(thread) {
+                adapter.vfs.interrupt(ticket);
+            }
+        }
+        adapter.interrupts.rest();
     }
 }
 

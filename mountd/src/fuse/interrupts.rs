@@ -2,60 +2,68 @@
 //!
 //! ```text
 //!  request taken ─ begin ─► running ─ waits ─► waiting(ticket) ─ answered ─► end
-//!                             │ interrupt          │ interrupt
-//!                             └─► noted: `waits`   └─► the ticket's wait is ended
-//!                                  says so
-//!  interrupt of what is not begun yet: kept for a while, because another thread may be about to begin it
+//!                             │ signal             │ signal
+//!                             └────────► signalled ◄┘ looked at until it is answered: if its thread is dying, its wait is ended
+//!  signal for what is not begun yet: kept for a while, because another thread may be about to begin it
 //! ```
-//! The kernel sends FUSE_INTERRUPT with the number of the request; it needs no answer. Only requests that can wait are begun here.
+//! The kernel sends FUSE_INTERRUPT with the number of the request, once for each request, whatever the signal was; it needs no answer. Only
+//! requests that can wait are begun here.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
-/// Interrupts that came before their request was begun. Each thread that takes requests has at most one in hand, so this is plenty.
+/// Signals that came before their request was begun. Each thread that takes requests has at most one in hand, so this is plenty.
 const EARLY_MAX: usize = 64;
+/// How often it is looked whether one that got a signal is dying: the signal may be a later one, which the kernel does not tell.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// See the module. `T`: what ends a wait.
 #[derive(Debug)]
 pub struct Interrupts<T> {
     inner: Mutex<Inner<T>>,
+    wake: Condvar,
 }
 
 #[derive(Debug)]
 struct Inner<T> {
     begun: HashMap<u64, Begun<T>>,
     early: VecDeque<u64>,
+    stopping: bool,
 }
 
 #[derive(Debug)]
-enum Begun<T> {
-    Running { interrupted: bool },
-    Waiting(T),
+struct Begun<T> {
+    thread: u32,
+    ticket: Option<T>,
+    signalled: bool,
 }
 
 impl<T> Default for Interrupts<T> {
     fn default() -> Self {
-        Interrupts { inner: Mutex::new(Inner { begun: HashMap::new(), early: VecDeque::new() }) }
+        let inner = Inner { begun: HashMap::new(), early: VecDeque::new(), stopping: false };
+        Interrupts { inner: Mutex::new(inner), wake: Condvar::new() }
     }
 }
 
 impl<T: Copy> Interrupts<T> {
-    /// A request that may wait begins.
-    pub fn begin(&self, unique: u64) {
+    /// A request of a thread begins that may wait.
+    pub fn begin(&self, unique: u64, thread: u32) {
         let mut inner = self.inner.lock();
         let early = inner.early.iter().position(|other| *other == unique);
-        let interrupted = early.and_then(|at| inner.early.remove(at)).is_some();
-        inner.begun.insert(unique, Begun::Running { interrupted });
+        let signalled = early.and_then(|at| inner.early.remove(at)).is_some();
+        inner.begun.insert(unique, Begun { thread, ticket: None, signalled });
     }
 
-    /// It waits now. `true`: it was interrupted before, and its wait has to be ended. It may have been answered meanwhile.
-    pub fn waits(&self, unique: u64, ticket: T) -> bool {
-        let mut inner = self.inner.lock();
-        let Some(begun) = inner.begun.get_mut(&unique) else { return false };
-        let interrupted = matches!(begun, Begun::Running { interrupted: true });
-        *begun = Begun::Waiting(ticket);
-        interrupted
+    /// It waits now. It may have been answered meanwhile.
+    pub fn waits(&self, unique: u64, ticket: T) {
+        if let Some(begun) = self.inner.lock().begun.get_mut(&unique) {
+            begun.ticket = Some(ticket);
+            self.wake.notify_one();
+        }
     }
 
     /// It is answered.
@@ -63,23 +71,51 @@ impl<T: Copy> Interrupts<T> {
         self.inner.lock().begun.remove(&unique);
     }
 
-    /// A signal came to its process. `Some`: its wait has to be ended.
-    pub fn interrupt(&self, unique: u64) -> Option<T> {
+    /// A signal came to its process.
+    pub fn signal(&self, unique: u64) {
         let mut inner = self.inner.lock();
         match inner.begun.get_mut(&unique) {
-            Some(Begun::Waiting(ticket)) => Some(*ticket),
-            Some(Begun::Running { interrupted }) => {
-                *interrupted = true;
-                None
+            Some(begun) => {
+                begun.signalled = true;
+                self.wake.notify_one();
             }
             None => {
                 if inner.early.len() >= EARLY_MAX {
                     inner.early.pop_front();
                 }
                 inner.early.push_back(unique);
-                None
             }
         }
+    }
+
+    /// Those that wait and got a signal, with their threads; waits until there is one. `None`: it is over.
+    pub fn next_signalled(&self) -> Option<Vec<(u32, T)>> {
+        let mut inner = self.inner.lock();
+        loop {
+            if inner.stopping {
+                return None;
+            }
+            let signalled = inner.begun.values().filter(|begun| begun.signalled);
+            let found: Vec<_> = signalled.filter_map(|begun| Some((begun.thread, begun.ticket?))).collect();
+            if !found.is_empty() {
+                return Some(found);
+            }
+            self.wake.wait(&mut inner);
+        }
+    }
+
+    /// Until it is time to look again.
+    pub fn rest(&self) {
+        let mut inner = self.inner.lock();
+        if !inner.stopping {
+            self.wake.wait_for(&mut inner, LOOK_EVERY);
+        }
+    }
+
+    /// The connection is gone.
+    pub fn stop(&self) {
+        self.inner.lock().stopping = true;
+        self.wake.notify_all();
     }
 }
 
@@ -88,31 +124,41 @@ mod tests {
     use super::{EARLY_MAX, Interrupts};
 
     #[test]
-    fn an_interrupt_finds_its_request_before_while_and_after_it_waits() {
+    fn a_signal_finds_its_request_before_while_and_after_it_waits() {
         let interrupts = Interrupts::default();
         // Before it is begun, because another thread has it in hand.
-        assert_eq!(interrupts.interrupt(2), None);
-        interrupts.begin(2);
-        assert!(interrupts.waits(2, 'a'));
+        interrupts.signal(2);
+        interrupts.begin(2, 12);
+        interrupts.waits(2, 'a');
+        assert_eq!(interrupts.next_signalled(), Some(vec![(12, 'a')]));
+        interrupts.end(2);
         // While it runs.
-        interrupts.begin(4);
-        assert_eq!(interrupts.interrupt(4), None);
-        assert!(interrupts.waits(4, 'b'));
-        // While it waits.
-        interrupts.begin(6);
-        assert!(!interrupts.waits(6, 'c'));
-        assert_eq!(interrupts.interrupt(6), Some('c'));
+        interrupts.begin(4, 14);
+        interrupts.signal(4);
+        interrupts.waits(4, 'b');
+        assert_eq!(interrupts.next_signalled(), Some(vec![(14, 'b')]));
+        assert_eq!(interrupts.next_signalled(), Some(vec![(14, 'b')]), "until it is answered");
+        interrupts.end(4);
+        // While it waits, beside one that got none.
+        interrupts.begin(6, 16);
+        interrupts.begin(8, 18);
+        interrupts.waits(6, 'c');
+        interrupts.waits(8, 'd');
+        interrupts.signal(6);
+        assert_eq!(interrupts.next_signalled(), Some(vec![(16, 'c')]));
         // After it was answered.
         interrupts.end(6);
-        assert_eq!(interrupts.interrupt(6), None);
-        assert!(!interrupts.waits(6, 'd'));
+        interrupts.signal(6);
+        interrupts.waits(6, 'e');
+        interrupts.stop();
+        assert_eq!(interrupts.next_signalled(), None);
     }
 
     #[test]
-    fn interrupts_of_requests_that_cannot_wait_are_forgotten_in_time() {
+    fn signals_for_requests_that_cannot_wait_are_forgotten_in_time() {
         let interrupts = Interrupts::<char>::default();
         for unique in 0..1000 {
-            assert_eq!(interrupts.interrupt(unique), None);
+            interrupts.signal(unique);
         }
         assert_eq!(interrupts.inner.lock().early.len(), EARLY_MAX);
     }

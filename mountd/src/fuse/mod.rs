@@ -14,6 +14,7 @@ mod adapter;
 mod connection;
 mod convert;
 mod device;
+mod dying;
 mod gate;
 mod interrupts;
 mod listing;
