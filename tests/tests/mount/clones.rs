@@ -65,8 +65,11 @@ fn a_position_to_come_is_waited_for_and_one_that_has_passed_is_refused() {
     let mut waiting = lab.command("tandem");
     waiting.args(["clone", "vol", &text(&copy), "--at", &next, "--server", &server(&storage)]);
     let mut waiting = waiting.stdout(Stdio::null()).spawn().expect("tandem was built");
-    let waits = eventually(Duration::from_secs(20), || lab.path(".copy.tandem-clone").exists());
+    let workers = || storage.volume("vol").workers;
+    let waits =
+        eventually(Duration::from_secs(20), || workers().iter().any(|worker| worker.state.contains("waits for")));
     assert!(waits && waiting.try_wait().expect("a child").is_none(), "it waits");
+    assert!(lab.path(".copy.tandem-clone").exists() && !copy.exists(), "nothing looks complete");
     // One op each, and many more behind the one that is meant.
     for at in 0..200 {
         fs::create_dir(mount.path().join(format!("dir{at}"))).expect("new");
