@@ -190,9 +190,11 @@ fn open_end(segment: &Segment<'_>) -> Result<u64, LogError> {
 fn cut_tail<F: super::disk::DiskFile>(file: &F, index: u64, end: u64, bytes: &[u8]) -> Result<(), LogError> {
     let tail = bytes.get(end as usize..).unwrap_or(&[]);
     let used = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    // The sync is for what stands before the end as well: it may be there only in memory since the process was killed, and
-    // from now on it counts as durable.
-    file.write_all_at(&vec![0; used], end)
+    // What stands before the end is written once more, for from now on it counts as durable: it may be there only in memory since the
+    // process was killed, and if a sync of that process had failed, the kernel holds it for written and no further sync brings it.
+    let mut whole = bytes.get(..end as usize).unwrap_or(bytes).to_vec();
+    whole.resize(whole.len() + used, 0);
+    file.write_all_at(&whole, 0)
         .and_then(|()| file.sync_data())
         .map_err(LogError::io("cutting the torn tail of", segment_name(index)))
 }
