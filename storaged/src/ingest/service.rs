@@ -3,7 +3,7 @@
 //! File I/O never happens here. A session's messages wait for the volume's thread in bounded memory: who sends faster than the
 //! disk takes is slowed by HTTP/2's flow control.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use tandem_proto::{
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     pull,
     volume::{
+        facts::Facts,
         thread::Command,
         volumes::{Entry, Volume, Volumes},
     },
@@ -41,6 +42,23 @@ impl ReplicationService {
 
 fn volume_name(name: &str) -> Result<VolumeName, Status> {
     name.parse().map_err(|error: tandem_proto::volume::InvalidVolumeName| Status::invalid_argument(error.to_string()))
+}
+
+/// How long a volume may be busy before who asks for it hears that. Below what a mount waits for an answer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What is true of a volume now. A mount decides by it whether the replica is the one it knows, so an older answer is worse than none.
+async fn look(volume: &Volume) -> Result<Facts, Status> {
+    let (reply, facts) = oneshot::channel();
+    volume.tell(Command::Look { reply }).map_err(|refusal| status(&refusal))?;
+    match tokio::time::timeout(LOOK_TIMEOUT, facts).await {
+        Ok(Ok(facts)) => Ok(facts),
+        Ok(Err(_)) => Err(status(&Refusal::unavailable("the volume has stopped"))),
+        Err(_) => Err(status(&Refusal::unavailable(format!(
+            "the volume was busy for {} s; look at its disk, and try again",
+            LOOK_TIMEOUT.as_secs()
+        )))),
+    }
 }
 
 /// A refusal as a gRPC status, where there is no stream to send it on.
@@ -63,7 +81,7 @@ impl Replication for ReplicationService {
             Some(Entry::Broken(broken)) => return Err(status(&broken.refusal)),
             Some(Entry::Open(volume)) => volume,
         };
-        let facts = volume.facts.lock().clone();
+        let facts = look(&volume).await?;
         let id = |id: &tandem_proto::Uuid| bytes::Bytes::copy_from_slice(&id.0);
         let (holder, holder_id) =
             facts.holder.map_or_else(Default::default, |(name, client)| (name.to_string(), id(&client)));

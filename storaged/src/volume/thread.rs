@@ -62,6 +62,12 @@ pub enum Command {
         /// Which.
         session: u64,
     },
+    /// What is true now, for somebody who decides by it: the facts beside the thread are those of its last round, which may have
+    /// been followed by a publish that its writer heard of already.
+    Look {
+        /// Told in its turn.
+        reply: oneshot::Sender<Facts>,
+    },
     /// Apply shall stand still at a position, for a reader.
     Hold {
         /// Chosen by the reader, for [`Command::Release`].
@@ -200,6 +206,10 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             }
             // In its turn: what it sent before it left still counts.
             Command::Closed { session } => self.waiting.push_back(Waiting::Closed { session }),
+            Command::Look { reply } => {
+                self.show();
+                let _ = reply.send(self.facts.lock().clone());
+            }
             Command::Hold { number, at, reply } => {
                 self.readers.insert(number, reply);
                 self.core.hold(number, at);
