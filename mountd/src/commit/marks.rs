@@ -282,7 +282,8 @@ impl Marks {
     /// Of marks chosen by [`Marks::clearable`], those that no change took up again: their clears may be written.
     pub fn still_clearing(&self, records: &[MarkRecord]) -> Vec<MarkRecord> {
         if mutant::is("clear-any-generation") {
-            return records.iter().filter_map(|record| self.marks.get(&record.cell)).map(|mark| mark.record).collect();
+            let newest = records.iter().filter_map(|record| self.marks.get(&record.cell)).map(|mark| mark.record);
+            return records.iter().copied().chain(newest).collect();
         }
         let clearing = |record: &&MarkRecord| {
             self.marks

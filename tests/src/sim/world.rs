@@ -106,7 +106,8 @@ impl World {
         match self.doomed {
             Some((0, machine)) => {
                 self.doomed = None;
-                return self.crash_mount(machine, End::PowerLoss);
+                self.crash_mount(machine, End::PowerLoss);
+                return self.converge();
             }
             Some((steps, machine)) => self.doomed = Some((steps - 1, machine)),
             None => {}
@@ -119,7 +120,8 @@ impl World {
             self.busy = *self.rng.pick(&[0, 2, 5, 15, 40]);
         }
         let machine = self.rng.index(self.machines.len());
-        if self.rng.chance(self.busy) {
+        // Who is doomed does nothing more: later marks of the same cells would hide what is to be seen.
+        if self.rng.chance(self.busy) && self.doomed.is_none() {
             self.request(machine);
         } else if self.rng.chance(4) {
             self.pass_time();
@@ -212,14 +214,17 @@ impl World {
     }
 
     fn send(&mut self, number: usize) {
+        // A channel that is full takes no message for a while, and reading goes on: one may be far ahead of the other.
+        let (sends, reads) = if self.calm { (true, true) } else { (self.rng.chance(60), self.rng.chance(60)) };
         let machine = &mut self.machines[number];
         if let Some(connection) = &mut machine.connection
+            && sends
             && connection.to_storage.len() < 20
             && let Some(message) = machine.link.poll_message()
         {
             connection.to_storage.push_back(message);
         }
-        if let Some(step) = machine.link.poll_step() {
+        if reads && let Some(step) = machine.link.poll_step() {
             machine.steps.push_back(step);
         }
     }
@@ -354,7 +359,7 @@ impl World {
             let may_fail = self.faults.backing_syncs && !self.calm;
             let meanwhile = self.machines[number].clear_marks(&mut self.rng, may_fail);
             // What happened meanwhile is what a mark that was cleared wrongly would leave uncovered.
-            if !meanwhile.is_empty() && self.faults.client_power > 0 && self.rng.chance(10) {
+            if !meanwhile.is_empty() && self.faults.client_power > 0 && self.rng.chance(30) {
                 self.doomed = Some((self.rng.below(60), number));
             }
             for text in meanwhile {
