@@ -89,10 +89,17 @@ impl Line {
         }
     }
 
-    fn end(&self) {
+    fn end(&self, fault: Fault) {
         match self {
             Line::Rules(rules) => rules.heal(),
-            Line::Proxy(proxy) => proxy.harm(Harm::default()),
+            Line::Proxy(proxy) => {
+                proxy.harm(Harm::default());
+                // A flipped bit in a length or a window of HTTP/2 can leave a stream that waits for ever, on a connection that answers
+                // its pings. Nothing notices that yet; it is among what is open.
+                if fault == Fault::Flip {
+                    proxy.cut();
+                }
+            }
         }
     }
 }
@@ -142,7 +149,7 @@ fn harm(rig: &mut Rig, line: &Line, fault: Fault, point: u64, rng: &mut Rng) -> 
     }
     thread::sleep(Duration::from_millis(500));
     random_pause(rng, Duration::from_millis(4000));
-    line.end();
+    line.end(fault);
     load
 }
 
