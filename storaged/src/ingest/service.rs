@@ -152,7 +152,9 @@ async fn attach(
     outbox: &Arc<Outbox>,
 ) -> Result<(Arc<Volume>, u64), Refusal> {
     let bad = |message: &str| Refusal::new(Reason::BadRequest, message);
-    let first = stream.message().await.map_err(|error| bad(&format!("no attach came: {}", error.message())))?;
+    // A stream that breaks, or is damaged, before its first message is the network's doing: the client comes again by itself.
+    let broken = |error: Status| Refusal::unavailable(format!("no attach came: {}", error.message()));
+    let first = stream.message().await.map_err(broken)?;
     let Some(pb::ClientMessage { body: Some(Body::Attach(attach)) }) = first else {
         return Err(bad("the first message of a stream is an attach"));
     };
