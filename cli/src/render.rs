@@ -216,8 +216,7 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
-    if status.index_to_walk > 0 {
-        let percent = status.index_walked.saturating_mul(100) / status.index_to_walk;
+    if let Some(percent) = status.index_walked.saturating_mul(100).checked_div(status.index_to_walk) {
         let (done, all) = (status.index_walked, status.index_to_walk);
         details.push(("index rebuilt", format!("{percent} %, {done} of {all} inodes compared")));
     }

@@ -153,7 +153,7 @@ impl Trials<'_> {
                 let mut longest = self.longest_commit.lock().expect("nobody panicked");
                 *longest = begun.elapsed().max(*longest);
                 drop(longest);
-                if n % 200 == 0 && !self.database.churn().is_empty() {
+                if n.is_multiple_of(200) && !self.database.churn().is_empty() {
                     shell.ask(self.database.churn())?;
                 }
                 // Not as fast as it can: a clone waits for what was durable before it, and apply shares its processors.

@@ -219,9 +219,8 @@ impl Direction {
             }
             let now = Instant::now();
             free = free.max(now);
-            if harm.rate > 0 {
-                free += Duration::from_micros(chunk.len() as u64 * 1_000_000 / harm.rate);
-            }
+            // No rate, no wait.
+            free += Duration::from_micros((chunk.len() as u64 * 1_000_000).checked_div(harm.rate).unwrap_or(0));
             if queue.send((free + harm.delay, chunk)).is_err() || is_cut {
                 break;
             }

@@ -47,7 +47,7 @@ impl Trace {
 
     fn keep(&mut self, words: impl FnOnce() -> String) {
         match &self.keep {
-            Keep::Nothing => return,
+            Keep::Nothing => {}
             Keep::Last => {
                 if self.lines.len() == LINES {
                     self.lines.pop_front();
