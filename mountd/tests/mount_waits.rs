@@ -179,8 +179,9 @@ fn a_signal_that_is_caught_does_not_end_an_fsync() {
     let dir = mount.path().to_owned();
     // The standard library would begin an interrupted fsync again.
     let fsync = |file: File| -> io::Result<()> { Ok(rustix::fs::fsync(file)?) };
-    let path = dir.join("file");
-    let of_file = thread::spawn(move || fsync(File::create(path)?));
+    // Made before: the kernel holds the directory's lock while its fsync waits, and a create would wait for that.
+    let file = File::create(dir.join("file")).expect("create");
+    let of_file = thread::spawn(move || fsync(file));
     let of_directory = thread::spawn(move || fsync(File::open(dir)?));
     until("both wait", || mount.recorder.waiting() == 2);
     signal(&of_file);
