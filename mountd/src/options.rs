@@ -111,6 +111,8 @@ pub struct Settings {
     pub dev: bool,
     /// `exec`.
     pub exec: bool,
+    /// `insecure`: plaintext also to another machine.
+    pub insecure: bool,
     /// `-f`, `--foreground`.
     pub foreground: bool,
 }
@@ -139,6 +141,7 @@ impl Default for Settings {
             suid: false,
             dev: false,
             exec: true,
+            insecure: false,
             foreground: false,
         }
     }
@@ -205,6 +208,7 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ),
     ("weak_ids", None, "accept a file system whose files have no lasting identity"),
     ("allow_other", None, "let other users in, as permissions say (the default for root)"),
+    ("insecure", None, "plaintext also to another machine: whoever is on the way reads and changes everything"),
     ("config", Some("FILE"), "read keys from a TOML file first"),
 ];
 
@@ -250,7 +254,7 @@ pub fn parse(arguments: &[OsString], as_helper: bool) -> Result<Request, UsageEr
             return usage(format!("expected SOURCE and DIR, found {} argument(s); try --help", other.len()));
         }
     };
-    let source = match source.to_str() {
+    let mut source: Source = match source.to_str() {
         Some(source) => source.parse().map_err(UsageError)?,
         None => return usage(format!("{source:?} is not a source: write HOST[:PORT]:/VOLUME")),
     };
@@ -263,6 +267,7 @@ pub fn parse(arguments: &[OsString], as_helper: bool) -> Result<Request, UsageEr
     for (key, value) in pairs {
         settings.set(&key, value)?;
     }
+    source.server.insecure = settings.insecure;
     if fake {
         return Ok(Request::Check);
     }
@@ -394,6 +399,7 @@ impl Settings {
             ("log_json", value) => self.log.json = flag(key, value)?,
             ("weak_ids", value) => self.weak_ids = flag(key, value)?,
             ("allow_other", value) => self.allow_other = Some(flag(key, value)?),
+            ("insecure", value) => self.insecure = flag(key, value)?,
             ("foreground", value) => self.foreground = flag(key, value)?,
             ("ro", None) => self.read_only = true,
             ("rw", None) => self.read_only = false,

@@ -38,6 +38,9 @@ pub struct Flags {
     /// A connection that swallows everything is given up after so many seconds; 0: never [default: 2]
     #[arg(long, value_name = "SECONDS")]
     pub keepalive: Option<f64>,
+    /// Allow plaintext on an address that is not loopback: whoever is on the way reads, and changes, everything
+    #[arg(long)]
+    pub insecure: bool,
     /// What is logged: error, warn, info, debug or trace, or a filter such as tandem_storaged=debug,info
     #[arg(long, value_name = "LEVEL", global = true)]
     pub log_level: Option<String>,
@@ -65,6 +68,7 @@ struct File {
     listen: Option<String>,
     runtime: Option<PathBuf>,
     keepalive: Option<f64>,
+    insecure: Option<bool>,
     log_level: Option<String>,
     log_json: Option<bool>,
     history_keep: Option<String>,
@@ -73,8 +77,18 @@ struct File {
 }
 
 /// The keys of the file.
-const KEYS: [&str; 9] =
-    ["data", "listen", "runtime", "log-level", "log-json", "history-keep", "index-rate", "log-max", "keepalive"];
+const KEYS: [&str; 10] = [
+    "insecure",
+    "data",
+    "listen",
+    "runtime",
+    "log-level",
+    "log-json",
+    "history-keep",
+    "index-rate",
+    "log-max",
+    "keepalive",
+];
 /// Smallest bound of a log: four segments, and as many again for their reserve.
 const LOG_MAX_MIN: u64 = 128 << 20;
 
@@ -151,7 +165,7 @@ fn keep_rule(text: &str) -> Result<KeepRule, ConfigError> {
 pub struct Config {
     /// Storage directory.
     pub data: PathBuf,
-    /// A loopback address.
+    /// A loopback address, unless plaintext elsewhere was asked for.
     pub listen: SocketAddr,
     /// For the secret.
     pub runtime: PathBuf,
@@ -189,9 +203,10 @@ impl Config {
             return wrong("no storage directory: give --data DIR, or the key data in the file that --config names");
         };
         let listen = flags.listen.or(file.listen);
+        let insecure = flags.insecure || file.insecure.unwrap_or(false);
         Ok(Config {
             data,
-            listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"))?,
+            listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"), insecure)?,
             runtime: flags.runtime.or(file.runtime).unwrap_or_else(dirs::runtime_dir),
             keepalive: keepalive(flags.keepalive.or(file.keepalive))?,
             log_level: flags.log_level.or(file.log_level),
@@ -261,8 +276,8 @@ fn distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
-/// An address to listen on: loopback only, because there is no encryption yet.
-fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
+/// An address to listen on: loopback only, because there is no encryption yet, unless plaintext elsewhere was asked for.
+fn listen_address(text: &str, insecure: bool) -> Result<SocketAddr, ConfigError> {
     let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
     let address = match (local, text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
         (Some(port), ..) => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
@@ -274,10 +289,11 @@ fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
             ));
         }
     };
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && !insecure {
         return wrong(format!(
             "--listen {text}: not a loopback address, and without encryption only those are allowed. Listen on \
-             127.0.0.1:{port} and reach it from another machine through a tunnel: ssh -N -L {port}:127.0.0.1:{port} HOST",
+             127.0.0.1:{port} and reach it from another machine through a tunnel: ssh -N -L {port}:127.0.0.1:{port} HOST; \
+             --insecure allows it on a network that nobody else can reach",
             port = if address.port() == 0 { tandem_runtime::connect::DEFAULT_PORT } else { address.port() }
         ));
     }
@@ -338,10 +354,11 @@ mod tests {
     #[test]
     fn only_loopback_is_listened_on_and_the_way_around_is_said() {
         for good in ["127.0.0.1:0", "[::1]:7440", "localhost:7440", "127.0.0.1", "::1"] {
-            assert!(listen_address(good).is_ok(), "{good}");
+            assert!(listen_address(good, false).is_ok(), "{good}");
         }
-        assert!(listen_address("0.0.0.0:7440").expect_err("open").to_string().contains("ssh -N -L 7440"));
-        assert!(listen_address("nowhere").expect_err("no address").to_string().contains("ADDR:PORT"));
+        assert!(listen_address("0.0.0.0:7440", false).expect_err("open").to_string().contains("ssh -N -L 7440"));
+        assert!(listen_address("0.0.0.0:7440", true).is_ok());
+        assert!(listen_address("nowhere", false).expect_err("no address").to_string().contains("ADDR:PORT"));
     }
 
     #[test]

@@ -180,6 +180,9 @@ fn announce(address: &SocketAddr, storage: &Storage) {
     // Who closed standard output does not want to hear.
     let _ = io::stdout().write_all(line.as_bytes()).and_then(|()| io::stdout().flush());
     tracing::info!(%address, directory = %storage.path().display(), "listening");
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "listening without encryption off loopback, as --insecure asks: only on a network that nobody else can reach");
+    }
 }
 
 fn serve(

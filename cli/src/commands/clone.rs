@@ -43,6 +43,9 @@ pub struct Args {
     /// The storage daemon. Default: that of the mount of this volume on this host, else the one of this host.
     #[arg(long, value_name = "HOST[:PORT]")]
     server: Option<ServerAddress>,
+    /// Asks a storage daemon of another machine in plaintext.
+    #[arg(long, requires = "server")]
+    insecure: bool,
     /// Prints what was cloned as JSON.
     #[arg(long)]
     json: bool,
@@ -63,7 +66,7 @@ fn place(text: &str) -> Result<(u64, u64), String> {
 /// Runs it.
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     let server = match &args.server {
-        Some(server) => server.clone(),
+        Some(server) => ServerAddress { insecure: args.insecure, ..server.clone() },
         None => server_of(&args.volume).await,
     };
     let at = args.at.map(|(epoch, seq)| pb::Position { epoch, seq, chain: Vec::new().into() });
@@ -88,7 +91,7 @@ async fn server_of(volume: &VolumeName) -> ServerAddress {
     let mounts = select(&[]).await.map(|found| found.mounts).unwrap_or_default();
     let known = mounts.iter().find(|mount| mount.status.volume == volume.as_str());
     let known = known.and_then(|mount| mount.status.server.parse().ok());
-    known.unwrap_or_else(|| ServerAddress { host: "localhost".to_owned(), port: DEFAULT_PORT })
+    known.unwrap_or_else(|| ServerAddress { host: "localhost".to_owned(), port: DEFAULT_PORT, insecure: false })
 }
 
 async fn until_signal(work: impl Future<Output = Result<Pulled, Failure>>) -> Result<Pulled, Failure> {

@@ -29,6 +29,9 @@ pub struct Args {
     /// Asks this storage daemon instead of the mounts of this host.
     #[arg(long, value_name = "HOST[:PORT]", conflicts_with = "mounts")]
     server: Option<ServerAddress>,
+    /// Asks a storage daemon of another machine in plaintext.
+    #[arg(long, requires = "server")]
+    insecure: bool,
     /// Mountpoints, or paths on them; default: all mounts of this user.
     #[arg(value_name = "MOUNT")]
     mounts: Vec<PathBuf>,
@@ -37,7 +40,7 @@ pub struct Args {
 /// Runs it.
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     match &args.server {
-        Some(server) => of_server(&args, server).await,
+        Some(server) => of_server(&args, &ServerAddress { insecure: args.insecure, ..server.clone() }).await,
         None => of_mounts(&args).await,
     }
 }
@@ -97,12 +100,7 @@ async fn of_server(args: &Args, server: &ServerAddress) -> Result<Exit, Failure>
 type Client = AdminClient<InterceptedService<Channel, Credentials>>;
 
 async fn ask_server(server: &ServerAddress) -> Result<StatusReply, Failure> {
-    if !server.is_loopback() {
-        let message = format!(
-            "{server} is not this machine, and without TLS only loopback is asked; run tandem on the storage host"
-        );
-        return Err(Failure::new(Exit::Usage, message));
-    }
+    server.may_connect().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     let silent = |why: String| {
         let message = format!("storage daemon {server} does not answer: {why}; is tandem-storaged running there?");
         Failure::new(Exit::NoAnswer, message)

@@ -7,7 +7,7 @@ use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
     pb::{self, replication_client::ReplicationClient},
 };
-use tandem_runtime::connect::{Credentials, KEEPALIVE, ServerAddress};
+use tandem_runtime::connect::{Credentials, KEEPALIVE, NotAllowed, ServerAddress};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// A connection that carries the local secret.
@@ -60,21 +60,17 @@ pub enum DescribeError {
         why: String,
     },
     /// The address is remote, and plaintext is allowed on loopback only.
-    #[error(
-        "{0} is not on this machine, and links without TLS are only allowed on loopback: use localhost, or a tunnel to it"
-    )]
-    NotLoopback(String),
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
 }
 
-/// Connects. Plaintext is for loopback only. `keepalive`: how soon a connection that swallows everything is given up.
+/// Connects. Plaintext is for loopback only, unless it was asked for. `keepalive`: how soon a connection that swallows everything is given up.
 pub async fn connect(
     server: &ServerAddress,
     timeout: Duration,
     keepalive: Option<Duration>,
 ) -> Result<Client, DescribeError> {
-    if !server.is_loopback() {
-        return Err(DescribeError::NotLoopback(server.to_string()));
-    }
+    server.may_connect()?;
     let unreachable = |why: String| DescribeError::Unreachable { server: server.to_string(), why };
     let channel = server.connect(timeout, keepalive).await.map_err(|error| unreachable(root_cause(&error)))?;
     // The secret is read at each connection: a storaged that was restarted has a new one.

@@ -131,9 +131,7 @@ impl Pull {
         let unreachable = |error: tonic::transport::Error| {
             self.failed(format!("it does not answer ({}): is tandem-storaged running there?", root_cause(&error)))
         };
-        if !self.server.is_loopback() {
-            return Err(self.failed("it is not on this machine, and links without TLS are only allowed on loopback"));
-        }
+        self.server.may_connect().map_err(|error| self.failed(error.to_string()))?;
         let channel = self.server.connect(CONNECT_TIMEOUT, Some(KEEPALIVE)).await.map_err(unreachable)?;
         let mut client = ReplicationClient::with_interceptor(channel, self.server.credentials())
             .max_decoding_message_size(MESSAGE_MAX_BYTES);

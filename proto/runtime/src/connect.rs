@@ -36,7 +36,17 @@ pub struct ServerAddress {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Plaintext is accepted although it is not on this machine: whoever is on the way reads, and changes, everything.
+    pub insecure: bool,
 }
+
+/// The address is another machine's, and plaintext is for this one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0} is not on this machine, and links without TLS are only allowed on loopback: use localhost, or a tunnel to it; on a network that \
+     nobody else can reach, `insecure` allows plaintext"
+)]
+pub struct NotAllowed(pub String);
 
 /// Port that is meant when none is written.
 pub const DEFAULT_PORT: u16 = 7440;
@@ -45,6 +55,11 @@ impl ServerAddress {
     /// Whether the host is this machine's loopback: the only place where plaintext is allowed.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
+    /// Refuses a connection that would go over a network in plaintext without being asked to.
+    pub fn may_connect(&self) -> Result<(), NotAllowed> {
+        if self.is_loopback() || self.insecure { Ok(()) } else { Err(NotAllowed(self.to_string())) }
     }
 
     /// Connects, with our windows. A connection that swallows everything for `keepalive` is given up; `None`: never.
@@ -76,9 +91,9 @@ impl ServerAddress {
         endpoint.connect_with_connector(tower::service_fn(connector)).await
     }
 
-    /// Sends the local secret with every call, if this is a loopback address and there is one.
+    /// Sends the local secret with every call, if plaintext is allowed there and there is one.
     pub fn credentials(&self) -> Credentials {
-        let secret = if self.is_loopback() { secret::read(self.port) } else { None };
+        let secret = if self.may_connect().is_ok() { secret::read(self.port) } else { None };
         Credentials { secret: secret.and_then(|secret| secret.parse().ok()) }
     }
 }
@@ -120,7 +135,7 @@ impl FromStr for ServerAddress {
                 _ => return bad("the port is not a number from 1 to 65535"),
             },
         };
-        Ok(ServerAddress { host: host.to_owned(), port })
+        Ok(ServerAddress { host: host.to_owned(), port, insecure: false })
     }
 }
 
@@ -209,7 +224,10 @@ mod tests {
         assert_eq!(parse("localhost").expect("host").to_string(), "localhost:7440");
         assert_eq!(parse("[::1]:99").expect("IPv6").to_string(), "[::1]:99");
         assert!(parse("[::1]").expect("IPv6").is_loopback());
-        assert!(!parse("10.0.0.1:7440").expect("IPv4").is_loopback());
+        let mut far = parse("10.0.0.1:7440").expect("IPv4");
+        assert!(far.may_connect().is_err());
+        far.insecure = true;
+        assert!(far.may_connect().is_ok());
         for bad in ["", ":7440", "a:0", "a:x", "::1", "a:70000", "[::1", "a b"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
