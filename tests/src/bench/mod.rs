@@ -1,4 +1,5 @@
 //! What a mount costs, measured beside what it is compared with in one run, so that ratios hold on any machine.
 
 pub mod fsync;
+pub mod speed;
 pub mod steady;

@@ -1,16 +1,23 @@
-//! Benches that need daemons of their own, in a temporary directory: `fsync [--writes N]`, `steady [--rate BYTES] [--seconds S]`.
+//! Benches that need daemons of their own, in a temporary directory: `fsync [--writes N]`, `steady [--rate BYTES] [--seconds S]`,
+//! `speed [--runs N] [--kinds LIST] [--families LIST] [--options LIST] [--json FILE] [--against FILE] ...`.
 //! Prints figures; exit code 1 if one is out of its bound (`--no-bound`: never).
 
-use std::{env, process::ExitCode, time::Duration};
+use std::{env, fs, process::ExitCode, time::Duration};
 
 use tandem_tests::{
-    bench::{fsync, steady},
+    bench::{
+        fsync,
+        speed::{self, Plan, Scale, report},
+        steady,
+    },
     figures,
     harness::{Lab, MountSpec},
 };
 
-const USAGE: &str =
-    "usage: tandem-bench fsync [--writes N] [--no-bound] | steady [--rate BYTES] [--seconds S] [--no-bound]";
+const USAGE: &str = "usage: tandem-bench fsync [--writes N] [--no-bound]
+       tandem-bench steady [--rate BYTES] [--seconds S] [--no-bound]
+       tandem-bench speed [--runs N] [--kinds paused,live,absent,bindfs] [--families data,names,programs,pgbench] [--options LIST]
+                          [--mib N] [--files N] [--tree N] [--fsyncs N] [--pgbench S] [--json FILE] [--against FILE] [--no-bound]";
 
 /// A durable fsync may cost so many times the sum of its parts.
 const FSYNC_RATIO_MAX: f64 = 1.5;
@@ -34,6 +41,16 @@ impl Args {
         }
     }
 
+    fn text(&self, name: &str) -> Option<&str> {
+        let at = self.words.iter().position(|word| word == name)?;
+        self.words.get(at + 1).map(String::as_str)
+    }
+
+    fn list(&self, name: &str, default: &str) -> Vec<String> {
+        let text = self.text(name).unwrap_or(default);
+        text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    }
+
     fn flag(&self, name: &str) -> bool {
         self.words.iter().any(|word| word == name)
     }
@@ -44,6 +61,7 @@ fn main() -> ExitCode {
     let ran = match args.words.first().map(String::as_str) {
         Some("fsync") => bench_fsync(&args),
         Some("steady") => bench_steady(&args),
+        Some("speed") => bench_speed(&args),
         _ => Err(USAGE.to_owned()),
     };
     match ran {
@@ -81,4 +99,32 @@ fn bench_steady(args: &Args) -> Result<bool, String> {
     println!("random writes of 4 KiB: {measured} (bounds {BEHIND_MAX:?} and {OVERHEAD_MAX})");
     let equal = figures::status(&mount.socket()).is_ok_and(|status| status.ops_behind == 0);
     Ok(equal && measured.behind <= BEHIND_MAX && measured.overhead() <= OVERHEAD_MAX)
+}
+
+fn bench_speed(args: &Args) -> Result<bool, String> {
+    let scale = Scale {
+        large_bytes: args.value("--mib", 1024)? << 20,
+        files: args.value("--files", 5000)?,
+        tree_files: args.value("--tree", 6000)?,
+        fsyncs: args.value("--fsyncs", 500)?,
+        pgbench_seconds: args.value("--pgbench", 5)?,
+    };
+    let options = args.text("--options").unwrap_or_default();
+    let kinds = args.list("--kinds", "paused,live").into_iter();
+    let kinds = kinds.map(|state| report::Kind { state, options: options.to_owned() }).collect();
+    let plan = Plan { scale, runs: args.value("--runs", 5)? as usize, kinds, families: args.list("--families", "") };
+    let before = match args.text("--against") {
+        Some(path) => Some(fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?),
+        None => None,
+    };
+    let before = before.map(|text| serde_json::from_str(&text)).transpose().map_err(|error| error.to_string())?;
+    let lab = Lab::new("bench-speed").ok_or("mounts are impossible here")?;
+    lab.allow_lost_peers();
+    let (kinds, samples) = speed::measure(&lab, &plan).map_err(|error| error.to_string())?;
+    let missed = report::print(&samples, &kinds, before.as_ref());
+    if let Some(path) = args.text("--json") {
+        let text = format!("{:#}\n", report::as_json(&samples, &kinds));
+        fs::write(path, text).map_err(|error| format!("{path}: {error}"))?;
+    }
+    Ok(missed.is_empty())
 }

@@ -207,3 +207,29 @@ impl Database for Postgres {
         }
     }
 }
+
+/// Accounts of pgbench, in units of 100,000: some 150 MB, which fits any memory.
+const PGBENCH_SCALE: &str = "10";
+
+/// Transactions a second of `pgbench` (TPC-B, 4 clients) with the settings of a fresh cluster in `data`, which is made if it is missing.
+/// `scratch` is for sockets and messages.
+pub fn pgbench(programs: &Programs, data: &Path, scratch: &Path, seconds: u64) -> Result<f64, String> {
+    let fresh = !data.exists();
+    if fresh {
+        programs.own_dir(data)?;
+        programs.run("initdb", &["-D", text(data), "-A", "trust", "-U", "postgres", "--locale=C"])?;
+        fs::write(data.join("postgresql.auto.conf"), "listen_addresses = ''\n").map_err(|error| error.to_string())?;
+    }
+    programs.own_dir(scratch)?;
+    let mut server = Server::start(programs, data, scratch, "server")?;
+    let sockets = server.sockets.clone();
+    let client = ["-h", text(&sockets), "-U", "postgres"];
+    if fresh {
+        programs.run("pgbench", &[&client[..], &["-i", "-q", "-s", PGBENCH_SCALE, "postgres"]].concat())?;
+    }
+    let seconds = seconds.to_string();
+    let ran = programs.run("pgbench", &[&client[..], &["-c", "4", "-T", &seconds, "postgres"]].concat())?;
+    server.stop("fast")?;
+    let rate = ran.stdout.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    rate.ok_or_else(|| format!("pgbench tells no rate: {}", ran.text()))
+}

@@ -1,0 +1,85 @@
+//! What a mount costs: the same work on the backing file system and on mounts beside it, in turns, so that their ratio holds on any
+//! machine. Each repetition does all kinds once, in another order; the table shows the median of the ratios and their spread.
+
+pub mod report;
+pub mod rows;
+pub mod work;
+
+mod places;
+
+use std::{fs, io};
+
+pub use self::{places::Peer, work::Scale};
+use self::{
+    places::{Measured, Places},
+    report::{Kind, Samples},
+    work::Place,
+};
+use crate::{
+    databases::postgres::{Programs, pgbench},
+    harness::Lab,
+};
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How much is done.
+    pub scale: Scale,
+    /// Repetitions.
+    pub runs: usize,
+    /// Kinds of mounts beside native: state and options.
+    pub kinds: Vec<Kind>,
+    /// Families of work: `data`, `names`, `programs`, `pgbench`; empty: all.
+    pub families: Vec<String>,
+}
+
+impl Plan {
+    fn has(&self, family: &str) -> bool {
+        self.families.is_empty() || self.families.iter().any(|chosen| chosen == family)
+    }
+}
+
+/// Measures in a lab. The kinds that could be measured, native first, and their samples.
+pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
+    let archive = work::make_archive(&lab.new_dir("archive"), plan.scale.tree_files)?;
+    let places = Places::make(lab, &plan.kinds)?;
+    let kinds: Vec<Kind> = places.all.iter().map(|place| place.kind.clone()).collect();
+    let mut samples = Samples::default();
+    let databases = Programs::find().filter(|_| plan.has("pgbench") && plan.scale.pgbench_seconds > 0);
+    for run in 0..plan.runs {
+        let mut done: Vec<(&'static str, usize, f64)> = Vec::new();
+        for turn in 0..kinds.len() {
+            let at = (turn + run) % kinds.len();
+            let place = &places.all[at];
+            let dir = place.dir.join(format!("run-{run}"));
+            fs::create_dir(&dir)?;
+            let quiet = || place.quiet();
+            let work_place = Place { dir: &dir, quiet: &quiet };
+            let mut record = |row, seconds| done.push((row, at, seconds));
+            if plan.has("data") {
+                work::data(&work_place, &plan.scale, &mut record)?;
+            }
+            if plan.has("names") {
+                work::names(&work_place, &plan.scale, &mut record)?;
+            }
+            if plan.has("programs") {
+                work::programs(&work_place, &archive, &mut record)?;
+            }
+            if let Some(programs) = &databases {
+                quiet()?;
+                record(rows::name::PGBENCH, transaction(lab, programs, place, plan.scale.pgbench_seconds)?);
+            }
+            quiet()?;
+        }
+        done.into_iter().for_each(|(row, at, seconds)| samples.add(row, at, seconds));
+        eprintln!("repetition {} of {}", run + 1, plan.runs);
+    }
+    Ok((kinds, samples))
+}
+
+/// Seconds of a transaction of pgbench.
+fn transaction(lab: &Lab, programs: &Programs, place: &Measured, seconds: u64) -> io::Result<f64> {
+    let scratch = lab.new_dir(&format!("sockets-{}", place.number));
+    let rate = pgbench(programs, &place.dir.join("database"), &scratch, seconds).map_err(io::Error::other)?;
+    Ok(1.0 / rate)
+}

@@ -1,0 +1,145 @@
+//! The table: medians of the ratios to native of the same repetition, with their spread; as text and as JSON.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::rows::{Measure, ROWS, Row};
+
+/// One kind of place that is measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// `native`, `paused`, `live`, `absent`, or a peer.
+    pub state: String,
+    /// Options of the mount.
+    pub options: String,
+}
+
+impl Kind {
+    /// As a heading.
+    pub fn title(&self) -> String {
+        if self.options.is_empty() { self.state.clone() } else { format!("{} {}", self.state, self.options) }
+    }
+}
+
+/// Seconds by repetition, of rows and kinds.
+#[derive(Debug, Default)]
+pub struct Samples {
+    seconds: BTreeMap<(&'static str, usize), Vec<f64>>,
+}
+
+/// Median, least and greatest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The greatest.
+    pub greatest: f64,
+}
+
+fn spread(mut values: Vec<f64>) -> Option<Spread> {
+    values.sort_by(f64::total_cmp);
+    let median = *values.get(values.len() / 2)?;
+    Some(Spread { median, least: values[0], greatest: values[values.len() - 1] })
+}
+
+impl Samples {
+    /// Adds what one repetition of a row took.
+    pub fn add(&mut self, row: &'static str, kind: usize, seconds: f64) {
+        self.seconds.entry((row, kind)).or_default().push(seconds);
+    }
+
+    /// The spread of the seconds.
+    pub fn seconds(&self, row: &Row, kind: usize) -> Option<Spread> {
+        spread(self.seconds.get(&(row.name, kind))?.clone())
+    }
+
+    /// The spread of the ratios to kind 0 of the same repetition.
+    pub fn ratios(&self, row: &Row, kind: usize) -> Option<Spread> {
+        let (native, other) = (self.seconds.get(&(row.name, 0))?, self.seconds.get(&(row.name, kind))?);
+        spread(native.iter().zip(other).map(|(native, other)| row.ratio(*native, *other)).collect())
+    }
+}
+
+/// One cell of the table that is out of its bound.
+#[derive(Clone, Debug)]
+pub struct Missed {
+    /// Which.
+    pub what: String,
+    /// The median.
+    pub ratio: f64,
+    /// The bound.
+    pub bound: f64,
+}
+
+/// Prints the table; what is out of its bound. `before`: the JSON of an earlier run.
+pub fn print(samples: &Samples, kinds: &[Kind], before: Option<&Value>) -> Vec<Missed> {
+    let mut missed = Vec::new();
+    let titles: Vec<String> = kinds[1..].iter().map(|kind| format!("{:>26}", kind.title())).collect();
+    println!("{:<30}{:>11}{}", "ratio to native (least..greatest)", "native s", titles.join(""));
+    for row in &ROWS {
+        let Some(native) = samples.seconds(row, 0) else { continue };
+        let mut line = format!("{:<32}{:>9.4}", row.name, native.median);
+        for (at, kind) in kinds.iter().enumerate().skip(1) {
+            let Some(ratio) = samples.ratios(row, at) else {
+                line += &format!("{:>26}", "-");
+                continue;
+            };
+            let bound = row.bound(&kind.options, &kind.state);
+            let out = bound.is_some_and(|bound| !row.within(ratio.median, bound));
+            if let Some(bound) = bound.filter(|_| out) {
+                missed.push(Missed { what: format!("{}, {}", row.name, kind.title()), ratio: ratio.median, bound });
+            }
+            let was = before.and_then(|before| before["rows"][row.name][kind.title()]["ratio"].as_f64());
+            let was = was.map(|was| format!(" was {was:.2}")).unwrap_or_default();
+            let mark = if out { "!" } else { "" };
+            let cell = format!("{mark}{:.2} ({:.2}..{:.2}){was}", ratio.median, ratio.least, ratio.greatest);
+            line += &format!("{cell:>26}");
+        }
+        println!("{line}");
+    }
+    for Missed { what, ratio, bound } in &missed {
+        println!("out of its bound: {what}: {ratio:.2}, bound {bound}");
+    }
+    missed
+}
+
+/// The result for later runs.
+pub fn as_json(samples: &Samples, kinds: &[Kind]) -> Value {
+    let cell = |row: &Row, at: usize| {
+        let (seconds, ratio) = (samples.seconds(row, at)?, samples.ratios(row, at)?);
+        let bound = row.bound(&kinds[at].options, &kinds[at].state);
+        Some(json!({
+            "seconds": seconds.median, "ratio": ratio.median, "least": ratio.least, "greatest": ratio.greatest,
+            "bound": bound, "better": if row.measure == Measure::Rate { "more" } else { "less" },
+        }))
+    };
+    let rows = ROWS.iter().map(|row| {
+        let cells = kinds.iter().enumerate().filter_map(|(at, kind)| Some((kind.title(), cell(row, at)?)));
+        (row.name.to_owned(), Value::Object(cells.collect()))
+    });
+    json!({ "rows": Value::Object(rows.collect()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, Samples, as_json, print};
+    use crate::bench::speed::rows::ROWS;
+
+    #[test]
+    fn ratios_are_of_one_repetition_and_show_what_is_out_of_its_bound() {
+        let kinds = ["native", "paused"].map(|state| Kind { state: state.into(), options: String::new() });
+        let mut samples = Samples::default();
+        for (native, mount) in [(1.0, 4.0), (2.0, 8.0), (1.0, 2.0)] {
+            samples.add(ROWS[0].name, 0, native);
+            samples.add(ROWS[0].name, 1, mount);
+        }
+        let ratios = samples.ratios(&ROWS[0], 1).expect("measured");
+        assert_eq!((ratios.median, ratios.least, ratios.greatest), (0.25, 0.25, 0.5));
+        let json = as_json(&samples, &kinds);
+        assert_eq!(json["rows"][ROWS[0].name]["paused"]["ratio"], 0.25);
+        assert_eq!(print(&samples, &kinds, Some(&json)).len(), 1);
+    }
+}
