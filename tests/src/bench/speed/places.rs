@@ -28,7 +28,7 @@ pub struct Measured {
 pub struct Places {
     /// Native first.
     pub all: Vec<Measured>,
-    _storages: Vec<Storage>,
+    _storage: Option<Storage>,
 }
 
 impl Measured {
@@ -48,7 +48,9 @@ impl Places {
     /// Makes native and these. A peer that is not installed is left out, with a message.
     pub fn make(lab: &Lab, kinds: &[Kind]) -> io::Result<Places> {
         let native = Kind { state: "native".into(), options: String::new() };
-        let (mut all, mut storages) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
+        // One that stays, and one that is killed.
+        let (mut storage, mut absent): (Option<Storage>, Option<Storage>) = (None, None);
         for kind in std::iter::once(&native).chain(kinds) {
             let number = all.len();
             let dir = lab.new_dir(&format!("place-{number}"));
@@ -60,13 +62,15 @@ impl Places {
             match kind.state.as_str() {
                 "native" => {}
                 "live" | "paused" | "absent" => {
-                    let storage = lab.storage();
-                    let spec = MountSpec::new(&storage, &format!("vol-{number}"), &dir).options(&kind.options);
+                    let storage = match kind.state.as_str() {
+                        "absent" => &*absent.insert(Storage::start(lab, &format!("absent-{number}"))),
+                        _ => &*storage.get_or_insert_with(|| lab.storage()),
+                    };
+                    let spec = MountSpec::new(storage, &format!("vol-{number}"), &dir).options(&kind.options);
                     let mounted = lab.mount_with(&spec);
                     mounted.settle();
-                    bring_to(&kind.state, &mounted, &storage)?;
+                    bring_to(&kind.state, &mounted, storage)?;
                     mount = Some(mounted);
-                    storages.push(storage);
                 }
                 name => match Peer::start(name, &dir, &lab.new_dir(&format!("peer-{number}")))? {
                     Some(started) => peer = Some(started),
@@ -75,7 +79,7 @@ impl Places {
             }
             all.push(Measured { kind: kind.clone(), number, dir, mount, _peer: peer });
         }
-        Ok(Places { all, _storages: storages })
+        Ok(Places { all, _storage: storage })
     }
 }
 
