@@ -4,7 +4,7 @@
 //! are added, never renamed, removed or given another meaning without a higher [`VERSION`].
 
 use serde::Serialize;
-use tandem_proto::{ids::hex, pb};
+use tandem_proto::{figures::quantile, ids::hex, pb};
 
 use crate::{
     exit::Exit,
@@ -29,6 +29,16 @@ struct DaemonReport {
     version: String,
     pid: u32,
     started_ns: i64,
+    web: String,
+}
+
+#[derive(Debug, Serialize)]
+struct CallsReport {
+    op: String,
+    count: u64,
+    seconds: f64,
+    p50_seconds: f64,
+    p99_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +112,11 @@ struct MountReport {
     congestion: String,
     held_writes: u64,
     waiting_fsyncs: u64,
+    unreplicated_fsync_seconds: f64,
+    read_bytes: u64,
+    written_bytes: u64,
+    calls: Vec<CallsReport>,
+    own_inside: bool,
     state_dir: String,
     last_error: String,
     fenced_ns: i64,
@@ -124,6 +139,7 @@ struct VolumeReport {
     attached_ns: i64,
     log_bytes: u64,
     log_limit_bytes: u64,
+    logged_bytes: u64,
     backlog_ops: u64,
     backlog_bytes: u64,
     salvaged_files: u64,
@@ -185,7 +201,22 @@ impl Report {
 }
 
 fn daemon(daemon: &Daemon) -> DaemonReport {
-    DaemonReport { version: daemon.version.clone(), pid: daemon.pid, started_ns: daemon.started_ns }
+    DaemonReport {
+        version: daemon.version.clone(),
+        pid: daemon.pid,
+        started_ns: daemon.started_ns,
+        web: daemon.web.clone(),
+    }
+}
+
+fn calls(op: &pb::OpFigures) -> CallsReport {
+    CallsReport {
+        op: op.op.clone(),
+        count: op.count,
+        seconds: finite(op.seconds),
+        p50_seconds: quantile(&op.buckets, 0.5),
+        p99_seconds: quantile(&op.buckets, 0.99),
+    }
 }
 
 fn progress(progress: &pb::Progress) -> ProgressReport {
@@ -260,6 +291,11 @@ fn mount(mount: &Mount) -> MountReport {
         congestion: status.congestion,
         held_writes: status.held_writes,
         waiting_fsyncs: status.waiting_fsyncs,
+        unreplicated_fsync_seconds: finite(status.unreplicated_fsync_seconds),
+        read_bytes: status.read_bytes,
+        written_bytes: status.written_bytes,
+        calls: status.ops.iter().map(calls).collect(),
+        own_inside: status.own_inside,
         state_dir: status.state_dir,
         last_error: status.last_error,
         fenced_ns: status.fenced_ns,
@@ -289,6 +325,7 @@ fn volume(of: &Daemon, status: &pb::VolumeStatus) -> VolumeReport {
         attached_ns: status.attached_ns,
         log_bytes: status.log_bytes,
         log_limit_bytes: status.log_limit_bytes,
+        logged_bytes: status.logged_bytes,
         backlog_ops: status.backlog_ops,
         backlog_bytes: status.backlog_bytes,
         salvaged_files: status.salvaged_files,

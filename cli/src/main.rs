@@ -4,6 +4,7 @@
 //! from the daemons' files. One subcommand, one file, in [`commands`]; what they share is finding mounts ([`mounts`]),
 //! words and numbers ([`render`]), the JSON contract ([`json`]) and exit codes ([`exit`]).
 
+mod archive;
 mod commands;
 mod copy;
 mod exit;
@@ -12,6 +13,7 @@ mod mountinfo;
 mod mounts;
 mod output;
 mod render;
+mod when;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,8 @@ struct Cli {
 enum Command {
     /// Shows each mount: its state, how far the replica is behind, and why.
     Status(commands::status::Args),
+    /// Shows mounts live in the terminal: throughput, lag, calls, busiest files.
+    Top(commands::top::Args),
     /// Shows the status again at each change, until interrupted.
     Watch(commands::watch::Args),
     /// Returns when everything done before the call is applied on the replica.
@@ -45,12 +49,17 @@ enum Command {
     Divergence(commands::divergence::Args),
     /// Copies the replica's state at one exact position into a folder, without stopping whoever writes.
     Clone(commands::clone::Args),
+    /// Tells what was done on a volume, when and by whom, and what was deleted and can be had back.
+    History(commands::history::Args),
+    /// Has deleted and replaced files back.
+    Restore(commands::restore::Args),
 }
 
 impl Command {
     async fn run(self) -> Result<Exit, Failure> {
         match self {
             Command::Status(args) => commands::status::run(args).await,
+            Command::Top(args) => commands::top::run(args).await,
             Command::Watch(args) => commands::watch::run(args).await,
             Command::Wait(args) => commands::wait::run(args).await,
             Command::Umount(args) => commands::umount::run(args).await,
@@ -58,6 +67,8 @@ impl Command {
             Command::Resume(args) => commands::resume::run(args).await,
             Command::Divergence(args) => commands::divergence::run(args).await,
             Command::Clone(args) => commands::clone::run(args).await,
+            Command::History(args) => commands::history::run(args).await,
+            Command::Restore(args) => commands::restore::run(args).await,
         }
     }
 }

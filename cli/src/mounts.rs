@@ -46,12 +46,14 @@ pub struct Daemon {
     pub pid: u32,
     /// When it started, in nanoseconds since 1970.
     pub started_ns: i64,
+    /// Where its page is; empty: nowhere.
+    pub web: String,
 }
 
 impl Daemon {
     /// From its answer.
     pub fn of(reply: &StatusReply) -> Daemon {
-        Daemon { version: reply.version.clone(), pid: reply.pid, started_ns: reply.started_ns }
+        Daemon { version: reply.version.clone(), pid: reply.pid, started_ns: reply.started_ns, web: reply.web.clone() }
     }
 }
 

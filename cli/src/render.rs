@@ -179,11 +179,21 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
                 count(status.held_writes, "write", "writes")
             ),
         ),
+        (
+            "fsync",
+            match status.unreplicated_fsync_seconds {
+                0.0 => String::new(),
+                age => format!("the replica lacks what was synced {} ago", seconds(age)),
+            },
+        ),
         ("state", status.state_dir.clone()),
         ("daemon", daemon(&mount.daemon)),
     ];
     if status.fenced_ns > 0 {
         details.push(("fenced", format!("{} ago", age(status.fenced_ns))));
+    }
+    if status.own_inside {
+        details.push((".tandem", "the folder has one of its own, so the mount shows that".to_owned()));
     }
     details.extend(status.not_crossed.iter().map(|path| ("not crossed", path.clone())));
     details.extend(status.bypass.iter().map(|process| ("bypassed by", process.clone())));
@@ -252,7 +262,8 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
 
 /// A daemon in a few words.
 pub fn daemon(daemon: &Daemon) -> String {
-    format!("pid {}, version {}, started {} ago", daemon.pid, daemon.version, age(daemon.started_ns))
+    let page = if daemon.web.is_empty() { String::new() } else { format!(", page {}", daemon.web) };
+    format!("pid {}, version {}, started {} ago{page}", daemon.pid, daemon.version, age(daemon.started_ns))
 }
 
 /// Details and notes as indented lines.

@@ -8,6 +8,7 @@ pub mod daemonize;
 pub mod divergence;
 pub mod fuse;
 pub mod link;
+pub mod meters;
 pub mod mount;
 pub mod mounted;
 pub mod options;

@@ -9,10 +9,13 @@ use std::{
 };
 
 use rustix::fs::{Mode, OFlags};
+use tandem_proto::{Seq, pb};
 
 use crate::{
     admin::{MountFacts, MountOps},
     backing::{handle::Handle, sys},
+    fuse,
+    meters::Meters,
     mount,
     vfs::{Journal, Vfs, inodes::Inode},
 };
@@ -22,12 +25,18 @@ pub struct Mounted<J> {
     dir: PathBuf,
     vfs: Arc<Vfs<J>>,
     bypass: Vec<String>,
+    meters: Arc<Meters>,
 }
 
 impl<J: Journal> Mounted<J> {
     /// `dir` is mounted and answered by `vfs`; `bypass` are those who held something of it before.
-    pub fn new(dir: PathBuf, vfs: Arc<Vfs<J>>, bypass: Vec<String>) -> Mounted<J> {
-        Mounted { dir, vfs, bypass }
+    pub fn new(dir: PathBuf, vfs: Arc<Vfs<J>>, bypass: Vec<String>, meters: Arc<Meters>) -> Mounted<J> {
+        Mounted { dir, vfs, bypass, meters }
+    }
+
+    fn busy(&self) -> Vec<pb::BusyFile> {
+        let path = |(node, bytes)| Some(pb::BusyFile { path: self.vfs.shown_path(node)?, bytes });
+        self.meters.busiest().into_iter().filter_map(path).collect()
     }
 
     /// What answers it.
@@ -98,6 +107,10 @@ impl<J: Journal> MountOps for Mounted<J> {
         mount::unmount(&self.dir, force)
     }
 
+    fn oldest_unreplicated_fsync(&self, durable: Seq) -> f64 {
+        self.meters.oldest_unreplicated(durable)
+    }
+
     fn facts(&self) -> MountFacts {
         MountFacts {
             mountpoint: self.dir.display().to_string(),
@@ -107,6 +120,10 @@ impl<J: Journal> MountOps for Mounted<J> {
             cache_mode: "strict".to_owned(),
             fsync_mode: self.vfs.fsync_rules().to_string(),
             held_writes: self.vfs.held_writes(),
+            ops: self.meters.figures(),
+            bytes: self.meters.bytes(),
+            busy: self.busy(),
+            own_inside: self.vfs.backing().has_in_root(fuse::INSIDE_NAME),
         }
     }
 }

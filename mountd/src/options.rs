@@ -18,6 +18,7 @@ use tandem_runtime::{
     dirs,
     telemetry::LogOptions,
 };
+use tandem_web::Listen;
 
 use crate::{
     commit::{dirty::DIRTY_LIMIT_BYTES, marks::HOT_KEPT, shadow, throttle::Congestion},
@@ -97,6 +98,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// `runtime=DIR`.
     pub runtime: PathBuf,
+    /// `web=ADDR:PORT|off`.
+    pub web: Listen,
     /// `log_level`, `log_json`.
     pub log: LogOptions,
     /// `weak_ids`: files without lasting identity are accepted.
@@ -134,6 +137,7 @@ impl Default for Settings {
             marks_hot: HOT_KEPT,
             state: dirs::state_dir(),
             runtime: dirs::runtime_dir(),
+            web: Listen::default(),
             log: LogOptions::default(),
             weak_ids: false,
             allow_other: None,
@@ -198,6 +202,11 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("marks_hot", Some("COUNT"), "cells that may be changed without a write to the activity log, the last used (1024)"),
     ("state", Some("DIR"), "where what must outlive the daemon is kept"),
     ("runtime", Some("DIR"), "where the daemon's socket is"),
+    (
+        "web",
+        Some("ADDR:PORT|off"),
+        "where the daemon's page and metrics are (127.0.0.1, port 7450 or the next free one)",
+    ),
     ("log_level", Some("LEVEL"), "error, warn, info, debug or trace, or a filter"),
     ("log_json", None, "log one JSON object a line"),
     ("cache", Some("strict"), "kernel mode; strict is the only one"),
@@ -395,6 +404,7 @@ impl Settings {
                 self.congestion = one_of(key, &value, &modes)?;
             }
             ("cache", Some(value)) => one_of(key, &value, &[("strict", ())])?,
+            ("web", Some(value)) => self.web = value.to_string_lossy().parse().map_err(UsageError)?,
             ("log_level", Some(value)) => self.log.level = Some(value.to_string_lossy().into_owned()),
             ("log_json", value) => self.log.json = flag(key, value)?,
             ("weak_ids", value) => self.weak_ids = flag(key, value)?,

@@ -13,7 +13,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     thread,
     time::Duration,
 };
@@ -28,7 +28,7 @@ use crate::{
     backing::{Backing, BackingError, IdForm},
     commit::Commit,
     daemonize::{self, Reporter},
-    fuse::Connection,
+    fuse::{Connection, Tell},
     link::{
         claim::{self, Claimant},
         client::{Described, describe_blocking},
@@ -212,6 +212,10 @@ fn serve(
         None => (mount::mount_by_helper(&place.dir, spec).map_err(fuse_failed)?, None),
     };
     let connection = Connection::open(fuse, vfs.clone()).map_err(fuse_failed)?;
+    let meters = connection.meters();
+    let teller: Arc<OnceLock<Tell>> = Arc::default();
+    let inside = teller.clone();
+    connection.show_inside(Box::new(move |name| inside.get().map_or_else(String::new, |tell| tell(name))));
     let (send_end, ended) = mpsc::channel();
     let settling = vfs.clone();
     spawn("settler", move || settling.run_settler())?;
@@ -225,12 +229,13 @@ fn serve(
     if let Some(connection) = mount::connection_name(&place.dir) {
         replication.note_mounted(&connection);
     }
-    let mounted = Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass));
+    let mounted = Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass, meters));
     let socket = admin::socket_path(&settings.runtime, key);
-    let admin = admin::serve(&socket, replication.clone(), mounted.clone()).map_err(|source| {
+    let admin = admin::serve(&socket, settings.web, replication.clone(), mounted.clone()).map_err(|source| {
         let _ = mount::unmount(&place.dir, true);
-        RunError::System { what: "opening the admin socket", source }
+        RunError::System { what: "opening the admin socket, or the page", source }
     })?;
+    let _ = teller.set(admin.teller());
     tracing::info!(dir = %place.dir.display(), source = %options.source.text, "mounted");
     Ok(Running { mounted, replication: replication.clone(), ended, send_end, admin })
 }

@@ -12,6 +12,7 @@ use std::{
 use clap::Parser;
 use serde::Deserialize;
 use tandem_runtime::{connect::KEEPALIVE, dirs};
+use tandem_web::Listen;
 
 use crate::offline::Offline;
 
@@ -41,15 +42,19 @@ pub struct Flags {
     /// Allow plaintext on an address that is not loopback: whoever is on the way reads, and changes, everything
     #[arg(long)]
     pub insecure: bool,
+    /// Where the page and the metrics are: ADDR:PORT or off. Off loopback they ask for a token, which is in the runtime directory
+    /// [default: 127.0.0.1, the port after --listen]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub web: Option<String>,
     /// What is logged: error, warn, info, debug or trace, or a filter such as tandem_storaged=debug,info
     #[arg(long, value_name = "LEVEL", global = true)]
     pub log_level: Option<String>,
     /// Log one JSON object a line
     #[arg(long, global = true)]
     pub log_json: bool,
-    /// What resyncs replaced or removed is kept in VOLUME/history up to so many bytes and so long; the oldest goes first.
-    /// SIZE, AGE, both with a comma between, or `all` [default: 10GiB,30d]
-    #[arg(long, value_name = "SIZE,AGE")]
+    /// Deleted and replaced files, and what resyncs replaced, are kept in VOLUME/history up to so many bytes and so long; the oldest
+    /// goes first. SIZE, AGE, both with a comma between, `all`, or 0B: no deleted files [default: 10GiB,30d]
+    #[arg(long, visible_alias = "keep", value_name = "SIZE,AGE")]
     pub history_keep: Option<String>,
     /// Reading for the content index, when it is built anew, takes at most so many bytes a second [default: 128MiB]
     #[arg(long, value_name = "SIZE")]
@@ -69,6 +74,7 @@ struct File {
     runtime: Option<PathBuf>,
     keepalive: Option<f64>,
     insecure: Option<bool>,
+    web: Option<String>,
     log_level: Option<String>,
     log_json: Option<bool>,
     history_keep: Option<String>,
@@ -77,11 +83,12 @@ struct File {
 }
 
 /// The keys of the file.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "insecure",
     "data",
     "listen",
     "runtime",
+    "web",
     "log-level",
     "log-json",
     "history-keep",
@@ -171,6 +178,8 @@ pub struct Config {
     pub runtime: PathBuf,
     /// How soon a connection that swallows everything is given up; `None`: never.
     pub keepalive: Option<Duration>,
+    /// Where the page is.
+    pub web: Listen,
     /// Filter of the log.
     pub log_level: Option<String>,
     /// JSON lines.
@@ -209,6 +218,7 @@ impl Config {
             listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"), insecure)?,
             runtime: flags.runtime.or(file.runtime).unwrap_or_else(dirs::runtime_dir),
             keepalive: keepalive(flags.keepalive.or(file.keepalive))?,
+            web: flags.web.or(file.web).map_or(Ok(Listen::default()), |web| web.parse()).map_err(ConfigError)?,
             log_level: flags.log_level.or(file.log_level),
             log_json: flags.log_json || file.log_json.unwrap_or(false),
             limits: Limits::load(

@@ -4,13 +4,14 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
-    pb::{self, admin_server::AdminServer, replication_server::ReplicationServer},
+    pb::{self, admin_server::AdminServer, archive_server::ArchiveServer, replication_server::ReplicationServer},
 };
 use tandem_runtime::{
     connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, Heartbeat, LATE, STREAM_WINDOW_BYTES},
     secret,
     watched::Watched,
 };
+use tandem_web::Listening;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
@@ -23,7 +24,7 @@ use tonic::{
 };
 
 use crate::{
-    admin::AdminService,
+    admin::{AdminService, ArchiveService},
     config::Config,
     ingest::service::ReplicationService,
     storage::{Storage, StorageError},
@@ -67,6 +68,9 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// The page.
+    #[error(transparent)]
+    Web(tandem_web::ListenError),
     /// The server broke.
     #[error("the server failed: {0}")]
     Server(#[from] tonic::transport::Error),
@@ -128,7 +132,9 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     // Only now: who connected before would send the secret that a killed storaged left behind, and be refused.
     let listener = socket.listen(LISTEN_BACKLOG).map_err(listen_error)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = serve(listener, secret, config.keepalive, volumes.clone(), stopped)?;
+    let admin = AdminService::new(volumes.clone());
+    let stop_web = serve_web(&config, address.port(), &admin)?;
+    let serving = serve(listener, secret, config.keepalive, volumes.clone(), admin, stopped)?;
     let mut serving = tokio::spawn(serving);
     announce(&address, &storage);
     let ended = tokio::select! {
@@ -144,6 +150,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
         tracing::error!("stopping the volumes failed");
     }
     let _ = stop.send(());
+    drop(stop_web);
     let ended = match ended {
         Some(ended) => Some(ended),
         None => tokio::time::timeout(STOP_WITHIN, serving).await.ok(),
@@ -185,18 +192,36 @@ fn announce(address: &SocketAddr, storage: &Storage) {
     }
 }
 
+/// Serves the page until what it returns is dropped. `port`: the daemon's own.
+fn serve_web(config: &Config, port: u16, admin: &AdminService) -> Result<tokio::sync::oneshot::Sender<()>, ServeError> {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    // The port after the daemon's own, or one near it; a daemon that took any port takes any for the page, too.
+    let first = if config.listen.port() == 0 { 0 } else { port.checked_add(1).unwrap_or(0) };
+    let listening = Listening::open(config.web, first, &config.runtime).map_err(ServeError::Web)?;
+    if let Some(listening) = listening {
+        let source = admin.page(listening.url());
+        tracing::info!(url = listening.url(), "the page is here");
+        tokio::spawn(tandem_web::serve(listening, source, async {
+            let _ = stopped.await;
+        }));
+    }
+    Ok(stop)
+}
+
 fn serve(
     listener: TcpListener,
     secret: String,
     keepalive: Option<Duration>,
     volumes: Arc<Volumes>,
+    admin: AdminService,
     stopped: tokio::sync::oneshot::Receiver<()>,
 ) -> Result<impl Future<Output = Result<(), tonic::transport::Error>>, ServeError> {
     let check = CheckSecret { secret: Arc::from(secret) };
     let replication = ReplicationServer::new(ReplicationService::new(volumes.clone()))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
-    let admin = AdminServer::new(AdminService::new(volumes));
+    let archive = ArchiveServer::new(ArchiveService::new(volumes)).max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let admin = AdminServer::new(admin);
     let (health, health_service) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -217,6 +242,7 @@ fn serve(
             .http2_keepalive_interval(keepalive.map(|bound| Heartbeat::within(bound).interval))
             .http2_keepalive_timeout(keepalive.map(|bound| bound * LATE))
             .add_service(tonic::service::interceptor::InterceptedService::new(replication, check.clone()))
+            .add_service(tonic::service::interceptor::InterceptedService::new(archive, check.clone()))
             .add_service(tonic::service::interceptor::InterceptedService::new(admin, check))
             .add_service(health_service)
             .add_service(v1)

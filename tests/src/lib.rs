@@ -5,6 +5,7 @@
 //! The tests themselves are in `tests/tests`.
 
 pub mod bench;
+pub mod browser;
 pub mod compare;
 pub mod databases;
 pub mod figures;

@@ -10,17 +10,21 @@ use std::{
     fs, io,
     os::unix::{fs::PermissionsExt as _, net::UnixListener as StdUnixListener},
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     time::Duration,
 };
 
-use tandem_proto::pb::{self, admin_server::AdminServer as AdminService, mount_control_server::MountControlServer};
+use tandem_proto::{
+    Seq,
+    pb::{self, admin_server::AdminServer as AdminService, mount_control_server::MountControlServer},
+};
 use tandem_runtime::durable;
+use tandem_web::{Listen, Listening, Source};
 use tokio::{net::UnixListener, sync::oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::replication::Replication;
+use crate::{fuse::Tell, replication::Replication};
 
 /// What the admin service needs of the mount itself.
 pub trait MountOps: Send + Sync {
@@ -30,6 +34,8 @@ pub trait MountOps: Send + Sync {
     fn unmount(&self, force: bool) -> io::Result<()>;
     /// What status shows of it.
     fn facts(&self) -> MountFacts;
+    /// Age in seconds of the oldest fsync that a replica lacks which is durable up to there; 0: none.
+    fn oldest_unreplicated_fsync(&self, durable: Seq) -> f64;
 }
 
 /// What status shows of a mount and only the mount knows.
@@ -49,6 +55,14 @@ pub struct MountFacts {
     pub fsync_mode: String,
     /// Writes that are held back because the link is slower than the writer.
     pub held_writes: usize,
+    /// Calls by kind.
+    pub ops: Vec<pb::OpFigures>,
+    /// Bytes read and written.
+    pub bytes: (u64, u64),
+    /// The busiest files.
+    pub busy: Vec<pb::BusyFile>,
+    /// The folder has a `.tandem` of its own.
+    pub own_inside: bool,
 }
 
 /// What the services share.
@@ -56,12 +70,24 @@ pub(crate) struct Shared {
     replication: Arc<Replication>,
     ops: Arc<dyn MountOps>,
     started_ns: i64,
+    web: OnceLock<String>,
+}
+
+/// First port that is tried for the page of a mount.
+pub const WEB_PORT: u16 = 7450;
+
+impl Source for Shared {
+    fn status(&self) -> pb::StatusReply {
+        self.reply("")
+    }
 }
 
 /// The running admin service; ends when dropped, and its socket goes.
 pub struct AdminServer {
     socket: PathBuf,
     stop: Option<oneshot::Sender<()>>,
+    stop_web: Option<oneshot::Sender<()>>,
+    shared: Arc<Shared>,
     /// Hears when the last answer was given.
     ended: mpsc::Receiver<()>,
 }
@@ -69,9 +95,23 @@ pub struct AdminServer {
 /// How long answers that are under way may take at the end: who asked for the unmount is told that it is done.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 
+impl AdminServer {
+    /// What the files of `.tandem` say.
+    pub fn teller(&self) -> Tell {
+        let shared = Arc::downgrade(&self.shared);
+        Box::new(move |name| shared.upgrade().map_or_else(String::new, |shared| shared.inside(name)))
+    }
+
+    /// Where the page is.
+    pub fn web(&self) -> Option<&str> {
+        self.shared.web.get().map(String::as_str)
+    }
+}
+
 impl Drop for AdminServer {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.socket);
+        self.stop_web.take().map(|stop| stop.send(()));
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
             let _ = self.ended.recv_timeout(ANSWERS_WITHIN);
@@ -86,7 +126,13 @@ pub fn socket_path(runtime_dir: &Path, key: &str) -> PathBuf {
 
 /// Serves on the Unix socket at `socket` (0600), replacing a dead one: the state directory's lock says that no other mountd serves
 /// this mount. Needs no tokio context.
-pub fn serve(socket: &Path, replication: Arc<Replication>, ops: Arc<dyn MountOps>) -> io::Result<AdminServer> {
+/// The page is beside it, where `listen` says.
+pub fn serve(
+    socket: &Path,
+    listen: Listen,
+    replication: Arc<Replication>,
+    ops: Arc<dyn MountOps>,
+) -> io::Result<AdminServer> {
     if let Some(directory) = socket.parent() {
         durable::create_private_dir(directory)?;
     }
@@ -100,7 +146,9 @@ pub fn serve(socket: &Path, replication: Arc<Replication>, ops: Arc<dyn MountOps
     let runtime = replication.runtime().clone();
     let _context = runtime.enter();
     let listener = UnixListener::from_std(listener)?;
-    let shared = Arc::new(Shared { replication, ops, started_ns: status::now_ns() });
+    let shared = Arc::new(Shared { replication, ops, started_ns: status::now_ns(), web: OnceLock::new() });
+    let stop_web = serve_web(listen, socket.parent().unwrap_or(Path::new(".")), &shared)?;
+    let serving = shared.clone();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -115,8 +163,8 @@ pub fn serve(socket: &Path, replication: Arc<Replication>, ops: Arc<dyn MountOps
         let served = Server::builder()
             .add_service(health)
             .add_service(reflection)
-            .add_service(AdminService::new(status::Service(shared.clone())))
-            .add_service(MountControlServer::new(control::Service(shared)))
+            .add_service(AdminService::new(status::Service(serving.clone())))
+            .add_service(MountControlServer::new(control::Service(serving)))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
                 let _ = stopped.await;
             })
@@ -126,5 +174,19 @@ pub fn serve(socket: &Path, replication: Arc<Replication>, ops: Arc<dyn MountOps
         }
         let _ = end.send(());
     });
-    Ok(AdminServer { socket: socket.to_owned(), stop: Some(stop), ended })
+    Ok(AdminServer { socket: socket.to_owned(), stop: Some(stop), stop_web, shared, ended })
+}
+
+/// In the context of the runtime.
+fn serve_web(listen: Listen, runtime: &Path, shared: &Arc<Shared>) -> io::Result<Option<oneshot::Sender<()>>> {
+    let listening = Listening::open(listen, WEB_PORT, runtime).map_err(io::Error::other)?;
+    let Some(listening) = listening else { return Ok(None) };
+    let _ = shared.web.set(listening.url());
+    tracing::info!(url = listening.url(), "the page is here");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let source = shared.clone();
+    tokio::spawn(tandem_web::serve(listening, source, async {
+        let _ = stopped.await;
+    }));
+    Ok(Some(stop))
 }

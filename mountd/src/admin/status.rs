@@ -43,6 +43,7 @@ impl Shared {
             Some(time) if behind > 0 => (now_ns() - time).max(0) as f64 / 1e9,
             _ => 0.0,
         };
+        let durable = facts.watermarks.durable.unwrap_or_default();
         let worker = |name: &str, state: String| pb::Worker { name: name.into(), state };
         let resync = link.progress.map_or("idle".to_owned(), |(what, _, _)| what.to_owned());
         pb::MountStatus {
@@ -100,10 +101,46 @@ impl Shared {
             resync_round: link.round,
             resync_round_cells: link.round_cells as u64,
             resumed_from: replication.resumed_from().into(),
+            ops: mount.ops,
+            read_bytes: mount.bytes.0,
+            written_bytes: mount.bytes.1,
+            busy: mount.busy,
+            unreplicated_fsync_seconds: self.ops.oldest_unreplicated_fsync(durable),
+            own_inside: mount.own_inside,
         }
     }
 
-    fn reply(&self, volume: &str) -> pb::StatusReply {
+    /// What a file of `.tandem` says.
+    pub(crate) fn inside(&self, name: &str) -> String {
+        let status = self.mount_status();
+        match name {
+            "lag" => format!("{:.3}\n", status.lag_seconds),
+            "position" => format!("{}:{}\n", status.epoch, status.seq),
+            _ => {
+                let mut text = format!(
+                    "volume: {}\nserver: {}\nstate: {}\nbehind: {} ops, {} bytes\nlag: {:.3} s\ndurable: {}\napplied: {}\n\
+                     fsync: {}\n",
+                    status.volume,
+                    status.server,
+                    status.state,
+                    status.ops_behind,
+                    status.bytes_behind,
+                    status.lag_seconds,
+                    status.durable,
+                    status.applied,
+                    status.fsync_mode,
+                );
+                for (label, value) in [("reason", &status.reason), ("last error", &status.last_error)] {
+                    if !value.is_empty() {
+                        text.push_str(&format!("{label}: {value}\n"));
+                    }
+                }
+                text
+            }
+        }
+    }
+
+    pub(crate) fn reply(&self, volume: &str) -> pb::StatusReply {
         let matches = volume.is_empty() || volume == self.replication.volume.as_str();
         pb::StatusReply {
             daemon: "mountd".into(),
@@ -112,6 +149,7 @@ impl Shared {
             started_ns: self.started_ns,
             mounts: if matches { vec![self.mount_status()] } else { Vec::new() },
             volumes: Vec::new(),
+            web: self.web.get().cloned().unwrap_or_default(),
         }
     }
 }

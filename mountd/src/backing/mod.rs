@@ -250,6 +250,11 @@ impl Backing {
         Some(names)
     }
 
+    /// Whether there is such a name in the root.
+    pub fn has_in_root(&self, name: &str) -> bool {
+        rustix::fs::statat(self.root(), name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// Lets go of what is kept for an object whose last name is gone.
     pub fn forget(&self, id: &InodeId) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);

@@ -36,7 +36,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tandem_proto::{Change, Changes, Epoch, Op, Origin, Position, Seq};
+use tandem_proto::{Change, Changes, Epoch, InodeId, Op, Origin, Position, Seq};
 use tokio::sync::{Notify, watch};
 
 pub use self::types::{ATTRIBUTES, CommitError, CommitFacts, Frozen, MarkCell, MarkCells, Moved, Watermarks};
@@ -322,6 +322,15 @@ impl Commit {
             waiting: inner.waiters.len(),
             oldest_time_ns: inner.window.oldest_time_ns(),
         }
+    }
+
+    /// A position that holds the last change of an inode, for who waits for it: exact while the op is in the window, else the last one
+    /// that the window has let go of. Without a chain: it is not compared.
+    pub fn position_of(&self, id: &InodeId) -> Position {
+        let inner = self.inner.lock();
+        let window = &inner.window;
+        let seq = if window.is_keeping() { window.last_of(id) } else { window.last_reserved() };
+        Position { epoch: inner.epoch, seq, ..Position::default() }
     }
 
     fn fill(&self, op: Op) {

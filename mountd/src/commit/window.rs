@@ -11,7 +11,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use tandem_proto::{Chain, Op, Seq};
+use tandem_proto::{Chain, Change, InodeId, Op, Seq};
 
 /// What an op costs beside its data: the struct, its slot, its chain.
 const OP_OVERHEAD_BYTES: usize = 256;
@@ -83,6 +83,24 @@ impl Window {
     /// Ops up to here are gone.
     pub fn base(&self) -> Seq {
         self.base
+    }
+
+    /// The newest op that touches an inode; if none that is held does, the last that is gone.
+    pub fn last_of(&self, id: &InodeId) -> Seq {
+        let touches = |change: &Change| match change {
+            Change::Birth { id: of, .. }
+            | Change::Attr { id: of, .. }
+            | Change::Xattr { id: of, .. }
+            | Change::Data { id: of, .. }
+            | Change::Hole { id: of, .. }
+            | Change::Size { id: of, .. } => of == id,
+            Change::Entry { dir, old, new, .. } => dir == id || old.as_ref() == Some(id) || new.as_ref() == Some(id),
+        };
+        let newest = self.slots.iter().enumerate().rev().find(|(_, slot)| match slot {
+            SlotState::Filled(op) => op.changes.iter().any(touches),
+            SlotState::Reserved => false,
+        });
+        newest.map_or(self.base, |(at, _)| self.base.plus(at as u64 + 1))
     }
 
     /// Bytes held, data and overhead.

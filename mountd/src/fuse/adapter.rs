@@ -1,6 +1,6 @@
 //! Which call of the vfs a request is.
 
-use std::{ffi::OsStr, sync::Arc};
+use std::{ffi::OsStr, sync::Arc, time::Instant};
 
 use fuser::{IoctlFlags, WriteFlags};
 
@@ -10,12 +10,14 @@ use super::{
     convert::{self, caller, errno},
     device::{Device, Reply},
     gate::Gate,
+    inside::{self, Inside},
     interrupts::Interrupts,
     listing::Listing,
     wire::{self, Fields, Header, Out, Short},
 };
 use crate::{
     commit::waiters::Ticket,
+    meters::Meters,
     vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsError, VfsResult},
 };
 
@@ -27,6 +29,10 @@ pub struct Adapter<J: Journal> {
     pub interrupts: Arc<Interrupts<Ticket>>,
     /// Writes that are held back.
     pub gate: Gate,
+    /// What was asked, and how long it took.
+    pub meters: Arc<Meters>,
+    /// `.tandem`, which is not in the folder.
+    pub inside: Inside,
 }
 
 type Called = Result<(), Short>;
@@ -78,12 +84,14 @@ impl<J: Journal> Adapter<J> {
 
     /// Answers a request that nothing holds back.
     pub fn call(&self, header: Header, fields: Fields<'_>, device: &Arc<Device>, scratch: &mut Vec<u8>) {
+        let begin = Instant::now();
         let called = match header.opcode {
             // These have no answer.
             opcode::FORGET | opcode::BATCH_FORGET => self.forget(header, fields),
             opcode::INTERRUPT => self.interrupt(fields),
             _ => self.call_answered(header, fields, Reply::new(header.unique, device), scratch),
         };
+        self.meters.called(header.opcode, begin);
         if let Err(Short) = called {
             tracing::error!(opcode = header.opcode, "a request of the kernel is too short");
         }
@@ -91,8 +99,11 @@ impl<J: Journal> Adapter<J> {
 
     /// A reply that is dropped because the request is too short answers EIO.
     fn call_answered(&self, header: Header, fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
+        if inside::is_inside(header.node) {
+            return self.inside.call(header, fields, reply);
+        }
         match header.opcode {
-            opcode::READ => self.read(fields, reply, scratch),
+            opcode::READ => self.read(header, fields, reply, scratch),
             opcode::WRITE => self.write(header, fields, reply),
             opcode::FSYNC | opcode::FSYNCDIR => self.fsync(header, fields, reply),
             opcode::LOOKUP | opcode::GETATTR | opcode::SETATTR | opcode::STATX | opcode::STATFS | opcode::READLINK => {
@@ -127,14 +138,18 @@ impl<J: Journal> Adapter<J> {
 
     fn forget(&self, header: Header, mut fields: Fields<'_>) -> Called {
         if header.opcode == opcode::FORGET {
-            self.vfs.forget(header.node, fields.u64()?);
+            if !inside::is_inside(header.node) {
+                self.vfs.forget(header.node, fields.u64()?);
+            }
             return Ok(());
         }
         let count = fields.u32()?;
         fields.u32()?;
         for _ in 0..count {
             let (node, lookups) = (fields.u64()?, fields.u64()?);
-            self.vfs.forget(node, lookups);
+            if !inside::is_inside(node) {
+                self.vfs.forget(node, lookups);
+            }
         }
         Ok(())
     }
@@ -153,8 +168,12 @@ impl<J: Journal> Adapter<J> {
         let unique = header.unique;
         self.interrupts.begin(unique, header.pid);
         let interrupts = self.interrupts.clone();
-        let done = Box::new(move |result| {
+        let (meters, vfs) = (self.meters.clone(), self.vfs.clone());
+        let done = Box::new(move |result: VfsResult<()>| {
             interrupts.end(unique);
+            if result.is_ok() {
+                meters.synced(vfs.journal().last_reserved());
+            }
             answer_empty(reply, result);
         });
         let waits = match header.opcode {
@@ -167,12 +186,15 @@ impl<J: Journal> Adapter<J> {
         Ok(())
     }
 
-    fn read(&self, mut fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
+    fn read(&self, header: Header, mut fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
         let (handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()?.min(WRITE_MAX) as usize);
         if scratch.len() < size {
             scratch.resize(size, 0);
         }
         let result = self.vfs.read(handle, offset, &mut scratch[..size]);
+        if let Ok(read) = &result {
+            self.meters.read(header.node, *read);
+        }
         answer(reply, result, |reply, read| reply.data(&scratch[..read]));
         Ok(())
     }
@@ -182,17 +204,27 @@ impl<J: Journal> Adapter<J> {
         fields.bytes(abi::WRITE_IN_BYTES - 24)?;
         let data = fields.bytes(size as usize)?;
         let kill = WriteFlags::from_bits_retain(flags).contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        answer_written(reply, self.vfs.write(caller(&header), handle, offset, data, kill));
+        let result = self.vfs.write(caller(&header), handle, offset, data, kill);
+        if let Ok(written) = &result {
+            self.meters.written(header.node, *written);
+        }
+        answer_written(reply, result);
         Ok(())
     }
 
     fn look(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
         let node = header.node;
         match header.opcode {
-            opcode::LOOKUP => match self.vfs.lookup(node, fields.name()?) {
-                Err(error) if error.errno() == libc::ENOENT => reply.out(&convert::nothing()),
-                other => answer_entry(reply, other),
-            },
+            opcode::LOOKUP => {
+                let name = fields.name()?;
+                match self.vfs.lookup(node, name) {
+                    Err(error) if error.errno() == libc::ENOENT && inside::is_entrance(node, name) => {
+                        reply.out(&self.inside.entrance());
+                    }
+                    Err(error) if error.errno() == libc::ENOENT => reply.out(&convert::nothing()),
+                    other => answer_entry(reply, other),
+                }
+            }
             opcode::SETATTR => {
                 let (handle, set) = convert::set_attr(&mut fields)?;
                 let set = self.vfs.setattr(caller(&header), node, handle, set);
@@ -334,7 +366,16 @@ impl<J: Journal> Adapter<J> {
                 let (name, value) = (fields.name()?, fields.bytes(size as usize)?);
                 answer_empty(reply, self.vfs.setxattr(caller, node, name, value, flags));
             }
-            opcode::GETXATTR => answer_xattr(reply, size, self.vfs.getxattr(node, fields.name()?)),
+            opcode::GETXATTR => {
+                let name = fields.name()?;
+                match self.vfs.getxattr(node, name) {
+                    Err(error) if error.errno() == libc::ENODATA && name == inside::POSITION_XATTR => {
+                        let position = self.vfs.position_of(node).map(|position| position.to_string().into_bytes());
+                        answer_xattr(reply, size, position);
+                    }
+                    value => answer_xattr(reply, size, value),
+                }
+            }
             _ => answer_xattr(reply, size, self.vfs.listxattr(caller, node)),
         }
         Ok(())

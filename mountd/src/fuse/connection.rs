@@ -11,10 +11,14 @@ use super::{
     device::{Device, Reply},
     dying,
     gate::Gate,
+    inside::{Inside, Tell},
     interrupts::Interrupts,
     wire::{self, Fields, Out},
 };
-use crate::vfs::{Journal, Vfs};
+use crate::{
+    meters::Meters,
+    vfs::{Journal, Vfs},
+};
 
 /// Threads that take requests. Calls may block on the local disk (a cold mark, an fsync), so more than there are cores.
 const THREADS: usize = 4;
@@ -68,7 +72,18 @@ impl<J: Journal> Connection<J> {
         let gate = Gate::default();
         vfs.when_asked_for_held(gate.count());
         let interrupts = Arc::new(Interrupts::default());
-        Ok(Connection { device, adapter: Arc::new(Adapter { vfs, interrupts, gate }) })
+        let adapter = Adapter { vfs, interrupts, gate, meters: Arc::default(), inside: Inside::default() };
+        Ok(Connection { device, adapter: Arc::new(adapter) })
+    }
+
+    /// What was asked, and how long it took.
+    pub fn meters(&self) -> Arc<Meters> {
+        self.adapter.meters.clone()
+    }
+
+    /// What the files of `.tandem` say. Only the first is kept.
+    pub fn show_inside(&self, tell: Tell) {
+        self.adapter.inside.show(tell);
     }
 
     /// Answers requests until the file system is unmounted.

@@ -67,6 +67,21 @@ pub fn entry(entry: &Entry) -> Out {
     attr(out.u32(0).u32(0), entry.stat.ino, &entry.stat)
 }
 
+/// `struct fuse_entry_out` of what changes by itself: the kernel asks again each time.
+pub fn entry_for_now(node: u64, stat: &Stat) -> Out {
+    attr(Out::default().u64(node).zeroes(32), node, stat)
+}
+
+/// `struct fuse_attr_out` of what changes by itself.
+pub fn attributes_for_now(stat: &Stat) -> Out {
+    attr(Out::default().zeroes(16), stat.ino, stat)
+}
+
+/// `struct fuse_open_out` of what is read from us each time.
+pub fn opened_uncached() -> Out {
+    Out::default().u64(0).u32(FopenFlags::FOPEN_DIRECT_IO.bits()).u32(0)
+}
+
 /// The answer that a name means nothing, which the kernel may believe: node 0.
 pub fn nothing() -> Out {
     Out::default().u64(0).u64(0).u64(TTL.as_secs()).zeroes(ENTRY_BYTES - 24)
@@ -94,9 +109,18 @@ pub fn statfs(fs: &StatVfs) -> Out {
 
 /// `struct fuse_statx_out`: what `stat` has, and the time of birth.
 pub fn statx(stat: &Stat) -> Out {
+    statx_for(TTL, stat)
+}
+
+/// The same of what changes by itself.
+pub fn statx_for_now(stat: &Stat) -> Out {
+    statx_for(Duration::ZERO, stat)
+}
+
+fn statx_for(ttl: Duration, stat: &Stat) -> Out {
     let birth = if stat.btime.is_some() { libc::STATX_BTIME } else { 0 };
     let time = |out: Out, time: Timestamp| out.u64(time.seconds as u64).u32(time.nanos).u32(0);
-    let out = Out::default().u64(TTL.as_secs()).u32(0).u32(0).u64(0).u64(0);
+    let out = Out::default().u64(ttl.as_secs()).u32(0).u32(0).u64(0).u64(0);
     let out = out.u32(libc::STATX_BASIC_STATS | birth).u32(stat.blksize).u64(0);
     let out = out.u32(stat.nlink).u32(stat.uid).u32(stat.gid).u16(stat.mode as u16).u16(0);
     let out = out.u64(stat.ino).u64(stat.size).u64(stat.blocks).u64(0);

@@ -16,11 +16,15 @@ mod convert;
 mod device;
 mod dying;
 mod gate;
+mod inside;
 mod interrupts;
 mod listing;
 mod wire;
 
-pub use self::connection::Connection;
+pub use self::{
+    connection::Connection,
+    inside::{NAME as INSIDE_NAME, Tell},
+};
 
 /// Largest write request: what one op carries.
 const WRITE_MAX: u32 = tandem_proto::limits::DATA_MAX as u32;

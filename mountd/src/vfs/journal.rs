@@ -1,6 +1,6 @@
 //! What the vfs needs of the commit: the three steps of a change, as a trait, so that tests can record ops.
 
-use tandem_proto::{Changes, InodeId, Origin, Seq};
+use tandem_proto::{Changes, InodeId, Origin, Position, Seq};
 
 use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot, waiters::Ticket};
 
@@ -36,6 +36,10 @@ pub trait Journal: Send + Sync + 'static {
     fn read_only(&self) -> bool;
     /// See [`Commit::unnamed`].
     fn unnamed(&self, _id: &InodeId) {}
+    /// See [`Commit::position_of`].
+    fn position_of(&self, _id: &InodeId) -> Position {
+        Position::default()
+    }
 }
 
 /// A reserved place in the order of ops. Dropped, it is void.
@@ -84,6 +88,10 @@ impl Journal for Commit {
 
     fn unnamed(&self, id: &InodeId) {
         Commit::unnamed(self, id);
+    }
+
+    fn position_of(&self, id: &InodeId) -> Position {
+        Commit::position_of(self, id)
     }
 }
 

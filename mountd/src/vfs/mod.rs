@@ -34,7 +34,10 @@ use std::{
     cell::Cell,
     ffi::OsStr,
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -42,7 +45,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tandem_proto::{AttrPatch, Change, InodeId, Name, limits};
+use tandem_proto::{AttrPatch, Change, InodeId, Name, Position, limits};
 
 use crate::{
     backing::{
@@ -164,6 +167,20 @@ impl<J: Journal> Vfs<J> {
         if self.fsync.has_paths() {
             inode.named(dir, name.as_bytes());
         }
+    }
+
+    /// A position that holds the last change of an inode.
+    pub fn position_of(&self, node: u64) -> VfsResult<Position> {
+        Ok(self.journal.position_of(&self.inode(node)?.id))
+    }
+
+    /// Where an inode is now, for people, from the root of the mount.
+    pub fn shown_path(&self, node: u64) -> Option<String> {
+        let inode = self.inodes.get(node)?;
+        let fd = self.fd(&inode).ok()?;
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+        let below = path.strip_prefix(self.backing.dir()).unwrap_or(&path);
+        Some(format!("/{}", below.display().to_string().trim_start_matches('/')))
     }
 
     /// How many inodes are known.

@@ -1,9 +1,13 @@
 //! What people and tools ask storaged: `Admin`.
 
+mod archive;
+
+pub use archive::ArchiveService;
+
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -34,13 +38,35 @@ pub struct AdminService {
 struct Source {
     volumes: Arc<Volumes>,
     started_ns: i64,
+    web: OnceLock<String>,
+}
+
+impl tandem_web::Source for Source {
+    fn status(&self) -> pb::StatusReply {
+        // Of all volumes, which is never wrong.
+        Source::status(self, None).unwrap_or_default()
+    }
+
+    fn recent(&self, volume: &str) -> Vec<pb::HistoryItem> {
+        let found = volume.parse().ok().and_then(|name| self.volumes.get(&name));
+        match found {
+            Some(Entry::Open(volume)) => volume.history.as_ref().map_or_else(Vec::new, |history| history.recent()),
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl AdminService {
     /// Reports on these volumes.
     pub fn new(volumes: Arc<Volumes>) -> Self {
         let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64);
-        AdminService { source: Arc::new(Source { volumes, started_ns }) }
+        AdminService { source: Arc::new(Source { volumes, started_ns, web: OnceLock::new() }) }
+    }
+
+    /// For the page, which is at this address.
+    pub fn page(&self, url: String) -> Arc<dyn tandem_web::Source> {
+        let _ = self.source.web.set(url);
+        self.source.clone()
     }
 }
 
@@ -79,6 +105,7 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         attached_ns: if facts.connected { facts.attached_ns } else { 0 },
         log_bytes: facts.log_bytes,
         log_limit_bytes: facts.log_max_bytes,
+        logged_bytes: facts.logged_bytes,
         backlog_ops: facts.backlog_ops,
         backlog_bytes: facts.backlog_bytes,
         inodes: volume.reader.inodes(),
@@ -137,6 +164,7 @@ impl Source {
             started_ns: self.started_ns,
             mounts: Vec::new(),
             volumes,
+            web: self.web.get().cloned().unwrap_or_default(),
         })
     }
 }

@@ -95,7 +95,7 @@ impl<T: ReplicaTree> Objects<T> {
         }
     }
 
-    fn is_last_name(&self, id: &InodeId) -> Result<bool, ApplyError> {
+    pub(super) fn is_last_name(&self, id: &InodeId) -> Result<bool, ApplyError> {
         Ok(self.catalog.names(id, 2)?.len() == 1)
     }
 
@@ -111,13 +111,8 @@ impl<T: ReplicaTree> Objects<T> {
         for name in place.into_iter().chain(path.into_iter().rev()) {
             kept = self.history_dir(&kept, &name)?;
         }
-        let mut target = cell.1.as_bytes().to_vec();
-        while self.tree.find(&kept, &target).on("look in history at", id)?.is_some() {
-            // A name may be kept twice for one position when a publish is interrupted; the suffix must not make it too long.
-            let suffix = format!(".{}", self.next_number());
-            target.truncate(255 - suffix.len());
-            target.extend_from_slice(suffix.as_bytes());
-        }
+        // A name may be kept twice for one position when a publish is interrupted.
+        let target = self.free_name(&kept, cell.1.as_bytes())?;
         let dir = self.open(&cell.0)?;
         self.tree.rename(&dir, cell.1.as_bytes(), &kept, &target).on("move to history", id)?;
         self.catalog.set_entry(&cell.0, &cell.1, None)?;
@@ -126,7 +121,7 @@ impl<T: ReplicaTree> Objects<T> {
         self.forget_tree(id)
     }
 
-    fn history_dir(&mut self, parent: &T::Node, name: &Name) -> Result<T::Node, ApplyError> {
+    pub(super) fn history_dir(&mut self, parent: &T::Node, name: &Name) -> Result<T::Node, ApplyError> {
         let mut wanted = name.as_bytes().to_vec();
         loop {
             match self.tree.open(parent, &wanted, NodeType::Directory) {

@@ -43,6 +43,7 @@ impl<T: ReplicaTree> Objects<T> {
         if !retried {
             self.check_known(op)?;
         }
+        self.keeper.time_ns = op.origin.time_ns;
         let done = !retried && self.apply_names_directly(op, position)?;
         if !done && op.changes.iter().any(|change| matches!(change, Change::Entry { .. })) {
             let mut net = Changeset::default();

@@ -32,6 +32,7 @@ mod content;
 pub mod error;
 mod execute;
 mod handles;
+mod kept;
 mod litter;
 mod live;
 pub(crate) mod metadata;
@@ -47,6 +48,7 @@ mod staging;
 use std::sync::Arc;
 
 pub use error::ApplyError;
+pub(crate) use kept::{CLOSED as KEPT_CLOSED, OPEN as KEPT_OPEN, original_name};
 use objects::Objects;
 use parking_lot::Mutex;
 pub use record::{
@@ -271,6 +273,17 @@ impl<T: ReplicaTree> Replica<T> {
     pub fn stage_ops(&mut self, ops: &[Op], end: Position) -> Result<(), ApplyError> {
         self.staging()?.0.assign_ops(ops, end);
         Ok(())
+    }
+
+    /// From now on what loses its last name is kept in `history/`, see [`kept`].
+    pub fn keep_deleted(&mut self, on: bool) {
+        self.objects.keeper.on = on;
+    }
+
+    /// Closes the place where deleted files are kept if it is full, or if it is `old`. Whether one was closed since the last call.
+    pub fn close_kept(&mut self, old: bool) -> bool {
+        let position = self.applied();
+        self.objects.close_kept(old, position)
     }
 
     /// Makes staged bytes durable and checks that the staging can be published. Call it before the publish record is logged.

@@ -14,6 +14,7 @@ use tandem_proto::{
 use super::{
     error::{ApplyError, OnObject as _},
     handles::{HANDLES_MAX, Handles},
+    kept::Keeper,
     litter::Litter,
     plan::View,
     record::ObjectIdentity,
@@ -43,6 +44,8 @@ pub struct Objects<T: ReplicaTree> {
     pub litter: Litter<T::Node>,
     /// Number of files that an unfinished staging left.
     pub salvaged: u64,
+    /// Keeps what loses its last name.
+    pub keeper: Keeper<T::Node>,
     /// Makes names in limbo, discard and history unique.
     counter: u64,
 }
@@ -52,7 +55,7 @@ pub fn area_name(id: &InodeId) -> Vec<u8> {
     id.to_hex().into_bytes()
 }
 
-fn show(cell: &Cell) -> String {
+pub(super) fn show(cell: &Cell) -> String {
     format!("{} in directory {}", cell.1, cell.0)
 }
 
@@ -68,6 +71,7 @@ impl<T: ReplicaTree> Objects<T> {
             touched: BTreeSet::new(),
             litter: Litter::default(),
             salvaged: 0,
+            keeper: Keeper::default(),
             counter: 0,
         }
     }
@@ -90,6 +94,7 @@ impl<T: ReplicaTree> Objects<T> {
         self.staged.clear();
         self.touched.clear();
         self.litter = Litter::default();
+        self.keeper.forget();
     }
 
     /// Forgets open handles.
@@ -211,7 +216,9 @@ impl<T: ReplicaTree> Objects<T> {
     /// Removes a name of what is no directory; the inode with its last name.
     pub fn unlink(&mut self, id: &InodeId, cell: &Cell) -> Result<(), ApplyError> {
         let dir = self.open(&cell.0)?;
-        self.tree.unlink(&dir, cell.1.as_bytes()).on("unlink", show(cell))?;
+        if !self.keep_last_name(id, (&dir, cell.1.as_bytes()), cell)? {
+            self.tree.unlink(&dir, cell.1.as_bytes()).on("unlink", show(cell))?;
+        }
         self.name(cell, None)?;
         self.forget_if_nameless(id)
     }
@@ -227,11 +234,18 @@ impl<T: ReplicaTree> Objects<T> {
     /// Renames, replacing what is there.
     pub fn rename(&mut self, id: &InodeId, from: &Cell, to: &Cell) -> Result<(), ApplyError> {
         let (from_dir, to_dir) = (self.open(&from.0)?, self.open(&to.0)?);
-        self.tree
-            .rename(&from_dir, from.1.as_bytes(), &to_dir, to.1.as_bytes())
-            .on("rename", format!("{} to {}", show(from), show(to)))?;
-        self.name(from, None)?;
         let victim = self.catalog.entry(&to.0, &to.1)?;
+        self.keeper.moved();
+        let kept = match &victim {
+            Some(victim) if self.keeps(victim)? => self.keep_replaced(victim, (&from_dir, from), (&to_dir, to))?,
+            _ => false,
+        };
+        if !kept {
+            self.tree
+                .rename(&from_dir, from.1.as_bytes(), &to_dir, to.1.as_bytes())
+                .on("rename", format!("{} to {}", show(from), show(to)))?;
+        }
+        self.name(from, None)?;
         self.name(to, Some(id))?;
         match victim {
             Some(victim) => self.forget_if_nameless(&victim),
@@ -242,6 +256,7 @@ impl<T: ReplicaTree> Objects<T> {
     /// Swaps two names.
     pub fn exchange(&mut self, one: (&InodeId, &Cell), other: (&InodeId, &Cell)) -> Result<(), ApplyError> {
         let (one_dir, other_dir) = (self.open(&one.1.0)?, self.open(&other.1.0)?);
+        self.keeper.moved();
         self.tree
             .exchange(&one_dir, one.1.1.as_bytes(), &other_dir, other.1.1.as_bytes())
             .on("exchange", format!("{} and {}", show(one.1), show(other.1)))?;
@@ -253,6 +268,7 @@ impl<T: ReplicaTree> Objects<T> {
     pub fn park(&mut self, id: &InodeId, cell: &Cell) -> Result<(), ApplyError> {
         let dir = self.open(&cell.0)?;
         let parking = self.tree.area(Area::Parked);
+        self.keeper.moved();
         self.tree.rename(&dir, cell.1.as_bytes(), &parking, &area_name(id)).on("park", show(cell))?;
         self.parked.insert(*id);
         self.name(cell, None)
@@ -299,7 +315,11 @@ impl<T: ReplicaTree> Objects<T> {
     /// Removes a directory and everything below it, in the tree by one rename.
     pub fn discard(&mut self, id: &InodeId, cell: &Cell) -> Result<(), ApplyError> {
         let dir = self.open(&cell.0)?;
-        self.discard_object(&dir, cell.1.as_bytes())?;
+        if self.keep_aside((&dir, cell.1.as_bytes()), cell, true)? {
+            self.handles.forget(id);
+        } else {
+            self.discard_object(&dir, cell.1.as_bytes())?;
+        }
         self.name(cell, None)?;
         self.forget_tree(id)
     }

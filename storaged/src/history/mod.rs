@@ -3,11 +3,15 @@
 //! The record of ops: who changed what and when, for people. Apart from the debug log, and never part of a decision.
 //!
 //! One JSON object a line in `history/ops-NNNNNNNN.jsonl`, written by a thread of its own behind apply. Bounded: the oldest file
-//! goes when there are too many, and ops that come faster than they are written are counted instead of written.
+//! goes when there are too many or when it is too old, and ops that come faster than they are written are counted instead of written.
+//! [`reading`] tells it again to people, [`kept`] finds the deleted files.
 
+pub mod kept;
+pub mod reading;
 mod surplus;
 
 use std::{
+    collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -18,7 +22,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 pub use surplus::{Kept, Surplus};
@@ -30,6 +34,7 @@ use smallvec::SmallVec;
 use tandem_proto::{
     ids::{InodeId, Name},
     op::{Change, NodeKind, Op},
+    pb,
     position::Position,
 };
 
@@ -39,10 +44,16 @@ const FILE_MAX_BYTES: u64 = 16 << 20;
 const FILES_MAX: usize = 8;
 /// Ops that wait for the thread; about 200 bytes each.
 const WAITING_MAX: usize = 32 << 10;
+/// Who asks for what is recorded waits at most so long for what is not in the file yet.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// Written lines reach the file at the latest after this.
 const WRITE_AFTER: Duration = Duration::from_millis(500);
 const PREFIX: &str = "ops-";
 const SUFFIX: &str = ".jsonl";
+/// Paths that the line of a publish names.
+const PUBLISHED_PATHS_MAX: usize = 100;
+/// Items that a page shows without reading files.
+const RECENT_MAX: usize = 64;
 
 /// Turns an inode id into a path, as good as it is known now.
 pub type PathOf = Box<dyn Fn(&InodeId) -> Option<Vec<Name>> + Send>;
@@ -65,6 +76,8 @@ enum Did {
     },
     Attr {
         of: Object,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        mtime_only: bool,
     },
     Xattr {
         of: Object,
@@ -109,7 +122,8 @@ struct Line<'a> {
 
 enum Event {
     Op { op: Box<Op>, lens: SmallVec<[u64; 2]>, position: Position, client: Arc<str> },
-    Published { changed: usize, removed: usize, position: Position, client: Arc<str> },
+    Published { some: Vec<InodeId>, changed: usize, removed: usize, position: Position, client: Arc<str> },
+    Flush(SyncSender<()>),
     Stop,
 }
 
@@ -119,18 +133,57 @@ pub struct History {
     dropped: Arc<AtomicU64>,
     client: Mutex<Arc<str>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    recent: Recent,
+    directory: PathBuf,
 }
 
+/// The newest items.
+type Recent = Arc<Mutex<VecDeque<pb::HistoryItem>>>;
+
 impl History {
-    /// Opens the record in `directory` and starts its thread.
-    pub fn open(directory: &Path, path_of: PathOf) -> io::Result<History> {
+    /// Opens the record in `directory` and starts its thread. Files that are older than `age` go.
+    pub fn open(directory: &Path, path_of: PathOf, age: Option<Duration>) -> io::Result<History> {
         fs::create_dir_all(directory)?;
         let (events, received) = sync_channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
-        let writer =
-            Writer { directory: directory.to_owned(), file: None, written: 0, path_of, dropped: dropped.clone() };
+        let recent = Recent::default();
+        let writer = Writer {
+            directory: directory.to_owned(),
+            file: None,
+            written: 0,
+            path_of,
+            dropped: dropped.clone(),
+            age,
+            recent: recent.clone(),
+        };
         let writer = std::thread::Builder::new().name("history".to_owned()).spawn(move || writer.run(&received))?;
-        Ok(History { events, dropped, client: Mutex::new(Arc::from("")), writer: Mutex::new(Some(writer)) })
+        Ok(History {
+            events,
+            dropped,
+            client: Mutex::new(Arc::from("")),
+            writer: Mutex::new(Some(writer)),
+            recent,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// Where it is written.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The newest items, oldest first.
+    pub fn recent(&self) -> Vec<pb::HistoryItem> {
+        self.recent.lock().iter().cloned().collect()
+    }
+
+    /// Returns when everything that was put before is in the files, or after a second. Blocks.
+    pub fn flush(&self) {
+        let (done, flushed) = sync_channel(1);
+        if self.events.try_send(Event::Flush(done)).is_ok() {
+            // Who asks sees what is there; one that is late is not waited for.
+            let _ = flushed.recv_timeout(FLUSH_WITHIN);
+        }
     }
 
     /// A live op was applied. Never blocks.
@@ -152,8 +205,9 @@ impl History {
     }
 
     /// A whole state was published. Never blocks.
-    pub fn published(&self, changed: usize, removed: usize, position: Position, client: &str) {
-        self.put(Event::Published { changed, removed, position, client: self.name(client) });
+    pub fn published(&self, changed: &[InodeId], removed: usize, position: Position, client: &str) {
+        let some = changed.iter().take(PUBLISHED_PATHS_MAX).copied().collect();
+        self.put(Event::Published { some, changed: changed.len(), removed, position, client: self.name(client) });
     }
 
     fn name(&self, client: &str) -> Arc<str> {
@@ -186,6 +240,13 @@ struct Writer {
     written: u64,
     path_of: PathOf,
     dropped: Arc<AtomicU64>,
+    age: Option<Duration>,
+    recent: Recent,
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -222,12 +283,19 @@ impl Writer {
                     unwritten = true;
                     self.op(&op, &lens, position, &client)
                 }
-                Some(Event::Published { changed, removed, position, client }) => {
+                Some(Event::Published { some, changed, removed, position, client }) => {
                     unwritten = true;
+                    let paths: Vec<String> = some.iter().filter_map(|id| self.object(id).path).collect();
                     self.line(&serde_json::json!({
-                        "epoch": position.epoch.0, "seq": position.seq.0, "client": &*client,
-                        "do": "publish", "changed": changed, "removed": removed,
+                        "time_ns": now_ns(), "epoch": position.epoch.0, "seq": position.seq.0, "client": &*client,
+                        "do": "publish", "changed": changed, "removed": removed, "paths": paths,
                     }))
+                }
+                Some(Event::Flush(done)) => {
+                    unwritten = false;
+                    let flushed = self.file.as_mut().map_or(Ok(()), |file| file.flush());
+                    let _ = done.send(());
+                    flushed
                 }
                 Some(Event::Stop) | None => {
                     unwritten = false;
@@ -248,9 +316,9 @@ impl Writer {
     fn op(&mut self, op: &Op, lens: &[u64], position: Position, client: &str) -> io::Result<()> {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            self.line(
-                &serde_json::json!({ "not_recorded": dropped, "reason": "ops came faster than they are written" }),
-            )?;
+            self.line(&serde_json::json!({
+                "time_ns": now_ns(), "not_recorded": dropped, "reason": "ops came faster than they are written",
+            }))?;
         }
         let line = Line {
             time_ns: op.origin.time_ns,
@@ -282,7 +350,10 @@ impl Writer {
                 was: old.as_ref().map(InodeId::to_hex),
                 is: new.as_ref().map(InodeId::to_hex),
             },
-            Change::Attr { id, .. } => Did::Attr { of: self.object(id) },
+            Change::Attr { id, patch } => Did::Attr {
+                of: self.object(id),
+                mtime_only: patch.mode.is_none() && patch.uid.is_none() && patch.gid.is_none(),
+            },
             Change::Xattr { id, name, value } => {
                 Did::Xattr { of: self.object(id), name: text(name), removed: value.is_none() }
             }
@@ -294,6 +365,13 @@ impl Writer {
 
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
+        if let Some(item) = reading::item(&bytes) {
+            let mut recent = self.recent.lock();
+            reading::merge(&mut recent, item);
+            while recent.len() > RECENT_MAX {
+                recent.pop_front();
+            }
+        }
         bytes.push(b'\n');
         if self.written >= FILE_MAX_BYTES
             && let Some(mut full) = self.file.take()
@@ -321,12 +399,19 @@ impl Writer {
         }
         numbers.sort_unstable();
         let path = |number: u64| self.directory.join(format!("{PREFIX}{number:08}{SUFFIX}"));
+        let too_old = |number: &u64| {
+            let modified = fs::metadata(path(*number)).and_then(|metadata| metadata.modified());
+            let age = modified.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+            self.age.zip(age).is_some_and(|(most, age)| age > most)
+        };
         let newest = numbers.last().copied().unwrap_or(0);
         let size = fs::metadata(path(newest)).map_or(FILE_MAX_BYTES, |metadata| metadata.len());
         let (number, written) = if size < FILE_MAX_BYTES { (newest, size) } else { (newest + 1, 0) };
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path(number))?;
-        for old in numbers.iter().rev().skip(FILES_MAX - 1).filter(|old| **old != number) {
-            fs::remove_file(path(*old))?;
+        for (place, old) in numbers.iter().rev().enumerate() {
+            if *old != number && (place >= FILES_MAX - 1 || too_old(old)) {
+                fs::remove_file(path(*old))?;
+            }
         }
         (self.file, self.written) = (Some(BufWriter::new(file)), written);
         Ok(())
@@ -349,12 +434,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let id = InodeId::new(b"f").expect("short");
         let path = |_: &InodeId| Some(vec![Name::new("dir").expect("legal"), Name::new("file").expect("legal")]);
-        let history = History::open(dir.path(), Box::new(path)).expect("opened");
+        let history = History::open(dir.path(), Box::new(path), None).expect("opened");
         let origin = Origin { time_ns: 5, uid: 1, gid: 2, pid: 3, process: "vi".into() };
         let change = Change::Data { id, offset: 10, data: "12345".into() };
         let op = Op { seq: Seq(9), origin, changes: smallvec![change] };
         history.op(&op, Position::default(), "me@here");
-        history.published(3, 1, Position::default(), "me@here");
+        history.published(&[id], 1, Position::default(), "me@here");
         history.close();
         let lines = std::fs::read_to_string(dir.path().join("ops-00000001.jsonl")).expect("written");
         let lines: Vec<serde_json::Value> =
@@ -365,6 +450,9 @@ mod tests {
         assert_eq!(lines[0]["changes"][0]["of"]["path"], "/dir/file");
         assert_eq!(lines[0]["changes"][0]["offset"], 10);
         assert_eq!(lines[1]["do"], "publish");
+        assert_eq!(lines[1]["paths"][0], "/dir/file");
+        let recent = history.recent();
+        assert_eq!((recent[0].what.as_str(), recent[0].path.as_str(), recent[0].bytes), ("written", "/dir/file", 5));
         assert!(!lines[0].to_string().contains("12345"), "the bytes are not recorded");
     }
 }

@@ -20,13 +20,25 @@ use std::{
 use parking_lot::Mutex;
 use tandem_proto::position::Position;
 
-use crate::config::KeepRule;
+use crate::{apply::KEPT_CLOSED as CLOSED, config::KeepRule};
 
 /// How often ages are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 
-/// Epoch and seq of the publish that replaced it.
-type Place = (u64, u64);
+/// Epoch and seq of the publish that replaced it, or up to which files were deleted.
+type Place = (u64, u64, Of);
+
+/// What a place holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Of {
+    /// What a resync replaced.
+    Resync,
+    /// What was deleted or replaced live.
+    Deleted,
+}
+
+/// What an object without any data counts as.
+const OBJECT_BYTES: u64 = 512;
 
 /// What `history/` holds, for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -62,6 +74,7 @@ fn beyond(entries: &BTreeMap<Place, Entry>, rule: &KeepRule) -> Vec<Place> {
 
 enum Event {
     Settled(Position),
+    MakeRoom,
     Stop,
 }
 
@@ -87,6 +100,11 @@ impl Surplus {
     pub fn settled(&self, position: Position) {
         // A thread that is gone deletes nothing, which harms nobody.
         let _ = self.events.send(Event::Settled(position));
+    }
+
+    /// The disk is full: the oldest deleted files go. Never blocks.
+    pub fn make_room(&self) {
+        let _ = self.events.send(Event::MakeRoom);
     }
 
     /// What is kept now.
@@ -121,11 +139,17 @@ impl Keeper {
         loop {
             match events.recv_timeout(LOOK_EVERY) {
                 Ok(Event::Settled(position)) => settled = Some(position),
+                Ok(Event::MakeRoom) => {
+                    if let Err(error) = self.drop_oldest_deleted() {
+                        tracing::warn!(%error, "deleted files could not be given up for room");
+                    }
+                    continue;
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
             let Some(position) = settled else { continue };
-            if let Err(error) = self.look((position.epoch.0, position.seq.0)) {
+            if let Err(error) = self.look((position.epoch.0, position.seq.0, Of::Deleted)) {
                 tracing::warn!(%error, directory = %self.directory.display(), "the history cannot be looked at or bounded");
             }
         }
@@ -150,13 +174,30 @@ impl Keeper {
         self.sizes = entries.iter().map(|(place, entry)| (*place, entry.bytes)).collect();
         self.show(0);
         for gone in beyond(&entries, &self.rule) {
-            let path = self.directory.join(format!("{}-{}", gone.0, gone.1));
-            fs::remove_dir_all(&path)?;
-            let bytes = self.sizes.remove(&gone).unwrap_or(0);
-            tracing::info!(path = %path.display(), bytes, "deleted: beyond --history-keep");
-            self.show(1);
+            self.delete(gone, "beyond --history-keep")?;
         }
         Ok(())
+    }
+
+    fn delete(&mut self, gone: Place, why: &str) -> io::Result<()> {
+        let path = self.directory.join(directory_name(gone));
+        fs::remove_dir_all(&path)?;
+        let bytes = self.sizes.remove(&gone).unwrap_or(0);
+        tracing::info!(path = %path.display(), bytes, why, "deleted from the history");
+        self.show(1);
+        Ok(())
+    }
+
+    fn drop_oldest_deleted(&mut self) -> io::Result<()> {
+        let mut places = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            places.extend(entry?.file_name().to_str().and_then(place));
+        }
+        places.retain(|place| place.2 == Of::Deleted);
+        match places.into_iter().min() {
+            Some(oldest) => self.delete(oldest, "the disk is full"),
+            None => Ok(()),
+        }
     }
 
     fn show(&self, deleted: u64) {
@@ -169,8 +210,19 @@ impl Keeper {
 
 /// The reverse of the name that apply gives.
 fn place(name: &str) -> Option<Place> {
+    let (of, name) = match name.strip_prefix(CLOSED) {
+        Some(rest) => (Of::Deleted, rest),
+        None => (Of::Resync, name),
+    };
     let (epoch, seq) = name.split_once('-')?;
-    Some((epoch.parse().ok()?, seq.parse().ok()?))
+    Some((epoch.parse().ok()?, seq.parse().ok()?, of))
+}
+
+fn directory_name((epoch, seq, of): Place) -> String {
+    match of {
+        Of::Resync => format!("{epoch}-{seq}"),
+        Of::Deleted => format!("{CLOSED}{epoch}-{seq}"),
+    }
 }
 
 /// What a directory and all below it takes on the disk.
@@ -182,7 +234,7 @@ fn disk_bytes(top: &Path) -> io::Result<u64> {
             let entry = entry?;
             let is = entry.metadata()?;
             // Names of one file share its blocks.
-            bytes += is.blocks() * 512 / is.nlink().max(1);
+            bytes += is.blocks() * 512 / is.nlink().max(1) + OBJECT_BYTES;
             if is.is_dir() {
                 open.push(entry.path());
             }
@@ -197,7 +249,7 @@ mod tests {
 
     use tandem_proto::position::{Epoch, Position, Seq};
 
-    use super::{Entry, Kept, Surplus, beyond};
+    use super::{Entry, Kept, Of, Surplus, beyond, place};
     use crate::config::KeepRule;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -205,16 +257,24 @@ mod tests {
     #[test]
     fn the_oldest_go_first_and_no_more_than_needed() {
         let entries: BTreeMap<_, _> = [((1, 9), 10, 40), ((2, 0), 20, 20), ((2, 5), 30, 5), ((10, 0), 5, 1)]
-            .map(|(place, bytes, days)| (place, Entry { bytes, age: days * DAY }))
+            .map(|((epoch, seq), bytes, days)| ((epoch, seq, Of::Resync), Entry { bytes, age: days * DAY }))
             .into();
         let rule = |bytes, age: Option<u32>| KeepRule { bytes, age: age.map(|days| days * DAY) };
-        assert_eq!(beyond(&entries, &rule(None, None)), []);
-        assert_eq!(beyond(&entries, &rule(Some(65), None)), []);
-        assert_eq!(beyond(&entries, &rule(Some(64), None)), [(1, 9)]);
-        assert_eq!(beyond(&entries, &rule(Some(35), None)), [(1, 9), (2, 0)]);
-        assert_eq!(beyond(&entries, &rule(Some(0), None)), [(1, 9), (2, 0), (2, 5), (10, 0)]);
-        assert_eq!(beyond(&entries, &rule(None, Some(10))), [(1, 9), (2, 0)]);
-        assert_eq!(beyond(&entries, &rule(Some(30), Some(30))), [(1, 9), (2, 0), (2, 5)]);
+        let gone = |rule| beyond(&entries, &rule).into_iter().map(|(e, s, _)| (e, s)).collect::<Vec<_>>();
+        assert_eq!(gone(rule(None, None)), []);
+        assert_eq!(gone(rule(Some(65), None)), []);
+        assert_eq!(gone(rule(Some(64), None)), [(1, 9)]);
+        assert_eq!(gone(rule(Some(35), None)), [(1, 9), (2, 0)]);
+        assert_eq!(gone(rule(Some(0), None)), [(1, 9), (2, 0), (2, 5), (10, 0)]);
+        assert_eq!(gone(rule(None, Some(10))), [(1, 9), (2, 0)]);
+        assert_eq!(gone(rule(Some(30), Some(30))), [(1, 9), (2, 0), (2, 5)]);
+    }
+
+    #[test]
+    fn places_of_deleted_files_and_of_resyncs_are_told_apart() {
+        assert_eq!(place("deleted-3-7"), Some((3, 7, Of::Deleted)));
+        assert_eq!(place("3-7"), Some((3, 7, Of::Resync)));
+        assert_eq!(place("open").or(place("ops")), None);
     }
 
     fn fill(directory: &Path, place: &str) {

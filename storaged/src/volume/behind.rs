@@ -20,7 +20,7 @@ pub struct Behind {
     /// Content index; none in a simulation, or if it could not be opened.
     pub index: Option<Arc<Index>>,
     /// Record of ops.
-    pub history: Option<History>,
+    pub history: Option<Arc<History>>,
     /// Bounds what resyncs replaced.
     pub surplus: Option<Arc<Surplus>>,
 }
@@ -78,12 +78,26 @@ impl Behind {
             published.removed.iter().for_each(|id| index.removed(*id));
         }
         if let Some(history) = &self.history {
-            history.published(published.changed.len(), published.removed.len(), position, client);
+            history.published(&published.changed, published.removed.len(), position, client);
         }
         if let Some(surplus) = &self.surplus {
             surplus.settled(position);
         }
         self.reached(position);
+    }
+
+    /// A place of deleted files was closed at this position.
+    pub fn closed(&self, position: Position) {
+        if let Some(surplus) = &self.surplus {
+            surplus.settled(position);
+        }
+    }
+
+    /// The disk is full: the oldest deleted files give way.
+    pub fn make_room(&self) {
+        if let Some(surplus) = &self.surplus {
+            surplus.make_room();
+        }
     }
 
     /// The replica recovered after a restart.

@@ -12,6 +12,8 @@ use crate::{
 
 /// Objects that are deleted at a time: less than a millisecond, unless they are large.
 const TIDY_SLICE: usize = 32;
+/// For so long deleted files go to one place at most.
+const KEPT_OPEN_FOR: Duration = Duration::from_secs(600);
 /// How long after the last group its mark is made durable: not between the ops of a writer that waits for each.
 const MARK_AFTER: Duration = Duration::from_millis(50);
 /// Staged state that waits in memory to be logged together.
@@ -54,6 +56,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         for record in self.pending.drain(..count) {
             self.pending_bytes -= record.payload.len();
             self.checkpoint_bytes += record.payload.len() as u64;
+            self.logged_bytes += record.payload.len() as u64;
             let Some(run) = record.run else { continue };
             if run.staged {
                 staged.push(run);
@@ -117,6 +120,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 self.set_fault(Stuck::Apply, &error, now);
             }
             self.behind.reached(self.replica.applied());
+            self.close_kept(false);
             self.send_ack(false);
             self.note_bounds();
         }
@@ -161,11 +165,20 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
     }
 
+    /// Closes the place of deleted files when it is full, or if it is `old`.
+    fn close_kept(&mut self, old: bool) {
+        if self.replica.close_kept(old) {
+            self.behind.closed(self.replica.applied());
+        }
+    }
+
     /// On a full disk, bytes that are kept only to save their being sent again give way.
     pub(super) fn make_room(&mut self, error: &ApplyError) {
         if !matches!(error, ApplyError::NoSpace { .. }) {
             return;
         }
+        self.close_kept(true);
+        self.behind.make_room();
         match self.replica.drop_salvage() {
             Ok(true) => tracing::warn!("the disk is full: bytes of an unfinished resync were deleted"),
             Ok(false) => {}
@@ -189,6 +202,10 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return self.set_fault(Stuck::Checkpoint, &error, now);
         }
         self.tidy();
+        if now.saturating_duration_since(self.kept_at) >= KEPT_OPEN_FOR {
+            self.kept_at = now;
+            self.close_kept(true);
+        }
         self.checkpoint_bytes = 0;
         self.applied_bytes = 0;
         self.checkpoint_at = now;

@@ -182,12 +182,16 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) durable: Position,
     /// Bytes that were logged since the last checkpoint.
     pub(super) checkpoint_bytes: u64,
+    /// Bytes that were logged since the start.
+    pub(super) logged_bytes: u64,
     /// Bytes of records whose ops were applied since then.
     pub(super) applied_bytes: u64,
     pub(super) checkpoint_at: Instant,
     pub(super) changed_at: Option<Instant>,
     /// When the mark of the last group is made durable.
     pub(super) mark_due: Option<Instant>,
+    /// When the place of deleted files was closed last.
+    pub(super) kept_at: Instant,
 }
 
 /// What a volume is made of.
@@ -283,10 +287,12 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             told_fault: None,
             holds: Holds::default(),
             checkpoint_bytes: 0,
+            logged_bytes: 0,
             applied_bytes: 0,
             checkpoint_at: now,
             changed_at: None,
             mark_due: None,
+            kept_at: now,
         };
         core.receiver.note_since(attached_ns);
         // Recovery ended with a checkpoint of its own, so the log before it has done its work.
@@ -297,6 +303,11 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// Sets what follows behind apply.
     pub fn follow(&mut self, behind: Behind) {
         self.behind = behind;
+    }
+
+    /// Whether deleted and replaced files are kept for a time.
+    pub fn keep_deleted(&mut self, on: bool) {
+        self.replica.keep_deleted(on);
     }
 
     /// Who this is.

@@ -66,6 +66,8 @@ pub struct Facts {
     pub attached_ns: i64,
     /// Records that are kept.
     pub log_bytes: u64,
+    /// Bytes that were appended to it since the start.
+    pub logged_bytes: u64,
     /// At which the writer is held back.
     pub log_max_bytes: u64,
     /// Durable ops that wait for apply.
@@ -118,6 +120,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             connected: self.session.is_some(),
             attached_ns: self.attached_ns,
             log_bytes: self.log.bytes(),
+            logged_bytes: self.logged_bytes,
             log_max_bytes: self.bounds.log_max_bytes,
             backlog_ops: self.backlog.ops(),
             backlog_bytes: self.backlog.bytes(),

@@ -52,6 +52,8 @@ pub struct Volume {
     pub index: Option<Arc<Index>>,
     /// Bounds what resyncs replaced, if it could be started.
     pub surplus: Option<Arc<Surplus>>,
+    /// Its record of ops, if it could be opened.
+    pub history: Option<Arc<History>>,
     /// Bounds of it.
     pub limits: Limits,
     /// Memory for waiting messages.
@@ -282,11 +284,14 @@ pub(crate) fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenErro
         true => OpenError::Apply(error.into()),
         false => OpenError::Other(error.to_string()),
     })?;
+    let mut replica = Replica::open(tree, catalog)?;
+    // Also what the redo of the log deletes.
+    replica.keep_deleted(true);
     Ok(Parts {
         home: disk(directory)?,
         log_disk: disk(&directory.join("log"))?,
         log_options: LogOptions::default(),
-        replica: Replica::open(tree, catalog)?,
+        replica,
         rule: CheckpointRule::default(),
     })
 }
@@ -340,8 +345,9 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let (mut core, recovered) = Core::open(parts(directory)?, started)?;
     let reader = core.replica().reader();
     let behind = behind(directory, &reader, &recovered, limits);
-    let (index, surplus) = (behind.index.clone(), behind.surplus.clone());
+    let (index, surplus, history) = (behind.index.clone(), behind.surplus.clone(), behind.history.clone());
     core.follow(behind);
+    core.keep_deleted(limits.history_keep.bytes != Some(0));
     core.bound(Bounds { log_max_bytes: limits.log_max_bytes, ..Bounds::default() });
     let facts = Arc::new(Mutex::new(Facts::default()));
     let (commands, received) = mpsc::channel();
@@ -375,6 +381,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         reader,
         index,
         surplus,
+        history,
         limits: limits.clone(),
         memory: Arc::new(Semaphore::new(WAITING_MAX_KIB)),
         readers: pull::Readers::default(),
@@ -399,10 +406,12 @@ fn behind(
         &directory.join("history").join("ops"),
         // What cannot be read is shown by its id.
         Box::new(move |id| paths.path(id).unwrap_or_default()),
+        limits.history_keep.age,
     );
     let history = history.inspect_err(|error| tracing::warn!(%error, "the volume has no record of ops")).ok();
     let surplus = Surplus::start(&directory.join("history"), limits.history_keep);
     let surplus = surplus.inspect_err(|error| tracing::warn!(%error, "the volume's history is not bounded")).ok();
+    let history = history.map(Arc::new);
     let behind = Behind { index: index.map(Arc::new), history, surplus: surplus.map(Arc::new) };
     behind.recovered(recovered);
     behind

@@ -42,7 +42,11 @@ impl Storage {
         let daemon = lab.daemon(name, "tandem-storaged");
         let runtime = lab.runtime_dir();
         let before = secrets(&runtime);
-        let args = |listen: &str| vec!["--data".into(), data.into(), "--listen".into(), OsString::from(listen)];
+        // A page near the port could take the port of another storaged that is started again.
+        let args = |listen: &str| {
+            let web = ["--web".into(), "127.0.0.1:0".into()];
+            ["--data".into(), data.into(), "--listen".into(), OsString::from(listen)].into_iter().chain(web).collect()
+        };
         daemon.set_args(args("127.0.0.1:0"));
         daemon.start();
         let mut port = 0;

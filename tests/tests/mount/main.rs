@@ -14,6 +14,8 @@ mod link_faults;
 mod links;
 mod names;
 mod outages;
+mod page;
+mod past;
 mod promises;
 mod readers;
 mod speed;
