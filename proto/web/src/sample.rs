@@ -151,7 +151,7 @@ impl Sample {
 
 /// How much a counter rose; none if it began anew.
 fn rise(now: u64, before: u64) -> f64 {
-    now.checked_sub(before).unwrap_or(0) as f64
+    now.saturating_sub(before) as f64
 }
 
 impl Seen {
