@@ -158,7 +158,7 @@ impl Meters {
     }
 
     fn touched(&self, node: u64, bytes: usize) {
-        if self.tick.fetch_add(1, Ordering::Relaxed) % SAMPLED != 0 {
+        if !self.tick.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLED) {
             return;
         }
         // Who would have to wait does not count.

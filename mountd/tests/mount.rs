@@ -69,7 +69,7 @@ fn mount_with(dir: &Path, fsync: impl Into<FsyncRules>) -> Option<TestMount> {
         let _ = send.send(connection.serve());
     });
     detached.attach(&dir, present).expect("attach");
-    let mounted = Mounted::new(dir.clone(), vfs, Vec::new());
+    let mounted = Mounted::new(dir.clone(), vfs, Vec::new(), Arc::default());
     Some(TestMount { dir, backing, recorder, mounted, before, ended })
 }
 
