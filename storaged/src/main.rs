@@ -39,7 +39,10 @@ fn main() -> ExitCode {
             Err(error) => fail(&error.to_string(), 1),
         };
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    // Half the processors: each worker that stands idle is woken by every message that another one takes, and volumes work too.
+    let workers =
+        std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, NETWORK_THREADS_MAX));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start threads: {error}"), 1),
     };
@@ -48,6 +51,9 @@ fn main() -> ExitCode {
         Err(error) => fail(&error.to_string(), 1),
     }
 }
+
+/// Threads that serve the network; the volumes' own threads do the rest.
+const NETWORK_THREADS_MAX: usize = 8;
 
 fn fail(message: &str, code: u8) -> ExitCode {
     eprintln!("tandem-storaged: {message}");

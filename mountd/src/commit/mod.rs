@@ -17,6 +17,7 @@ pub mod dirty;
 mod divergence;
 pub mod intervals;
 pub mod marks;
+mod news;
 mod replica;
 pub mod shadow;
 mod shadowed;
@@ -346,7 +347,22 @@ impl Commit {
             inner.shadow_op(&op, !dropped.is_empty());
             inner.bound_moves();
         }
-        self.filled.notify_one();
+        if !news::keep_back() {
+            self.filled.notify_one();
+        }
+    }
+
+    /// From now on what this thread fills is not told to the link before [`Commit::tell_news`]. To wake the link costs more than a
+    /// write, and takes this thread's processor away: the application has its answer first.
+    pub fn hold_news(&self) {
+        news::hold();
+    }
+
+    /// Tells the link what this thread has filled since [`Commit::hold_news`]: after the answer, and before a call that takes long.
+    pub fn tell_news(&self) {
+        if news::take() {
+            self.filled.notify_one();
+        }
     }
 }
 

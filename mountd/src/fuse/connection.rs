@@ -124,8 +124,11 @@ impl<J: Journal> Connection<J> {
 
 fn serve_thread<J: Journal>(device: &Arc<Device>, adapter: &Adapter<J>) -> io::Result<()> {
     let (mut buffer, mut scratch) = (vec![0; BUFFER_BYTES], Vec::new());
+    let journal = adapter.vfs.journal();
+    journal.hold_news();
     while let Some(len) = device.take(&mut buffer)? {
         adapter.handle(&buffer[..len], device, &mut scratch);
+        journal.tell_news();
     }
     Ok(())
 }

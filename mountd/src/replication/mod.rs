@@ -238,7 +238,8 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         traffic: Traffic::default(),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        // One: what a message is handed through from the window to the socket wakes nobody. There is one connection.
+        .worker_threads(1)
         .thread_name("network")
         .enable_all()
         .build()

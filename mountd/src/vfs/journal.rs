@@ -40,6 +40,10 @@ pub trait Journal: Send + Sync + 'static {
     fn position_of(&self, _id: &InodeId) -> Position {
         Position::default()
     }
+    /// See [`Commit::hold_news`].
+    fn hold_news(&self) {}
+    /// See [`Commit::tell_news`].
+    fn tell_news(&self) {}
 }
 
 /// A reserved place in the order of ops. Dropped, it is void.
@@ -64,6 +68,14 @@ impl Journal for Commit {
 
     fn last_reserved(&self) -> Seq {
         Commit::last_reserved(self)
+    }
+
+    fn hold_news(&self) {
+        Commit::hold_news(self);
+    }
+
+    fn tell_news(&self) {
+        Commit::tell_news(self);
     }
 
     fn when_durable(&self, seq: Seq, done: Promise) -> Option<Ticket> {

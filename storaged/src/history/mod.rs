@@ -48,6 +48,9 @@ const WAITING_MAX: usize = 32 << 10;
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// Written lines reach the file at the latest after this.
 const WRITE_AFTER: Duration = Duration::from_millis(500);
+/// The thread rests for so long when it has written all: a wake-up for each op costs more than the op, and takes a processor from those
+/// who wait for its acknowledgement.
+const REST: Duration = Duration::from_millis(10);
 const PREFIX: &str = "ops-";
 const SUFFIX: &str = ".jsonl";
 /// Paths that the line of a publish names.
@@ -268,7 +271,10 @@ impl Writer {
     fn run(mut self, events: &Receiver<Event>) {
         let mut unwritten = false;
         loop {
-            let event = if unwritten {
+            let event = if let Ok(event) = events.try_recv() {
+                Some(event)
+            } else if unwritten {
+                std::thread::sleep(REST);
                 match events.recv_timeout(WRITE_AFTER) {
                     Ok(event) => Some(event),
                     Err(RecvTimeoutError::Timeout) => None,

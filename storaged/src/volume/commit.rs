@@ -16,6 +16,8 @@ const TIDY_SLICE: usize = 32;
 const KEPT_OPEN_FOR: Duration = Duration::from_secs(600);
 /// How long after the last group its mark is made durable: not between the ops of a writer that waits for each.
 const MARK_AFTER: Duration = Duration::from_millis(50);
+/// How long an acknowledgement waits that says of no op that it is durable, only that it is applied.
+const APPLIED_ACK_DELAY: Duration = Duration::from_millis(1);
 /// Staged state that waits in memory to be logged together.
 const UNHURRIED_MAX_BYTES: usize = 1 << 20;
 
@@ -121,7 +123,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             }
             self.behind.reached(self.replica.applied());
             self.close_kept(false);
-            self.send_ack(false);
+            // Nobody's fsync waits for this, and the next flush says it too.
+            self.ack_due.get_or_insert(now + APPLIED_ACK_DELAY);
             self.note_bounds();
         }
         done

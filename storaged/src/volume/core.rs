@@ -192,6 +192,8 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) mark_due: Option<Instant>,
     /// When the place of deleted files was closed last.
     pub(super) kept_at: Instant,
+    /// When an acknowledgement that only says what is applied goes out by itself.
+    pub(super) ack_due: Option<Instant>,
 }
 
 /// What a volume is made of.
@@ -293,6 +295,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             changed_at: None,
             mark_due: None,
             kept_at: now,
+            ack_due: None,
         };
         core.receiver.note_since(attached_ns);
         // Recovery ended with a checkpoint of its own, so the log before it has done its work.
@@ -350,7 +353,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return None;
         }
         let retries = self.faults.iter().map(|fault| fault.retry_at);
-        retries.chain(self.checkpoint_due_at()).chain(self.mark_due).min()
+        retries.chain(self.checkpoint_due_at()).chain(self.mark_due).chain(self.ack_due).min()
     }
 
     fn checkpoint_due_at(&self) -> Option<Instant> {
@@ -367,6 +370,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return;
         }
         self.retry(now);
+        if self.ack_due.is_some_and(|due| due <= now) {
+            self.send_ack(false);
+        }
         if self.mark_due.is_some_and(|due| due <= now) {
             self.mark_due = None;
             self.log.sync_mark();

@@ -356,6 +356,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// Between a publish and its tree `applied` stays what was said last, and if that is the published seq already, nothing is said: the
     /// writer would take the tree for being there.
     pub(super) fn send_ack(&mut self, again: bool) {
+        self.ack_due = None;
         let mut ack = self.watermarks();
         if let (Some(position), Some(session)) = (self.publishing, &self.session) {
             if session.acked.applied >= position.seq.0 {

@@ -159,6 +159,10 @@ impl Rig {
 
     /// Reads the answers; a refusal ends the test.
     fn listen(&mut self) -> Vec<Body> {
+        if let Some(due) = self.core.ack_due {
+            self.now = self.now.max(due);
+            self.core.tick(self.now);
+        }
         let answers: Vec<Body> = self.outbox.drain().into_iter().filter_map(|message| message.body).collect();
         for answer in &answers {
             match answer {

@@ -143,6 +143,8 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             }
             if self.core.wants_flush() {
                 self.core.flush(now);
+                // The acknowledgement goes out before the tree is worked on: whoever sends it was often put behind this thread.
+                std::thread::yield_now();
             }
             self.apply();
             let now = Instant::now();

@@ -1,5 +1,6 @@
 //! The price of a durable fsync: a 4 KiB write and fsync on the mount, against the parts that it cannot do without: the same on the
-//! backing file system, an append and fdatasync where the replica's log lies, and a round trip over loopback. The four take turns.
+//! backing file system, an append and fdatasync where the replica's log lies, and a round trip over loopback: by gRPC, which both daemons
+//! speak, and by a bare socket, for comparison. They take turns.
 
 use std::{
     fmt,
@@ -12,6 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+
+use super::echo::GrpcEcho;
 use crate::{harness::median, rng::content};
 
 /// Bytes of a write.
@@ -28,8 +32,10 @@ pub struct Figures {
     pub native: Duration,
     /// Append and fdatasync on the file system of the replica.
     pub log: Duration,
-    /// 4 KiB there, 64 bytes back.
+    /// 4 KiB there by gRPC, an acknowledgement back.
     pub round_trip: Duration,
+    /// 4 KiB there by a bare socket, 64 bytes back.
+    pub socket: Duration,
     /// Write and fsync on the mount.
     pub mount: Duration,
 }
@@ -39,6 +45,11 @@ impl Figures {
     pub fn ratio(&self) -> f64 {
         self.mount.as_secs_f64() / (self.native + self.log + self.round_trip).as_secs_f64()
     }
+
+    /// The same as if the round trip were that of a bare socket.
+    pub fn ratio_to_socket(&self) -> f64 {
+        self.mount.as_secs_f64() / (self.native + self.log + self.socket).as_secs_f64()
+    }
 }
 
 impl fmt::Display for Figures {
@@ -46,12 +57,14 @@ impl fmt::Display for Figures {
         let micros = |time: Duration| time.as_micros();
         write!(
             f,
-            "p50 µs: native {}, log {}, round trip {}, mount {}; ratio {:.2}",
+            "p50 µs: native {}, log {}, round trip {} by gRPC, {} by a bare socket, mount {}; ratio {:.2} ({:.2} with the bare socket)",
             micros(self.native),
             micros(self.log),
             micros(self.round_trip),
+            micros(self.socket),
             micros(self.mount),
-            self.ratio()
+            self.ratio(),
+            self.ratio_to_socket()
         )
     }
 }
@@ -103,7 +116,8 @@ pub fn measure(mount: &Path, native: &Path, storage: &Path, writes: usize) -> io
     let answering = thread::spawn(move || answer(&listener));
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
-    let (mut natives, mut logs, mut trips, mut mounts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut natives, mut logs, mut sockets, mut mounts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut echo, mut trips, message) = (GrpcEcho::start()?, Vec::new(), Bytes::copy_from_slice(&data));
     let mut reply = [0; 64];
     while mounts.len() < writes {
         timed(&mut mounts, |at| write_and_sync(&on_mount, &data, at))?;
@@ -112,7 +126,8 @@ pub fn measure(mount: &Path, native: &Path, storage: &Path, writes: usize) -> io
             log.write_all_at(&data, at * WRITE_BYTES as u64 % FILE_BYTES)?;
             log.sync_data()
         })?;
-        timed(&mut trips, |_| {
+        timed(&mut trips, |_| echo.round_trip(&message).map(drop))?;
+        timed(&mut sockets, |_| {
             stream.write_all(&data)?;
             stream.read_exact(&mut reply)
         })?;
@@ -123,6 +138,7 @@ pub fn measure(mount: &Path, native: &Path, storage: &Path, writes: usize) -> io
         native: median(&mut natives),
         log: median(&mut logs),
         round_trip: median(&mut trips),
+        socket: median(&mut sockets),
         mount: median(&mut mounts),
     })
 }
