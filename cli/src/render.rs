@@ -127,6 +127,14 @@ pub fn volume_notes(status: &VolumeStatus) -> Vec<String> {
     notes
 }
 
+/// What the replica keeps the order of.
+fn order(status: &MountStatus) -> String {
+    match status.flush_seconds {
+        0.0 => status.order.clone(),
+        span => format!("{}; written data waits in the kernel up to {}", status.order, seconds(span)),
+    }
+}
+
 /// One line about what does not answer.
 pub fn silent_line(silent: &Silent) -> String {
     format!("{}  does not answer: {}", silent.place.display(), silent.reason)
@@ -171,6 +179,7 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
         ),
         ("wire", format!("{} sent, {} received", bytes(status.sent_bytes), bytes(status.received_bytes))),
         ("modes", format!("cache={} fsync={} congestion={}", status.cache_mode, status.fsync_mode, status.congestion)),
+        ("order", order(status)),
         (
             "waiting",
             format!(

@@ -6,6 +6,7 @@ pub mod backing;
 pub mod commit;
 pub mod daemonize;
 pub mod divergence;
+pub mod flusher;
 pub mod fuse;
 pub mod link;
 pub mod meters;

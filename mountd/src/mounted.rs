@@ -6,6 +6,7 @@ use std::{
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::fs::{Mode, OFlags};
@@ -26,12 +27,21 @@ pub struct Mounted<J> {
     vfs: Arc<Vfs<J>>,
     bypass: Vec<String>,
     meters: Arc<Meters>,
+    /// How long written data may wait in the kernel.
+    flush_interval: Duration,
 }
 
 impl<J: Journal> Mounted<J> {
     /// `dir` is mounted and answered by `vfs`; `bypass` are those who held something of it before.
     pub fn new(dir: PathBuf, vfs: Arc<Vfs<J>>, bypass: Vec<String>, meters: Arc<Meters>) -> Mounted<J> {
-        Mounted { dir, vfs, bypass, meters }
+        Mounted { dir, vfs, bypass, meters, flush_interval: Duration::ZERO }
+    }
+
+    /// Written data may wait in the kernel so long.
+    #[must_use]
+    pub fn with_flush_interval(mut self, interval: Duration) -> Mounted<J> {
+        self.flush_interval = interval;
+        self
     }
 
     fn busy(&self) -> Vec<pb::BusyFile> {
@@ -117,7 +127,8 @@ impl<J: Journal> MountOps for Mounted<J> {
             backing: self.vfs.backing().dir().display().to_string(),
             not_crossed: self.vfs.backing().nested_mounts(),
             bypass: self.bypass.clone(),
-            cache_mode: "strict".to_owned(),
+            cache_mode: self.vfs.cache_mode(),
+            flush_interval: self.flush_interval,
             fsync_mode: self.vfs.fsync_rules().to_string(),
             held_writes: self.vfs.held_writes(),
             ops: self.meters.figures(),

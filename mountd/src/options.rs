@@ -24,9 +24,16 @@ use crate::{
     commit::{dirty::DIRTY_LIMIT_BYTES, marks::HOT_KEPT, shadow, throttle::Congestion},
     link::{core::BACKOFF_MAX, start::Init},
     replication::DEFAULT_WINDOW_BYTES,
-    vfs::{FsyncMode, FsyncRules},
+    vfs::{CacheMode, FsyncMode, FsyncRules},
 };
 
+/// How long written data waits in the kernel with `cache=writeback`.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+/// The kernel itself writes what is 30 s old.
+const FLUSH_INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// Share of the kernel's dirty memory that a mount with `cache=writeback` may take: the default of FUSE is 1 %, some 48 MB, at which
+/// writers wait.
+const DIRTY_PERCENT: u32 = 60;
 /// Smallest window: a batch and some ops beside it.
 const WINDOW_MIN_BYTES: usize = 4 << 20;
 /// Smallest shadow.
@@ -84,6 +91,12 @@ pub struct Settings {
     pub fsync: FsyncRules,
     /// `fsync_timeout=SECONDS`; `None`: wait for ever.
     pub fsync_timeout: Option<Duration>,
+    /// `cache=strict|writeback`.
+    pub cache_mode: CacheMode,
+    /// `flush_interval=SECONDS`.
+    pub flush_interval: Duration,
+    /// `dirty_budget=PERCENT`.
+    pub dirty_percent: u32,
     /// `congestion=lag|throttle`.
     pub congestion: Congestion,
     /// `window=SIZE`.
@@ -130,6 +143,9 @@ impl Default for Settings {
             reconnect_max: BACKOFF_MAX,
             fsync: FsyncRules::default(),
             fsync_timeout: None,
+            cache_mode: CacheMode::default(),
+            flush_interval: FLUSH_INTERVAL,
+            dirty_percent: DIRTY_PERCENT,
             congestion: Congestion::default(),
             window_bytes: DEFAULT_WINDOW_BYTES,
             dirty_bytes: DIRTY_LIMIT_BYTES,
@@ -142,8 +158,9 @@ impl Default for Settings {
             weak_ids: false,
             allow_other: None,
             read_only: false,
-            suid: false,
-            dev: false,
+            // As of any file system that root mounts; an ordinary user's mounts have neither.
+            suid: rustix::process::geteuid().is_root(),
+            dev: rustix::process::geteuid().is_root(),
             exec: true,
             insecure: false,
             foreground: false,
@@ -209,7 +226,13 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ),
     ("log_level", Some("LEVEL"), "error, warn, info, debug or trace, or a filter"),
     ("log_json", None, "log one JSON object a line"),
-    ("cache", Some("strict"), "kernel mode; strict is the only one"),
+    (
+        "cache",
+        Some("strict|writeback"),
+        "strict: every write arrives in order; writeback: small writes are faster, order at fsync and close only",
+    ),
+    ("flush_interval", Some("SECONDS"), "with cache=writeback: how long written data may wait in the kernel (0.2)"),
+    ("dirty_budget", Some("PERCENT"), "with cache=writeback: share of the kernel's dirty memory for this mount (60)"),
     (
         "congestion",
         Some("lag|throttle"),
@@ -403,7 +426,18 @@ impl Settings {
                 let modes = [("lag", Congestion::Lag), ("throttle", Congestion::Throttle)];
                 self.congestion = one_of(key, &value, &modes)?;
             }
-            ("cache", Some(value)) => one_of(key, &value, &[("strict", ())])?,
+            ("cache", Some(value)) => {
+                let modes = [("strict", CacheMode::Strict), ("writeback", CacheMode::Writeback)];
+                self.cache_mode = one_of(key, &value, &modes)?;
+            }
+            ("flush_interval", Some(value)) => match seconds(key, &value)? {
+                Some(interval) if interval <= FLUSH_INTERVAL_MAX => self.flush_interval = interval,
+                _ => return usage("option flush_interval: write seconds, more than 0 and at most 30, for example 0.2"),
+            },
+            ("dirty_budget", Some(value)) => match value.to_string_lossy().trim_end_matches('%').parse() {
+                Ok(percent @ 1..=100) => self.dirty_percent = percent,
+                _ => return usage("option dirty_budget: write a number from 1 to 100, for example 60"),
+            },
             ("web", Some(value)) => self.web = value.to_string_lossy().parse().map_err(UsageError)?,
             ("log_level", Some(value)) => self.log.level = Some(value.to_string_lossy().into_owned()),
             ("log_json", value) => self.log.json = flag(key, value)?,

@@ -28,6 +28,7 @@ use crate::{
     backing::{Backing, BackingError, IdForm},
     commit::Commit,
     daemonize::{self, Reporter},
+    flusher::Flusher,
     fuse::{Connection, Tell},
     link::{
         claim::{self, Claimant},
@@ -43,7 +44,7 @@ use crate::{
     },
     resync::{StateReader, pull},
     state::StateDir,
-    vfs::Vfs,
+    vfs::{CacheMode, Vfs},
 };
 
 /// Exit code for a command line that cannot be understood (EX_USAGE).
@@ -108,6 +109,7 @@ struct Running {
     ended: mpsc::Receiver<End>,
     send_end: mpsc::Sender<End>,
     admin: admin::AdminServer,
+    flusher: Option<Flusher>,
 }
 
 enum End {
@@ -206,7 +208,8 @@ fn serve(
     let settings = &options.settings;
     let fuse_failed = |source| RunError::Fuse { dir: place.dir.clone(), source };
     let vfs = Vfs::new(place.backing.clone(), replication.commit.clone(), settings.fsync.clone());
-    let vfs = Arc::new(vfs.map_err(system("looking at the backing directory"))?);
+    let vfs = vfs.map_err(system("looking at the backing directory"))?.with_cache_mode(settings.cache_mode);
+    let vfs = Arc::new(vfs);
     let (fuse, detached) = match prepared {
         Some(Prepared { fuse, detached }) => (fuse, Some(detached)),
         None => (mount::mount_by_helper(&place.dir, spec).map_err(fuse_failed)?, None),
@@ -229,7 +232,9 @@ fn serve(
     if let Some(connection) = mount::connection_name(&place.dir) {
         replication.note_mounted(&connection);
     }
-    let mounted = Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass, meters));
+    let (flush_interval, flusher) = start_flusher(options, &place.dir, &vfs)?;
+    let mounted =
+        Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass, meters).with_flush_interval(flush_interval));
     let socket = admin::socket_path(&settings.runtime, key);
     let admin = admin::serve(&socket, settings.web, replication.clone(), mounted.clone()).map_err(|source| {
         let _ = mount::unmount(&place.dir, true);
@@ -237,7 +242,25 @@ fn serve(
     })?;
     let _ = teller.set(admin.teller());
     tracing::info!(dir = %place.dir.display(), source = %options.source.text, "mounted");
-    Ok(Running { mounted, replication: replication.clone(), ended, send_end, admin })
+    Ok(Running { mounted, replication: replication.clone(), ended, send_end, admin, flusher })
+}
+
+/// What `cache=writeback` needs beside the kernel's part: a share of the dirty memory, and the timer.
+fn start_flusher(
+    options: &Options,
+    dir: &Path,
+    vfs: &Arc<Vfs<Commit>>,
+) -> Result<(Duration, Option<Flusher>), RunError> {
+    let settings = &options.settings;
+    if settings.cache_mode == CacheMode::Strict {
+        return Ok((Duration::ZERO, None));
+    }
+    if let Err(error) = mount::budget::raise(dir, settings.dirty_percent) {
+        tracing::info!(%error, "the kernel keeps little of what is written to this mount; as root it would keep more");
+    }
+    let interval = settings.flush_interval;
+    let flusher = Flusher::start(dir.to_owned(), vfs.clone(), interval).map_err(system("starting a thread"))?;
+    Ok((interval, Some(flusher)))
 }
 
 fn open_place(options: &Options) -> Result<Place, RunError> {
@@ -427,7 +450,7 @@ fn raise_descriptor_limit() {
 impl Running {
     /// Until the mount is gone.
     fn wait(self, signals: Signals) -> ExitCode {
-        let Running { mounted, replication, ended, send_end, admin } = self;
+        let Running { mounted, replication, ended, send_end, admin, flusher } = self;
         let ending = mounted.clone();
         let watching = spawn("signals", move || {
             signals.wait();
@@ -450,6 +473,7 @@ impl Running {
                 (false, ExitCode::SUCCESS)
             }
         };
+        drop(flusher);
         mounted.vfs().settle_all();
         mounted.vfs().stop_settler();
         let empty = is_empty(mounted.vfs().backing()).unwrap_or(false);

@@ -24,7 +24,7 @@ use tokio::{net::UnixListener, sync::oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::{fuse::Tell, replication::Replication};
+use crate::{fuse::Tell, replication::Replication, vfs::CacheMode};
 
 /// What the admin service needs of the mount itself.
 pub trait MountOps: Send + Sync {
@@ -49,8 +49,10 @@ pub struct MountFacts {
     pub not_crossed: Vec<String>,
     /// Processes that hold descriptors older than the mount.
     pub bypass: Vec<String>,
-    /// strict or writeback.
-    pub cache_mode: String,
+    /// How the kernel keeps what is written.
+    pub cache_mode: CacheMode,
+    /// How long it may do so.
+    pub flush_interval: Duration,
     /// What fsync promises, for the mount and for paths.
     pub fsync_mode: String,
     /// Writes that are held back because the link is slower than the writer.

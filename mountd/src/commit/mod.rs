@@ -334,13 +334,23 @@ impl Commit {
         Position { epoch: inner.epoch, seq, ..Position::default() }
     }
 
-    fn fill(&self, op: Op) {
+    /// `sendable`: not so, it must not leave the window but as dirty cells.
+    fn fill(&self, op: Op, sendable: bool) {
         {
             let op = Arc::new(op);
             let mut inner = self.inner.lock();
+            while !sendable && inner.window.filled().next() < op.seq {
+                // Behind a slot that is not filled it would stay, and be sent. Who holds that one waits for no lock and no network.
+                drop(inner);
+                std::thread::yield_now();
+                inner = self.inner.lock();
+            }
             inner.marks.handle_op(op.seq, &op.changes);
             inner.note_moves(&op.changes);
-            let dropped = inner.window.fill(op.clone());
+            let mut dropped = inner.window.fill(op.clone());
+            if !sendable {
+                dropped.extend(inner.window.give_up());
+            }
             for op in &dropped {
                 inner.dirty.insert_op(op);
             }
@@ -419,7 +429,14 @@ impl Slot<'_> {
     /// Step 3, still under the locks: what happened.
     pub fn fill(mut self, origin: Origin, changes: Changes) {
         self.filled = true;
-        self.commit.fill(Op { seq: self.seq, origin, changes });
+        self.commit.fill(Op { seq: self.seq, origin, changes }, true);
+    }
+
+    /// The same for a change that is more than an op can carry: `changes` name its cells. They and all that waits to be sent become
+    /// dirty, as if the window had overflowed, so that the replica gets the state, as one step.
+    pub fn fill_without_data(mut self, origin: Origin, changes: Changes) {
+        self.filled = true;
+        self.commit.fill(Op { seq: self.seq, origin, changes }, false);
     }
 
     /// Nothing happened (the system call failed).
@@ -429,7 +446,7 @@ impl Slot<'_> {
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         if !self.filled {
-            self.commit.fill(Op { seq: self.seq, origin: Origin::default(), changes: Changes::new() });
+            self.commit.fill(Op { seq: self.seq, origin: Origin::default(), changes: Changes::new() }, true);
         }
     }
 }

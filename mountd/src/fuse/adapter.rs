@@ -117,7 +117,7 @@ impl<J: Journal> Adapter<J> {
             | opcode::COPY_FILE_RANGE
             | opcode::IOCTL => self.file(header, fields, reply),
             opcode::READDIR | opcode::READDIRPLUS => self.list(header, fields, reply),
-            opcode::CREATE | opcode::MKNOD | opcode::MKDIR | opcode::SYMLINK | opcode::LINK => {
+            opcode::CREATE | opcode::TMPFILE | opcode::MKNOD | opcode::MKDIR | opcode::SYMLINK | opcode::LINK => {
                 self.make(header, fields, reply)
             }
             opcode::UNLINK | opcode::RMDIR | opcode::RENAME | opcode::RENAME2 => self.unmake(header, fields, reply),
@@ -274,11 +274,12 @@ impl<J: Journal> Adapter<J> {
             }
             _ => {
                 let (flags, command) = (fields.u32()?, fields.u32()?);
-                let (_argument, _in_size, out_size) = (fields.u64()?, fields.u32()?, fields.u32()?);
+                let (_argument, in_size, out_size) = (fields.u64()?, fields.u32()?, fields.u32()?);
                 if IoctlFlags::from_bits_retain(flags).contains(IoctlFlags::FUSE_IOCTL_UNRESTRICTED) {
                     reply.error(libc::ENOSYS);
                 } else {
-                    let result = self.vfs.ioctl(header.node, command, out_size as usize);
+                    let result =
+                        self.vfs.ioctl(header.node, command, fields.bytes(in_size as usize)?, out_size as usize);
                     answer(reply, result, |reply, data| reply.parts(&Out::default().zeroes(16), &data));
                 }
             }
@@ -304,10 +305,14 @@ impl<J: Journal> Adapter<J> {
 
     fn make(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
         match header.opcode {
-            opcode::CREATE => {
+            opcode::CREATE | opcode::TMPFILE => {
                 let (flags, mode, umask) = (fields.u32()? as i32, fields.u32()?, fields.u32()?);
                 fields.u32()?;
-                let created = self.vfs.create(making(&header, umask, fields.name()?), mode, flags);
+                let making = making(&header, umask, fields.name()?);
+                let created = match header.opcode {
+                    opcode::TMPFILE => self.vfs.tmpfile(making, mode, flags),
+                    _ => self.vfs.create(making, mode, flags),
+                };
                 answer(reply, created, |reply, (entry, opened)| {
                     reply.out(&convert::opened(convert::entry(&entry), opened.handle));
                 });

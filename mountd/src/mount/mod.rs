@@ -6,6 +6,7 @@
 //!   └ not allowed to mount: fusermount3, which mounts first
 //! ```
 
+pub mod budget;
 pub mod bypass;
 pub mod table;
 

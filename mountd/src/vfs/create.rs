@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     sync::Arc,
@@ -44,10 +44,10 @@ pub struct Making<'a> {
 }
 
 /// Something that was just made.
-struct Born {
-    id: InodeId,
-    stat: Stat,
-    fd: OwnedFd,
+pub(super) struct Born {
+    pub id: InodeId,
+    pub stat: Stat,
+    pub fd: OwnedFd,
 }
 
 impl<J: Journal> Vfs<J> {
@@ -127,13 +127,18 @@ impl<J: Journal> Vfs<J> {
         let cells = [MarkCell::Dir(dir.id), MarkCell::File { id: inode.id, block: ATTRIBUTES }];
         let _mark = self.mark(&cells)?;
         let (fd, dir_fd) = (self.fd(&inode)?, self.fd(&dir)?);
-        let _locks = Locks::take(&[&inode, &dir]);
-        let slot = self.journal.reserve();
-        self.failed(&cells, link_fd(fd.as_fd(), dir_fd.as_fd(), name).map_err(Into::into))?;
-        let mut changes: Changes =
-            smallvec![Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) }];
-        changes.extend(self.dir_mtime(&dir, &dir_fd));
-        slot.fill(caller.origin(), changes);
+        let mut locks = Locks::take(&[&inode, &dir]);
+        if locks.of(&inode).unnamed {
+            let (file, place) = ((&*inode, &*fd), (&*dir, &*dir_fd));
+            self.link_first(caller, file, place, (name, op_name), locks.of(&inode))?;
+        } else {
+            let slot = self.journal.reserve();
+            self.failed(&cells, link_fd(&*fd, &*dir_fd, name).map_err(Into::into))?;
+            let mut changes: Changes =
+                smallvec![Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) }];
+            changes.extend(self.dir_mtime(&dir, &dir_fd));
+            slot.fill(caller.origin(), changes);
+        }
         let stat = sys::stat(&fd)?;
         self.backing.remember(&inode.id, &dir.id, name);
         let inode = self.inodes.remember(inode.id, &stat);
@@ -179,7 +184,13 @@ impl<J: Journal> Vfs<J> {
     }
 
     /// Gives what was just made to its caller and looks at what resulted, and at the directory.
-    fn adopt(&self, caller: Caller, dir_fd: &OwnedFd, name: &OsStr, made: Option<OwnedFd>) -> VfsResult<(Born, Stat)> {
+    pub(super) fn adopt(
+        &self,
+        caller: Caller,
+        dir_fd: &OwnedFd,
+        name: &OsStr,
+        made: Option<OwnedFd>,
+    ) -> VfsResult<(Born, Stat)> {
         let fd = match made {
             Some(fd) => fd,
             None => sys::open_path_at(dir_fd, name)?,
@@ -230,7 +241,8 @@ fn remove_born(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
 }
 
 /// Links by descriptor; without the right to do so, by its magic link.
-fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+pub(super) fn link_fd(fd: impl AsFd, dir: impl AsFd, name: &OsStr) -> rustix::io::Result<()> {
+    let (fd, dir) = (fd.as_fd(), dir.as_fd());
     match rustix::fs::linkat(fd, c"", dir, name, AtFlags::EMPTY_PATH) {
         Err(rustix::io::Errno::NOENT) => {
             let path = sys::ProcPath::new(fd);

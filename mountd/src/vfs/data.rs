@@ -3,7 +3,7 @@
 //! Every write(2) arrives here before it returns (write-through), with the offset that the kernel chose, so the backing descriptor
 //! never appends by itself. Stores through a shared mapping arrive as writes when the kernel writes the page back.
 
-use std::{sync::Arc, time::Instant};
+use std::{os::fd::AsFd, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, SeekFrom};
@@ -11,7 +11,7 @@ use smallvec::{SmallVec, smallvec};
 use tandem_proto::{Change, Changes, InodeId, limits, stage::NodeType};
 
 use super::{
-    Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
+    CacheMode, Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
     handles::OpenFile,
     inodes::{Inode, InodeState, Privileges},
     mtime_change,
@@ -54,7 +54,18 @@ impl<J: Journal> Vfs<J> {
         }
         let inode = self.inode(node)?;
         let wide = backing_flags(flags);
-        let (fd, readable) = match self.open_inode(&inode, wide) {
+        let opened = match self.open_inode(&inode, wide) {
+            // A file that may only be appended to (chattr +a) is opened for that only; the kernel's offset is its end then.
+            Err(VfsError::Backing(error))
+                if error.raw_os_error() == Some(libc::EPERM)
+                    && flags & libc::O_APPEND != 0
+                    && self.cache_mode == CacheMode::Strict =>
+            {
+                self.open_inode(&inode, wide | OFlags::APPEND)
+            }
+            other => other,
+        };
+        let (fd, readable) = match opened {
             Err(VfsError::Backing(error))
                 if error.raw_os_error() == Some(libc::EACCES) && flags & libc::O_ACCMODE == libc::O_WRONLY =>
             {
@@ -110,7 +121,7 @@ impl<J: Journal> Vfs<J> {
         let cells = data_cells(inode.id, offset, data.len() as u64);
         let _mark = self.mark(&cells)?;
         let mut state = inode.lock();
-        let before = Privileged::look(&file, &mut state)?;
+        let before = self.before_content(&file, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let written = loop {
             match rustix::io::pwrite(&file.fd, data, offset) {
@@ -158,6 +169,15 @@ impl<J: Journal> Vfs<J> {
                 self.settler.push(inode.clone());
             }
         }
+    }
+
+    /// Before the content changes, under the lock: what has to be known of it.
+    pub(super) fn before_content(&self, file: &OpenFile, state: &mut InodeState) -> VfsResult<Privileged> {
+        if self.cache_mode == CacheMode::Writeback && state.told_mtime.is_none() {
+            // What the kernel was told is its own until it tells another; it need not, if it thinks that no time has passed.
+            state.told_mtime = Some(sys::stat(&file.fd)?.mtime);
+        }
+        Privileged::look(file, state)
     }
 
     /// After the content changed: clears suid and sgid if asked to, and notes what the backing cleared by itself.
@@ -303,6 +323,10 @@ impl<J: Journal> Vfs<J> {
 
     /// Finds the next data or hole.
     pub fn lseek(&self, handle: u64, offset: u64, whence: i32) -> VfsResult<u64> {
+        if self.cache_mode == CacheMode::Writeback {
+            // The kernel asks without having written its dirty pages: what they hold would be a hole. It answers by itself then.
+            return Err(rustix::io::Errno::NOSYS.into());
+        }
         let file = self.file(handle)?;
         let position = match whence {
             libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -356,11 +380,11 @@ impl Privileged {
 }
 
 /// Reads a range of a file that was just changed under the lock, as data changes.
-pub(super) fn read_back(file: &OpenFile, offset: u64, len: usize) -> VfsResult<Bytes> {
+pub(super) fn read_back(fd: impl AsFd, offset: u64, len: usize) -> VfsResult<Bytes> {
     let mut buffer = vec![0; len];
     let mut done = 0;
     while done < len {
-        match rustix::io::pread(&file.fd, &mut buffer[done..], offset + done as u64) {
+        match rustix::io::pread(fd.as_fd(), &mut buffer[done..], offset + done as u64) {
             Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
             Ok(read) => done += read,
             Err(rustix::io::Errno::INTR) => {}

@@ -6,7 +6,7 @@ use tandem_proto::{Change, Changes, limits};
 
 use super::{
     Caller, Journal, Reserved as _, Vfs, VfsError, VfsResult,
-    data::{Privileged, data_cells, read_back},
+    data::{data_cells, read_back},
     mtime_change,
 };
 use crate::{
@@ -51,7 +51,7 @@ impl<J: Journal> Vfs<J> {
         cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
         let _mark = self.mark(&cells)?;
         let mut state = inode.lock();
-        let privileged = Privileged::look(&file, &mut state)?;
+        let privileged = self.before_content(&file, &mut state)?;
         let before = sys::stat(&file.fd)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         // A call that ran out of space in the middle may have grown the file all the same.
@@ -106,7 +106,7 @@ impl<J: Journal> Vfs<J> {
         let cells = data_cells(inode.id, copy.to_offset, len as u64);
         let _mark = self.mark(&cells)?;
         let mut state = inode.lock();
-        let privileged = Privileged::look(&to, &mut state)?;
+        let privileged = self.before_content(&to, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
         let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len);
@@ -114,7 +114,7 @@ impl<J: Journal> Vfs<J> {
         let (mut changes, mut cleared) = (Changes::new(), Ok(()));
         if copied > 0 {
             if slot.is_some() {
-                let data = self.unsaid(&cells, read_back(&to, copy.to_offset, copied))?;
+                let data = self.unsaid(&cells, read_back(&to.fd, copy.to_offset, copied))?;
                 changes = smallvec![Change::Data { id: inode.id, offset: copy.to_offset, data }];
             }
             cleared = self.clear_privileges(&to, privileged, caller.uid != 0, &mut state, &mut changes);

@@ -1,6 +1,12 @@
 //! Open files by handle number.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use parking_lot::RwLock;
 
@@ -22,6 +28,7 @@ pub struct OpenFile {
 #[derive(Default)]
 pub struct HandleTable {
     slots: RwLock<Slots>,
+    writers: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -33,6 +40,7 @@ struct Slots {
 impl HandleTable {
     /// Adds one; its number.
     pub fn insert(&self, file: OpenFile) -> u64 {
+        self.writers.fetch_add(usize::from(file.writable), Ordering::Relaxed);
         let file = Some(Arc::new(file));
         let mut slots = self.slots.write();
         match slots.free.pop() {
@@ -56,10 +64,16 @@ impl HandleTable {
     pub fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
         let mut slots = self.slots.write();
         let file = slots.files.get_mut(handle as usize)?.take();
-        if file.is_some() {
+        if let Some(file) = &file {
+            self.writers.fetch_sub(usize::from(file.writable), Ordering::Relaxed);
             slots.free.push(handle);
         }
         file
+    }
+
+    /// Whether some file is open for writing.
+    pub fn has_writers(&self) -> bool {
+        self.writers.load(Ordering::Relaxed) > 0
     }
 
     /// The inodes that are open for reading and writing, which a shared mapping needs; each once.

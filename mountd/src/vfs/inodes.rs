@@ -41,6 +41,8 @@ pub struct InodeState {
     pub written: Option<Instant>,
     /// The next write says the mtime itself: the file was fsynced, and who does so after each write would wait for two ops each time.
     pub says_mtime: bool,
+    /// The mtime that the kernel knows, with `cache=writeback`, once something was written: its own, whatever the writes make of it.
+    pub told_mtime: Option<Timestamp>,
     /// Whether the settler has it in its queue.
     pub queued: bool,
     /// See [`Privileges`].

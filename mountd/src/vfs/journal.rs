@@ -50,6 +50,8 @@ pub trait Journal: Send + Sync + 'static {
 pub trait Reserved {
     /// What happened.
     fn fill(self, origin: Origin, changes: Changes);
+    /// See [`Slot::fill_without_data`].
+    fn fill_without_data(self, origin: Origin, changes: Changes);
     /// Nothing happened.
     fn void(self);
 }
@@ -110,6 +112,10 @@ impl Journal for Commit {
 impl Reserved for Slot<'_> {
     fn fill(self, origin: Origin, changes: Changes) {
         Slot::fill(self, origin, changes);
+    }
+
+    fn fill_without_data(self, origin: Origin, changes: Changes) {
+        Slot::fill_without_data(self, origin, changes);
     }
 
     fn void(self) {

@@ -51,18 +51,32 @@ impl<J: Journal> Vfs<J> {
         Ok(rustix::fs::fstatvfs(self.backing.root())?)
     }
 
-    /// Inode flags and the like (`lsattr`), as the backing file system answers. Setting them is refused: they are no part of what
-    /// is replicated.
-    pub fn ioctl(&self, node: u64, command: u32, out_size: usize) -> VfsResult<Vec<u8>> {
-        if !matches!(command, FS_IOC_GETFLAGS | FS_IOC_GETVERSION | FS_IOC_FSGETXATTR) || out_size > IOCTL_OUT_MAX {
+    /// Inode flags and the like (`lsattr`, `chattr`), as the backing file system answers. They hold on it, and are no part of what is
+    /// replicated. Whether the caller may set them was asked by the kernel, which knows these two commands. `argument` is what was passed;
+    /// the answer is `out_size` long.
+    pub fn ioctl(&self, node: u64, command: u32, argument: &[u8], out_size: usize) -> VfsResult<Vec<u8>> {
+        let sets = matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR);
+        let known = sets || matches!(command, FS_IOC_GETFLAGS | FS_IOC_GETVERSION | FS_IOC_FSGETXATTR);
+        if !known || out_size > IOCTL_MAX || argument.len() > IOCTL_MAX {
             return Err(rustix::io::Errno::NOTTY.into());
+        }
+        if sets {
+            self.writable()?;
         }
         let inode = self.inode(node)?;
         let fd = self.open_inode(&inode, OFlags::RDONLY | OFlags::NONBLOCK)?;
-        let mut out = [0u8; IOCTL_OUT_MAX];
-        // SAFETY: these three commands write at most `IOCTL_OUT_MAX` bytes to the pointer, and read none.
-        let result = unsafe { libc::ioctl(fd.as_raw_fd(), command as libc::Ioctl, out.as_mut_ptr()) };
-        if result < 0 { Err(io::Error::last_os_error().into()) } else { Ok(out[..out_size].to_vec()) }
+        let mut buffer = [0u8; IOCTL_MAX];
+        buffer[..argument.len()].copy_from_slice(argument);
+        // SAFETY: these commands read and write at most `IOCTL_MAX` bytes at the pointer.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), command as libc::Ioctl, buffer.as_mut_ptr()) };
+        if result < 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        if sets && let Some(invalidate) = self.invalidate.get() {
+            // The time of its last change is another.
+            invalidate(node);
+        }
+        Ok(buffer[..out_size].to_vec())
     }
 }
 
@@ -72,5 +86,9 @@ const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
 const FS_IOC_GETVERSION: u32 = 0x8008_7601;
 /// `_IOR('X', 31, struct fsxattr)`
 const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
-/// Largest of their answers: `struct fsxattr`, rounded up.
-const IOCTL_OUT_MAX: usize = 32;
+/// `_IOW('f', 2, long)`
+const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
+/// `_IOW('X', 32, struct fsxattr)`
+const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
+/// Largest of what they pass: `struct fsxattr`, rounded up.
+const IOCTL_MAX: usize = 32;

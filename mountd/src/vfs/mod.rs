@@ -12,6 +12,7 @@
 //! One family of calls per file: [`lookup`](self) and attributes, `create`, `remove`, `rename`, `data`, `extents`, `xattr`,
 //! `dirs`; `settle` replicates the mtime of files under write.
 
+pub mod cache_mode;
 pub mod caller;
 pub mod error;
 pub mod inodes;
@@ -28,6 +29,7 @@ mod remove;
 mod rename;
 mod setattr;
 mod settle;
+mod tmpfile;
 mod xattr;
 
 use std::{
@@ -56,6 +58,7 @@ use crate::{
 };
 
 pub use self::{
+    cache_mode::CacheMode,
     caller::Caller,
     create::Making,
     data::{FsyncDone, Opened},
@@ -93,6 +96,7 @@ pub struct Vfs<J> {
     handles: HandleTable,
     settler: Settler,
     fsync: FsyncRules,
+    cache_mode: CacheMode,
     daemon: Caller,
     /// Threads of this process that push mapped pages through the mount, see [`Vfs::flush_mapped`].
     flushers: Mutex<Vec<u32>>,
@@ -128,7 +132,25 @@ impl<J: Journal> Vfs<J> {
             backing,
             journal,
             fsync: fsync.into(),
+            cache_mode: CacheMode::default(),
         })
+    }
+
+    /// The same in this mode.
+    #[must_use]
+    pub fn with_cache_mode(mut self, cache_mode: CacheMode) -> Vfs<J> {
+        self.cache_mode = cache_mode;
+        self
+    }
+
+    /// How the kernel keeps what is written.
+    pub fn cache_mode(&self) -> CacheMode {
+        self.cache_mode
+    }
+
+    /// Whether some file is open for writing, so that the kernel may hold what was not written yet.
+    pub fn has_writers(&self) -> bool {
+        self.handles.has_writers()
     }
 
     /// The backing directory.

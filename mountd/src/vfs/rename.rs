@@ -1,13 +1,14 @@
-//! Rename, with NOREPLACE and EXCHANGE: two assignments of names in one op.
+//! Rename, with NOREPLACE, EXCHANGE and WHITEOUT: two assignments of names in one op.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
 use rustix::fs::RenameFlags;
 use smallvec::SmallVec;
-use tandem_proto::{Change, Changes, Name};
+use tandem_proto::{Change, Changes, Name, NodeKind};
 
 use super::{
-    Caller, Child, Journal, Reserved as _, Vfs, VfsError, VfsResult, checked_name,
+    Caller, Child, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change, checked_name,
+    create::Born,
     inodes::{Inode, Locks},
 };
 use crate::commit::MarkCell;
@@ -25,10 +26,6 @@ impl<J: Journal> Vfs<J> {
     /// Moves what `from` means to `to`, or exchanges both.
     pub fn rename(&self, caller: Caller, from: Place<'_>, to: Place<'_>, flags: u32) -> VfsResult<()> {
         let flags = RenameFlags::from_bits(flags).ok_or(VfsError::Invalid)?;
-        if flags.contains(RenameFlags::WHITEOUT) {
-            // A whiteout is one more birth; only overlay file systems ask for it.
-            return Err(VfsError::Invalid);
-        }
         let names = (checked_name(from.name)?, checked_name(to.name)?);
         let (old_dir, new_dir) = (self.inode(from.parent)?, self.inode(to.parent)?);
         let cells = [MarkCell::Dir(old_dir.id), MarkCell::Dir(new_dir.id)];
@@ -55,6 +52,11 @@ impl<J: Journal> Vfs<J> {
             }
             let exchange = flags.contains(RenameFlags::EXCHANGE);
             let mut changes = entry_changes((&old_dir, &new_dir), names, &moved, target.as_ref(), exchange);
+            if flags.contains(RenameFlags::WHITEOUT) {
+                let born = self.adopt(caller, &old_fd, from.name, None);
+                let (born, _) = self.unsaid(&cells, born)?;
+                leave_whiteout(&mut changes, &born);
+            }
             changes.extend(self.dir_mtime(&old_dir, &old_fd));
             if old_dir.id != new_dir.id {
                 changes.extend(self.dir_mtime(&new_dir, &new_fd));
@@ -81,6 +83,15 @@ impl<J: Journal> Vfs<J> {
             return Ok(());
         }
     }
+}
+
+/// The old name means a whiteout now, a device 0:0 that was just born: what an overlay file system hides a lower file with.
+fn leave_whiteout(changes: &mut Changes, born: &Born) {
+    if let Some(Change::Entry { new, .. }) = changes.first_mut() {
+        *new = Some(born.id);
+    }
+    changes.insert(0, attr_change(born.id, &born.stat));
+    changes.insert(0, Change::Birth { id: born.id, kind: NodeKind::CharDevice { major: 0, minor: 0 } });
 }
 
 fn entry_changes(

@@ -10,7 +10,7 @@ use std::{
 use tandem_proto::{Change, Changes, Timestamp, limits};
 
 use super::{
-    Caller, Journal, Reserved as _, Vfs, VfsResult, attr_change,
+    CacheMode, Caller, Journal, Reserved as _, Vfs, VfsResult, attr_change,
     data::{CAPABILITY, without_set_ids},
     inodes::{Inode, Privileges},
 };
@@ -81,6 +81,9 @@ impl<J: Journal> Vfs<J> {
         let done = self.failed(&cells, apply(caller, &fd, writer, &set));
         state.privileges = Privileges::Unknown;
         state.written = None;
+        if let (CacheMode::Writeback, Some(SetTime::At(time))) = (self.cache_mode, set.mtime) {
+            state.told_mtime = Some(time);
+        }
         let resulted = resulted(&inode, &fd, &set, capability_before);
         let (after, changes) = match slot {
             Some(_) => self.unsaid(&cells, resulted)?,
@@ -151,7 +154,12 @@ fn apply(caller: Caller, fd: &Arc<OwnedFd>, writer: Option<&OwnedFd>, set: &SetA
     set_times(fd, set)
 }
 
-fn set_times(fd: &Arc<OwnedFd>, set: &SetAttr) -> VfsResult<()> {
+/// Sets the time of the last modification.
+pub(super) fn set_mtime(fd: &OwnedFd, mtime: Timestamp) -> VfsResult<()> {
+    set_times(fd, &SetAttr { mtime: Some(SetTime::At(mtime)), ..SetAttr::default() })
+}
+
+fn set_times(fd: &OwnedFd, set: &SetAttr) -> VfsResult<()> {
     if set.atime.is_none() && set.mtime.is_none() {
         return Ok(());
     }

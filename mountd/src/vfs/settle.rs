@@ -12,7 +12,9 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 
-use super::{Caller, Journal, Reserved as _, Vfs, VfsResult, inodes::Inode, mtime_change};
+use super::{
+    CacheMode, Caller, Journal, Reserved as _, Vfs, VfsResult, inodes::Inode, mtime_change, setattr::set_mtime,
+};
 use crate::{
     backing::sys,
     commit::{ATTRIBUTES, MarkCell},
@@ -60,11 +62,27 @@ impl<J: Journal> Vfs<J> {
         if state.written.take().is_none() || state.unnamed {
             return Ok(());
         }
-        let stat = match fd {
-            Some(fd) => sys::stat(fd)?,
-            None => sys::stat(&*self.fd(inode)?)?,
+        let reached;
+        let fd = match fd {
+            Some(fd) => fd,
+            None => {
+                reached = self.fd(inode)?;
+                &*reached
+            }
         };
+        let mut stat = sys::stat(fd)?;
+        if let Some(mtime) = state.told_mtime.filter(|mtime| *mtime != stat.mtime) {
+            set_mtime(fd, mtime)?;
+            stat = sys::stat(fd)?;
+        }
         self.journal.reserve().fill(caller.origin(), smallvec![mtime_change(inode.id, &stat)]);
+        drop(state);
+        if self.cache_mode == CacheMode::Writeback
+            && let Some(invalidate) = self.invalidate.get()
+        {
+            // The kernel knows its own size and mtime, but not how many blocks it became.
+            invalidate(inode.node);
+        }
         Ok(())
     }
 

@@ -85,6 +85,10 @@ impl Reserved for RecordedSlot<'_> {
         self.set(changes);
     }
 
+    fn fill_without_data(self, _origin: Origin, _changes: Changes) {
+        panic!("a model of ops cannot know what was not said");
+    }
+
     fn void(self) {}
 }
 

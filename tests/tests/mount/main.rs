@@ -16,6 +16,7 @@ mod names;
 mod outages;
 mod page;
 mod past;
+mod posix;
 mod promises;
 mod readers;
 mod speed;

@@ -1,0 +1,151 @@
+//! What a program may do to a file beyond the everyday: the mount answers as the file system below it does, and the replica follows.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::Path,
+    process::Command,
+};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
+use tandem_tests::{
+    harness::{Lab, MountSpec, eventually, seconds},
+    rng::content,
+};
+
+use crate::support::{assert_equal_and_unmount, assert_replica_equal};
+
+/// A file without a name, below `dir`.
+fn nameless(dir: &Path) -> File {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::from_raw_mode(0o640)).expect("O_TMPFILE").into()
+}
+
+fn name_it(file: &File, name: &Path) -> rustix::io::Result<()> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, path, CWD, name, AtFlags::SYMLINK_FOLLOW)
+}
+
+#[test]
+fn file_without_a_name_arrives_whole_when_it_gets_one() {
+    let Some(lab) = Lab::new("nameless") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let at = |name: &str| mount.path().join(name);
+    fs::create_dir(at("d")).expect("new");
+
+    let empty = nameless(mount.path());
+    name_it(&empty, &at("empty")).expect("linked");
+    let mut small = nameless(&at("d"));
+    small.write_all(b"a small content").expect("writable");
+    assert_eq!(small.metadata().expect("open").nlink(), 0);
+    assert_eq!(fs::read_dir(at("d")).expect("a directory").count(), 0);
+    rustix::fs::fsetxattr(&small, "user.kind", b"small", rustix::fs::XattrFlags::empty()).expect("xattr");
+    let time = Timespec { tv_sec: -7, tv_nsec: 9 };
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    rustix::fs::futimens(&small, &Timestamps { last_access: omit, last_modification: time }).expect("times");
+    name_it(&small, &at("d/small")).expect("linked");
+    assert_eq!(name_it(&small, &at("d/small")), Err(rustix::io::Errno::EXIST));
+    name_it(&small, &at("d/again")).expect("a second name");
+    assert_eq!(small.metadata().expect("open").nlink(), 2);
+    let sparse = nameless(mount.path());
+    sparse.write_all_at(b"end", 40 << 20).expect("writable");
+    name_it(&sparse, &at("sparse")).expect("linked");
+    assert_replica_equal(&mount, &storage, "vol");
+    // More than one operation can carry.
+    let mut large = nameless(mount.path());
+    large.write_all(&content(7, 5 << 20)).expect("writable");
+    name_it(&large, &at("large")).expect("linked");
+    large.write_all_at(b"after it has a name", 3 << 20).expect("writable");
+    small.write_all(b", and more").expect("writable");
+    assert_replica_equal(&mount, &storage, "vol");
+    // Never named, and not to be.
+    let secret =
+        rustix::fs::open(at("d"), OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL, Mode::RWXU).expect("O_TMPFILE");
+    assert_eq!(name_it(&secret.into(), &at("secret")), Err(rustix::io::Errno::NOENT));
+    drop((empty, small, sparse, large));
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn whiteouts_devices_and_inode_flags_are_those_of_the_folder() {
+    let Some(lab) = Lab::new("flags") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let at = |name: &str| mount.path().join(name);
+    fs::write(at("hidden"), "moves away").expect("writable");
+    rustix::fs::renameat_with(CWD, at("hidden"), CWD, at("moved"), RenameFlags::WHITEOUT).expect("a whiteout");
+    assert!(fs::symlink_metadata(at("hidden")).expect("a whiteout").file_type().is_char_device());
+    assert_eq!(fs::read_to_string(at("moved")).expect("moved"), "moves away");
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(CWD, at("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), null)
+        .expect("a device");
+    OpenOptions::new().write(true).open(at("null")).expect("root's mounts have devices").write_all(b"x").expect("null");
+
+    fs::write(at("log"), "first").expect("writable");
+    let shell = |script: &str| {
+        let run = Command::new("sh").args(["-c", script]).current_dir(mount.path()).output().expect("a shell");
+        (run.status.success(), String::from_utf8_lossy(&run.stderr).into_owned())
+    };
+    let (set, said) = shell("chattr +a log");
+    if set {
+        assert!(shell("lsattr log | grep -q -- '-a-'").0, "the flag shows");
+        let refused = OpenOptions::new().write(true).open(at("log")).expect_err("may only be appended to");
+        assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+        let mut log = OpenOptions::new().append(true).open(at("log")).expect("may be appended to");
+        log.write_all(b", second").expect("appended");
+        drop(log);
+        assert_eq!(fs::remove_file(at("log")).expect_err("append only").raw_os_error(), Some(libc::EPERM));
+        assert!(shell("chattr -a log && chattr +i log").0);
+        assert_eq!(
+            File::options().append(true).open(at("log")).expect_err("immutable").raw_os_error(),
+            Some(libc::EPERM)
+        );
+        assert!(shell("chattr -i log").0);
+        assert_eq!(fs::read_to_string(at("log")).expect("readable"), "first, second");
+    } else {
+        eprintln!("SKIPPED: no inode flags here: {said}");
+    }
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn with_cache_writeback_what_is_written_arrives_without_a_close() {
+    let Some(lab) = Lab::new("writeback") else { return };
+    let storage = lab.storage();
+    let spec = MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("cache=writeback");
+    let mount = lab.mount_with(&spec);
+    let status = mount.status();
+    assert_eq!((status.cache_mode.as_str(), status.order.as_str()), ("writeback", "fsync and close"));
+    let at = |name: &str| mount.path().join(name);
+    let appended = at("appended");
+    let mut appending = OpenOptions::new().append(true).create(true).open(&appended).expect("writable");
+    for _ in 0..500 {
+        appending.write_all(b"one line of many\n").expect("writable");
+    }
+    let tree = storage.tree("vol").join("appended");
+    let arrived = eventually(seconds(30), || fs::metadata(&tree).is_ok_and(|there| there.len() == 500 * 17));
+    assert!(arrived, "the flush timer asks for what nobody closes");
+    // Opened for writing only: the kernel reads the page around it.
+    let inside = OpenOptions::new().write(true).open(&appended).expect("writable");
+    inside.write_all_at(b"ONE", 17).expect("writable");
+    inside.sync_all().expect("fsync");
+    fs::write(at("suid"), "program").expect("writable");
+    rustix::fs::chmodat(CWD, at("suid"), Mode::from_raw_mode(0o4755), AtFlags::empty()).expect("chmod");
+    // The kernel does not know where its own dirty pages are holes.
+    let sparse = File::options().write(true).read(true).create_new(true).open(at("sparse")).expect("new");
+    sparse.write_all_at(b"data", 8 << 20).expect("writable");
+    sparse.write_all_at(b"data", 0).expect("writable");
+    let hole = rustix::fs::seek(&sparse, rustix::fs::SeekFrom::Data(0)).expect("data");
+    assert_eq!(hole, 0);
+    drop(sparse);
+    let unsynced =
+        File::options().write(true).create_new(true).custom_flags(libc::O_SYNC).open(at("sync")).expect("new");
+    unsynced.write_all_at(&content(3, 100_000), 5).expect("writable");
+    drop((appending, inside, unsynced));
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
