@@ -121,6 +121,8 @@ struct MountReport {
     own_inside: bool,
     state_dir: String,
     last_error: String,
+    security: String,
+    identity_expires_s: i64,
     fenced_ns: i64,
     daemon: DaemonReport,
 }
@@ -302,6 +304,8 @@ fn mount(mount: &Mount) -> MountReport {
         own_inside: status.own_inside,
         state_dir: status.state_dir,
         last_error: status.last_error,
+        security: status.security,
+        identity_expires_s: status.identity_expires_s,
         fenced_ns: status.fenced_ns,
     }
 }

@@ -13,6 +13,7 @@ mod mountinfo;
 mod mounts;
 mod output;
 mod render;
+mod storage;
 mod when;
 
 use std::process::ExitCode;
@@ -47,6 +48,19 @@ enum Command {
     Resume(commands::resume::Args),
     /// Lists what the folder holds and the replica does not: of a fenced mount what nobody merges, to be looked at or copied.
     Divergence(commands::divergence::Args),
+    /// Prints a one-time token with which a client joins; run it on the storage host.
+    Invite(commands::invite::Args),
+    /// Redeems a token: this user may then reach the storage daemon, with TLS.
+    Join(commands::join::Args),
+    /// Lists who has joined a storage daemon.
+    Clients(commands::clients::Args),
+    /// Lists, makes, renames and deletes the volumes of a storage daemon.
+    Volume(commands::volume::Args),
+    /// Prints what a shell needs to complete this command.
+    #[command(hide = true)]
+    Completions(commands::completions::Args),
+    /// Takes its roles from a client, and cuts its connections.
+    Revoke(commands::revoke::Args),
     /// Copies the replica's state at one exact position into a folder, without stopping whoever writes.
     Clone(commands::clone::Args),
     /// Tells what was done on a volume, when and by whom, and what was deleted and can be had back.
@@ -66,6 +80,12 @@ impl Command {
             Command::Pause(args) => commands::pause::run(args).await,
             Command::Resume(args) => commands::resume::run(args).await,
             Command::Divergence(args) => commands::divergence::run(args).await,
+            Command::Invite(args) => commands::invite::run(args).await,
+            Command::Join(args) => commands::join::run(args).await,
+            Command::Clients(args) => commands::clients::run(args).await,
+            Command::Volume(args) => commands::volume::run(args).await,
+            Command::Completions(args) => commands::completions::run(&args),
+            Command::Revoke(args) => commands::revoke::run(args).await,
             Command::Clone(args) => commands::clone::run(args).await,
             Command::History(args) => commands::history::run(args).await,
             Command::Restore(args) => commands::restore::run(args).await,

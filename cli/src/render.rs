@@ -109,6 +109,12 @@ pub fn mount_notes(status: &MountStatus) -> Vec<String> {
     if !status.reason.is_empty() {
         notes.push(status.reason.clone());
     }
+    if status.security == "plaintext" {
+        notes.push(
+            "WARNING: plaintext over a network, as `insecure` asks: whoever is on the way reads and changes everything"
+                .to_owned(),
+        );
+    }
     notes
 }
 
@@ -209,6 +215,9 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
     details.extend(workers(&status.workers));
     if !status.last_error.is_empty() {
         details.push(("last error", status.last_error.clone()));
+    }
+    if !status.security.is_empty() {
+        details.push(("connection", status.security.clone()));
     }
     details
 }

@@ -81,6 +81,7 @@ impl Reporter {
 
     /// The mount serves.
     pub fn ready(self) {
+        tandem_runtime::notify::ready("the mount serves");
         if let Some(mut pipe) = self.pipe {
             let _ = pipe.write_all(READY);
         }

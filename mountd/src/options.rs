@@ -129,6 +129,8 @@ pub struct Settings {
     pub exec: bool,
     /// `insecure`: plaintext also to another machine.
     pub insecure: bool,
+    /// `identity=FILE`; `None`: the one of the server's address.
+    pub identity: Option<PathBuf>,
     /// `-f`, `--foreground`.
     pub foreground: bool,
 }
@@ -163,6 +165,7 @@ impl Default for Settings {
             dev: rustix::process::geteuid().is_root(),
             exec: true,
             insecure: false,
+            identity: None,
             foreground: false,
         }
     }
@@ -240,6 +243,11 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ),
     ("weak_ids", None, "accept a file system whose files have no lasting identity"),
     ("allow_other", None, "let other users in, as permissions say (the default for root)"),
+    (
+        "identity",
+        Some("FILE"),
+        "the certificate to connect with; default: the one that `tandem join` got for this server",
+    ),
     ("insecure", None, "plaintext also to another machine: whoever is on the way reads and changes everything"),
     ("config", Some("FILE"), "read keys from a TOML file first"),
 ];
@@ -300,6 +308,7 @@ pub fn parse(arguments: &[OsString], as_helper: bool) -> Result<Request, UsageEr
         settings.set(&key, value)?;
     }
     source.server.insecure = settings.insecure;
+    source.server.identity = settings.identity.clone();
     if fake {
         return Ok(Request::Check);
     }
@@ -443,6 +452,7 @@ impl Settings {
             ("log_json", value) => self.log.json = flag(key, value)?,
             ("weak_ids", value) => self.weak_ids = flag(key, value)?,
             ("allow_other", value) => self.allow_other = Some(flag(key, value)?),
+            ("identity", Some(file)) => self.identity = Some(absolute(key, file)?),
             ("insecure", value) => self.insecure = flag(key, value)?,
             ("foreground", value) => self.foreground = flag(key, value)?,
             ("ro", None) => self.read_only = true,

@@ -63,6 +63,9 @@ pub struct Flags {
     /// [default: 8GiB]
     #[arg(long, value_name = "SIZE")]
     pub log_max: Option<String>,
+    /// The data of a deleted volume is kept so long, or `all` [default: 30d]
+    #[arg(long, value_name = "AGE")]
+    pub deleted_keep: Option<String>,
 }
 
 /// What the file may hold.
@@ -80,11 +83,11 @@ struct File {
     history_keep: Option<String>,
     index_rate: Option<String>,
     log_max: Option<String>,
+    deleted_keep: Option<String>,
 }
 
 /// The keys of the file.
 const KEYS: [&str; 11] = [
-    "insecure",
     "data",
     "listen",
     "runtime",
@@ -95,6 +98,8 @@ const KEYS: [&str; 11] = [
     "index-rate",
     "log-max",
     "keepalive",
+    "insecure",
+    "deleted-keep",
 ];
 /// Smallest bound of a log: four segments, and as many again for their reserve.
 const LOG_MAX_MIN: u64 = 128 << 20;
@@ -172,8 +177,12 @@ fn keep_rule(text: &str) -> Result<KeepRule, ConfigError> {
 pub struct Config {
     /// Storage directory.
     pub data: PathBuf,
-    /// A loopback address, unless plaintext elsewhere was asked for.
+    /// Where it listens. Off loopback TLS is spoken.
     pub listen: SocketAddr,
+    /// How long the data of deleted volumes is kept; `None`: for ever.
+    pub deleted_keep: Option<Duration>,
+    /// Plaintext is accepted off loopback too.
+    pub insecure: bool,
     /// For the secret.
     pub runtime: PathBuf,
     /// How soon a connection that swallows everything is given up; `None`: never.
@@ -215,8 +224,10 @@ impl Config {
         let insecure = flags.insecure || file.insecure.unwrap_or(false);
         Ok(Config {
             data,
-            listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"), insecure)?,
+            insecure,
+            listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"))?,
             runtime: flags.runtime.or(file.runtime).unwrap_or_else(dirs::runtime_dir),
+            deleted_keep: deleted_keep(flags.deleted_keep.or(file.deleted_keep))?,
             keepalive: keepalive(flags.keepalive.or(file.keepalive))?,
             web: flags.web.or(file.web).map_or(Ok(Listen::default()), |web| web.parse()).map_err(ConfigError)?,
             log_level: flags.log_level.or(file.log_level),
@@ -227,6 +238,20 @@ impl Config {
                 flags.log_max.or(file.log_max),
             )?,
         })
+    }
+}
+
+/// How long deleted volumes are kept if nobody says otherwise.
+const DELETED_KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
+
+fn deleted_keep(age: Option<String>) -> Result<Option<Duration>, ConfigError> {
+    match age.as_deref() {
+        None => Ok(Some(DELETED_KEEP)),
+        Some("all") => Ok(None),
+        Some(text) => match units::age(text) {
+            Some(age) => Ok(Some(age)),
+            None => wrong(format!("--deleted-keep {text}: write an age, as 30d, or all")),
+        },
     }
 }
 
@@ -286,8 +311,8 @@ fn distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
-/// An address to listen on: loopback only, because there is no encryption yet, unless plaintext elsewhere was asked for.
-fn listen_address(text: &str, insecure: bool) -> Result<SocketAddr, ConfigError> {
+/// An address to listen on.
+fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
     let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
     let address = match (local, text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
         (Some(port), ..) => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
@@ -299,14 +324,6 @@ fn listen_address(text: &str, insecure: bool) -> Result<SocketAddr, ConfigError>
             ));
         }
     };
-    if !address.ip().is_loopback() && !insecure {
-        return wrong(format!(
-            "--listen {text}: not a loopback address, and without encryption only those are allowed. Listen on \
-             127.0.0.1:{port} and reach it from another machine through a tunnel: ssh -N -L {port}:127.0.0.1:{port} HOST; \
-             --insecure allows it on a network that nobody else can reach",
-            port = if address.port() == 0 { tandem_runtime::connect::DEFAULT_PORT } else { address.port() }
-        ));
-    }
     Ok(address)
 }
 
@@ -362,13 +379,11 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_listened_on_and_the_way_around_is_said() {
-        for good in ["127.0.0.1:0", "[::1]:7440", "localhost:7440", "127.0.0.1", "::1"] {
-            assert!(listen_address(good, false).is_ok(), "{good}");
+    fn an_address_is_a_number_with_or_without_a_port() {
+        for good in ["127.0.0.1:0", "[::1]:7440", "localhost:7440", "127.0.0.1", "::1", "0.0.0.0:7440"] {
+            assert!(listen_address(good).is_ok(), "{good}");
         }
-        assert!(listen_address("0.0.0.0:7440", false).expect_err("open").to_string().contains("ssh -N -L 7440"));
-        assert!(listen_address("0.0.0.0:7440", true).is_ok());
-        assert!(listen_address("nowhere", false).expect_err("no address").to_string().contains("ADDR:PORT"));
+        assert!(listen_address("nowhere").expect_err("no address").to_string().contains("ADDR:PORT"));
     }
 
     #[test]

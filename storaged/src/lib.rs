@@ -17,4 +17,5 @@ pub mod reader;
 pub mod server;
 pub mod storage;
 pub mod tree;
+pub mod trust;
 pub mod volume;

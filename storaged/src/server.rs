@@ -1,38 +1,61 @@
-//! The server: listens on loopback, checks the local secret, serves until it is told to stop.
+//! The server: listens, serves who may come in ([`crate::trust`]) until it is told to stop.
+//!
+//! Clients of other machines are served beside those of this one; who is neither gets a server of its own with small windows, which only
+//! lets them join.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use rustix::process::{Resource, Rlimit};
 use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
-    pb::{self, admin_server::AdminServer, archive_server::ArchiveServer, replication_server::ReplicationServer},
+    pb::{
+        self, admin_server::AdminServer, archive_server::ArchiveServer, replication_server::ReplicationServer,
+        trust_server::TrustServer, volumes_server::VolumesServer,
+    },
 };
 use tandem_runtime::{
     connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, Heartbeat, LATE, STREAM_WINDOW_BYTES},
-    secret,
-    watched::Watched,
+    notify, secret,
 };
 use tandem_web::Listening;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
 };
-use tokio_stream::StreamExt as _;
-use tonic::{
-    Request, Status,
-    service::Interceptor,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
 
 use crate::{
-    admin::{AdminService, ArchiveService},
+    admin::{AdminService, ArchiveService, volumes::VolumesService},
     config::Config,
     ingest::service::ReplicationService,
     storage::{Storage, StorageError},
+    trust::{
+        Trust, TrustError,
+        door::{Door, Rooms},
+        guard::Guard,
+        service::TrustService,
+    },
     volume::volumes::Volumes,
 };
 
 /// Connections that may wait to be accepted.
 const LISTEN_BACKLOG: u32 = 1024;
+/// Calls of one connection at the same time.
+const STREAMS_MAX: u32 = 256;
+/// The same for who is not known.
+const PORCH_STREAMS_MAX: u32 = 4;
+/// Flow-control window for who is not known.
+const PORCH_WINDOW_BYTES: u32 = 64 << 10;
+/// Headers of a call.
+const HEADERS_MAX_BYTES: u32 = 16 << 10;
+/// A join is a few hundred bytes.
+const TRUST_MESSAGE_MAX_BYTES: usize = 16 << 10;
 /// How long streams may take to end when the server stops.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -74,6 +97,9 @@ pub enum ServeError {
     /// The server broke.
     #[error("the server failed: {0}")]
     Server(#[from] tonic::transport::Error),
+    /// Keys and clients.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// gRPC reflection.
     #[error("reflection cannot be served: {0}")]
     Reflection(String),
@@ -89,22 +115,12 @@ fn listen_hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// Lets calls pass that carry the secret.
-#[derive(Clone)]
-struct CheckSecret {
-    secret: Arc<str>,
-}
-
-impl Interceptor for CheckSecret {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let sent = request.metadata().get(secret::METADATA_KEY).and_then(|value| value.to_str().ok());
-        if sent.is_some_and(|sent| secret::equal(sent, &self.secret)) {
-            return Ok(request);
-        }
-        Err(Status::unauthenticated(
-            "the local secret is missing or wrong: run as the user that runs tandem-storaged, with the same runtime directory \
-             ($TANDEM_RUNTIME_DIR)",
-        ))
+/// As many descriptors as the system lets us have: connections and files are many, and the usual limit is meant for shells.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::info!(%error, "the limit of descriptors stays as it is");
     }
 }
 
@@ -119,23 +135,37 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
 
 /// Runs storaged until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<(), ServeError> {
+    raise_descriptor_limit();
     let mut term = signal(SignalKind::terminate()).map_err(io_error("waiting for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("waiting for signals"))?;
     // The port first: two storaged of one address would otherwise both open volumes.
     let listen_error = |source| ServeError::Listen { address: config.listen, source };
     let socket = bind(config.listen).map_err(listen_error)?;
     let address = socket.local_addr().map_err(listen_error)?;
-    let (storage, volumes) = open(&config).await?;
+    let (storage, volumes, trust) = open(&config).await?;
     let directory = config.runtime.display().to_string();
     let secret = secret::create(&config.runtime, address.port())
         .map_err(|source| ServeError::Secret { directory: directory.clone(), source })?;
     // Only now: who connected before would send the secret that a killed storaged left behind, and be refused.
     let listener = socket.listen(LISTEN_BACKLOG).map_err(listen_error)?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (door, rooms) =
+        Door::new(trust.registry.clone(), trust.authority.server_config()?, config.insecure, config.keepalive);
     let admin = AdminService::new(volumes.clone());
     let stop_web = serve_web(&config, address.port(), &admin)?;
-    let serving = serve(listener, secret, config.keepalive, volumes.clone(), admin, stopped)?;
-    let mut serving = tokio::spawn(serving);
+    let services = Services {
+        guard: Guard::new(secret),
+        keepalive: config.keepalive,
+        deleted_keep: config.deleted_keep,
+        volumes: volumes.clone(),
+        admin,
+        trust,
+    };
+    let mut serving = tokio::spawn(serve(services, address.port(), rooms, stopped)?);
+    let mut doors = vec![tokio::spawn(door.clone().stand(listener))];
+    if let Some(listener) = beside(&address) {
+        doors.push(tokio::spawn(door.stand(listener)));
+    }
     announce(&address, &storage);
     let ended = tokio::select! {
         _ = term.recv() => None,
@@ -143,13 +173,15 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
         ended = &mut serving => Some(ended),
     };
     tracing::info!("stopping");
+    notify::stopping();
     // Ends all sessions, applies what was accepted and makes a checkpoint.
     let closing = volumes.clone();
     let closed = tokio::task::spawn_blocking(move || closing.stop()).await;
     if closed.is_err() {
         tracing::error!("stopping the volumes failed");
     }
-    let _ = stop.send(());
+    let _ = stop.send(true);
+    doors.iter().for_each(tokio::task::JoinHandle::abort);
     drop(stop_web);
     let ended = match ended {
         Some(ended) => Some(ended),
@@ -170,12 +202,14 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Io { what, source }
 }
 
-async fn open(config: &Config) -> Result<(Storage, Arc<Volumes>), ServeError> {
-    let (data, limits) = (config.data.clone(), config.limits.clone());
+async fn open(config: &Config) -> Result<(Storage, Arc<Volumes>, Arc<Trust>), ServeError> {
+    let (data, limits, deleted_keep) = (config.data.clone(), config.limits.clone(), config.deleted_keep);
     let opened = tokio::task::spawn_blocking(move || {
         let storage = Storage::open_or_create(&data)?;
+        let trust = Trust::open_or_create(storage.path())?;
         let volumes = Volumes::open(storage.path(), &limits).map_err(io_error("listing the storage directory"))?;
-        Ok::<_, ServeError>((storage, Arc::new(volumes)))
+        volumes.remove_deleted(deleted_keep).map_err(io_error("starting a thread"))?;
+        Ok::<_, ServeError>((storage, Arc::new(volumes), Arc::new(trust)))
     });
     opened.await.map_err(|error| ServeError::Io { what: "opening volumes", source: io::Error::other(error) })?
 }
@@ -187,9 +221,33 @@ fn announce(address: &SocketAddr, storage: &Storage) {
     // Who closed standard output does not want to hear.
     let _ = io::stdout().write_all(line.as_bytes()).and_then(|()| io::stdout().flush());
     tracing::info!(%address, directory = %storage.path().display(), "listening");
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "listening without encryption off loopback, as --insecure asks: only on a network that nobody else can reach");
+    notify::ready(&format!("listening on {address}"));
+}
+
+/// The same port on loopback, where an address of the network is listened on: the commands of this host come there. Another program may
+/// have it; then they have to name the address, with a certificate.
+fn beside(address: &SocketAddr) -> Option<TcpListener> {
+    if address.ip().is_unspecified() || address.ip().is_loopback() {
+        return None;
     }
+    let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port());
+    let listener = bind(local).and_then(|socket| socket.listen(LISTEN_BACKLOG));
+    listener.inspect_err(|error| tracing::warn!(%local, %error, "not listening on loopback too")).ok()
+}
+
+/// What is served, and to whom.
+struct Services {
+    guard: Guard,
+    keepalive: Option<Duration>,
+    deleted_keep: Option<Duration>,
+    volumes: Arc<Volumes>,
+    admin: AdminService,
+    trust: Arc<Trust>,
+}
+
+/// Ends when it is told to.
+async fn told(mut stop: tokio::sync::watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Serves the page until what it returns is dropped. `port`: the daemon's own.
@@ -209,19 +267,19 @@ fn serve_web(config: &Config, port: u16, admin: &AdminService) -> Result<tokio::
 }
 
 fn serve(
-    listener: TcpListener,
-    secret: String,
-    keepalive: Option<Duration>,
-    volumes: Arc<Volumes>,
-    admin: AdminService,
-    stopped: tokio::sync::oneshot::Receiver<()>,
+    services: Services,
+    port: u16,
+    rooms: Rooms,
+    stop: tokio::sync::watch::Receiver<bool>,
 ) -> Result<impl Future<Output = Result<(), tonic::transport::Error>>, ServeError> {
-    let check = CheckSecret { secret: Arc::from(secret) };
+    let Services { guard, keepalive, deleted_keep, volumes, admin, trust } = services;
     let replication = ReplicationServer::new(ReplicationService::new(volumes.clone()))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
-    let archive = ArchiveServer::new(ArchiveService::new(volumes)).max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let archive = ArchiveServer::new(ArchiveService::new(volumes.clone())).max_encoding_message_size(MESSAGE_MAX_BYTES);
     let admin = AdminServer::new(admin);
+    let volumes = VolumesServer::new(VolumesService::new(volumes, trust.clone(), deleted_keep));
+    let trust = TrustServer::new(TrustService::new(trust, port)).max_decoding_message_size(TRUST_MESSAGE_MAX_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -231,25 +289,33 @@ fn serve(
     let reflection_error = |error: tonic_reflection::server::Error| ServeError::Reflection(error.to_string());
     let v1 = reflection().build_v1().map_err(reflection_error)?;
     let v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
-    let incoming = TcpIncoming::from(listener).map(move |accepted| Watched::new(accepted?, keepalive));
+    let server = |windows: (u32, u32), streams| {
+        Server::builder()
+            .initial_stream_window_size(windows.0)
+            .initial_connection_window_size(windows.1)
+            .max_frame_size(FRAME_BYTES)
+            .max_concurrent_streams(Some(streams))
+            .http2_max_header_list_size(Some(HEADERS_MAX_BYTES))
+            .http2_keepalive_interval(keepalive.map(|bound| Heartbeat::within(bound).interval))
+            .http2_keepalive_timeout(keepalive.map(|bound| bound * LATE))
+            .layer(guard.clone())
+    };
+    let house = server((STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES), STREAMS_MAX)
+        .add_service(replication)
+        .add_service(archive)
+        .add_service(admin)
+        .add_service(volumes)
+        .add_service(trust.clone())
+        .add_service(health_service)
+        .add_service(v1)
+        .add_service(v1alpha)
+        .serve_with_incoming_shutdown(ReceiverStream::new(rooms.house), told(stop.clone()));
+    let porch = server((PORCH_WINDOW_BYTES, PORCH_WINDOW_BYTES), PORCH_STREAMS_MAX)
+        .add_service(trust)
+        .serve_with_incoming_shutdown(ReceiverStream::new(rooms.porch), told(stop));
     Ok(async move {
         health.set_serving::<ReplicationServer<ReplicationService>>().await;
         health.set_serving::<AdminServer<AdminService>>().await;
-        Server::builder()
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .http2_keepalive_interval(keepalive.map(|bound| Heartbeat::within(bound).interval))
-            .http2_keepalive_timeout(keepalive.map(|bound| bound * LATE))
-            .add_service(tonic::service::interceptor::InterceptedService::new(replication, check.clone()))
-            .add_service(tonic::service::interceptor::InterceptedService::new(archive, check.clone()))
-            .add_service(tonic::service::interceptor::InterceptedService::new(admin, check))
-            .add_service(health_service)
-            .add_service(v1)
-            .add_service(v1alpha)
-            .serve_with_incoming_shutdown(incoming, async {
-                let _ = stopped.await;
-            })
-            .await
+        tokio::try_join!(house, porch).map(|((), ())| ())
     })
 }

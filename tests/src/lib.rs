@@ -1,7 +1,8 @@
 //! Tests of TandemFS that need more than one part of it: real daemons, real mounts, faults, simulation.
 //!
 //! [`compare`] says whether two trees are equal, [`storm`] changes a tree at random, [`harness`] runs real daemons,
-//! [`trials`] hits them with faults under load, [`sim`] runs the production core of both sides on simulated disks and a simulated network.
+//! [`trials`] hits them with faults under load, [`sim`] runs the production core of both sides on simulated disks and a simulated network,
+//! [`fuzz`] feeds mutated input to whatever reads what others wrote.
 //! The tests themselves are in `tests/tests`.
 
 pub mod bench;
@@ -9,6 +10,7 @@ pub mod browser;
 pub mod compare;
 pub mod databases;
 pub mod figures;
+pub mod fuzz;
 pub mod generic;
 pub mod harness;
 pub mod netlab;

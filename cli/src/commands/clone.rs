@@ -91,7 +91,7 @@ async fn server_of(volume: &VolumeName) -> ServerAddress {
     let mounts = select(&[]).await.map(|found| found.mounts).unwrap_or_default();
     let known = mounts.iter().find(|mount| mount.status.volume == volume.as_str());
     let known = known.and_then(|mount| mount.status.server.parse().ok());
-    known.unwrap_or_else(|| ServerAddress { host: "localhost".to_owned(), port: DEFAULT_PORT, insecure: false })
+    known.unwrap_or_else(|| ServerAddress::new("localhost", DEFAULT_PORT))
 }
 
 async fn until_signal(work: impl Future<Output = Result<Pulled, Failure>>) -> Result<Pulled, Failure> {

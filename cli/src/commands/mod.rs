@@ -1,13 +1,19 @@
 //! The subcommands, one file each.
 
+pub mod clients;
 pub mod clone;
+pub mod completions;
 pub mod divergence;
 pub mod history;
+pub mod invite;
+pub mod join;
 pub mod pause;
 pub mod restore;
 pub mod resume;
+pub mod revoke;
 pub mod status;
 pub mod top;
 pub mod umount;
+pub mod volume;
 pub mod wait;
 pub mod watch;

@@ -1,21 +1,18 @@
 //! `tandem status`: one line per volume, details on demand, or JSON.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use tandem_proto::pb::{StatusReply, StatusRequest, admin_client::AdminClient};
-use tandem_runtime::connect::{Credentials, KEEPALIVE, ServerAddress};
-use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
+use tandem_runtime::connect::ServerAddress;
 
 use crate::{
     exit::{Exit, Failure},
     json::Report,
-    mounts::{Daemon, Found, said, select, with_causes},
+    mounts::{Daemon, Found, select},
     output::{complain, say},
     render,
+    storage::{self, ANSWER_TIMEOUT},
 };
-
-/// How long a storage daemon may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Options of `tandem status`.
 #[derive(Debug, clap::Args)]
@@ -97,26 +94,17 @@ async fn of_server(args: &Args, server: &ServerAddress) -> Result<Exit, Failure>
     Ok(exit)
 }
 
-type Client = AdminClient<InterceptedService<Channel, Credentials>>;
+/// The volumes of a storage daemon, one line each.
+pub async fn of_volumes(server: &ServerAddress) -> Result<Exit, Failure> {
+    let args = Args { json: false, verbose: false, server: None, insecure: false, mounts: Vec::new() };
+    of_server(&args, server).await
+}
 
 async fn ask_server(server: &ServerAddress) -> Result<StatusReply, Failure> {
-    server.may_connect().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-    let silent = |why: String| {
-        let message = format!("storage daemon {server} does not answer: {why}; is tandem-storaged running there?");
-        Failure::new(Exit::NoAnswer, message)
-    };
-    let channel = server.connect(ANSWER_TIMEOUT, Some(KEEPALIVE)).await.map_err(|error| silent(with_causes(&error)))?;
-    let mut client: Client = AdminClient::with_interceptor(channel, server.credentials());
+    let mut client = AdminClient::new(storage::connect(server).await?);
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.status(StatusRequest::default())).await;
     match answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time"))) {
         Ok(reply) => Ok(reply.into_inner()),
-        Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
-            let message = format!(
-                "storage daemon {server} refuses: {}; run this as the user who runs tandem-storaged",
-                said(&status)
-            );
-            Err(Failure::new(Exit::NoAnswer, message))
-        }
-        Err(status) => Err(silent(said(&status))),
+        Err(status) => Err(storage::refused(server, &status)),
     }
 }

@@ -92,6 +92,8 @@ impl Shared {
             held_writes: mount.held_writes as u64,
             waiting_fsyncs: facts.waiting as u64,
             last_error: link.last_error.clone(),
+            security: replication.security().into(),
+            identity_expires_s: replication.identity_expires_s(),
             listed_dirs: link.listed,
             stat_nodes: link.nodes,
             fenced_ns: replication.fenced_since_ns(),

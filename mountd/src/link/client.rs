@@ -91,10 +91,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 /// What a failed call means to people.
 pub fn status_message(server: &ServerAddress, status: &Status) -> String {
     match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied => format!(
-            "{server} does not accept our secret ({}): run the mount as the user that runs tandem-storaged, or as root",
-            status.message()
-        ),
+        Code::Unauthenticated | Code::PermissionDenied => format!("{server} does not let us in: {}", status.message()),
         Code::Unimplemented => format!("{server} is no tandem-storaged, or of another version: {}", status.message()),
         _ => match std::error::Error::source(status) {
             Some(source) => format!("{server}: {}", root_cause(source)),

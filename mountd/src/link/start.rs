@@ -151,8 +151,17 @@ pub fn decide(facts: &StartFacts<'_>) -> Result<Decided, StartRefused> {
 
 fn is_known(facts: &StartFacts<'_>) -> bool {
     !facts.state.volume_id.is_empty()
-        && facts.state.volume == facts.volume
+        && (facts.state.volume == facts.volume || was_renamed(facts))
         && facts.state.backing_identity == tandem_proto::ids::hex(facts.backing_identity)
+}
+
+/// Whether the volume that we know has another name now: it is the same volume and the same copy of it, and the old name is not meant.
+fn was_renamed(facts: &StartFacts<'_>) -> bool {
+    facts.described.as_ref().is_ok_and(|described| {
+        described.exists
+            && described.volume_id.to_string() == facts.state.volume_id
+            && described.replica_id.to_string() == facts.state.replica_id
+    })
 }
 
 /// Whether it is known that the folder was emptied through the mount, or was empty before.

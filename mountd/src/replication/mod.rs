@@ -6,6 +6,7 @@
 pub mod dirtiness;
 mod keeper;
 pub mod remember;
+mod renewal;
 pub mod shadow;
 
 use std::{
@@ -19,6 +20,7 @@ use tandem_proto::{Position, Seq, Timestamp, Uuid, VolumeName, ids::hex};
 use tandem_runtime::connect::ServerAddress;
 use tokio::sync::{mpsc, watch};
 
+use self::renewal::Renewal;
 use crate::{
     commit::{
         Commit,
@@ -94,6 +96,7 @@ pub struct Replication {
     resumed_from: &'static str,
     ending: Mutex<Option<Ending>>,
     runtime: tokio::runtime::Handle,
+    renewal: Arc<Renewal>,
 }
 
 /// What is taken apart at the end.
@@ -259,6 +262,8 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     let keeper = keeper::Keeper::start(commit.clone(), reader.clone(), shared.clone(), state.clone(), run)
         .map_err(|error| ReplicationError::Spawn("the mark keeper", error))?;
     let link = runtime.spawn(driver.run());
+    let renewal = Arc::new(Renewal::default());
+    runtime.spawn(renewal::run(server.clone(), renewal.clone()));
     let handle = runtime.handle().clone();
     let ending = Mutex::new(Some(Ending { runtime, link, keeper, state, reader: reader.clone() }));
     Ok(Replication {
@@ -273,6 +278,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         reader,
         ending,
         runtime: handle,
+        renewal,
     })
 }
 
@@ -324,6 +330,16 @@ impl Replication {
     /// The state directory.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// How the link is protected, for status.
+    pub fn security(&self) -> &'static str {
+        self.server.protection()
+    }
+
+    /// Unix time when our certificate expires; 0: none is used.
+    pub fn identity_expires_s(&self) -> i64 {
+        self.renewal.expires_s()
     }
 
     /// What told what differed at the start, for status.

@@ -113,7 +113,7 @@ impl Pull {
     fn refused(&self, status: &Status) -> PullError {
         let why = match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => {
-                format!("{} does not accept our secret ({})", self.server, status.message())
+                format!("{} does not let us in: {}", self.server, status.message())
             }
             Code::Unimplemented => {
                 format!("{} is no tandem-storaged, or of another version: {}", self.server, status.message())

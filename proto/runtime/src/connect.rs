@@ -1,4 +1,4 @@
-//! gRPC connections to daemons: addresses as people write them, the local secret, Unix sockets.
+//! gRPC connections to daemons: addresses as people write them, TLS or the local secret, Unix sockets.
 
 use std::{
     fmt, io,
@@ -17,7 +17,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{secret, watched::Watched};
+use crate::{
+    secret,
+    tls::{ClientTls, Fingerprint, HANDSHAKE_TIMEOUT, Identity, Trusting, Wire, identities, path_for},
+    watched::Watched,
+};
 
 /// Flow-control window of one stream: a real round trip needs it (measured).
 pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
@@ -38,13 +42,22 @@ pub struct ServerAddress {
     pub port: u16,
     /// Plaintext is accepted although it is not on this machine: whoever is on the way reads, and changes, everything.
     pub insecure: bool,
+    /// The identity to connect with; `None`: the one of this address, if it was joined.
+    pub identity: Option<PathBuf>,
 }
 
-/// The address is another machine's, and plaintext is for this one.
+/// How a storage daemon is reached.
+#[derive(Debug)]
+enum Route {
+    Plain,
+    Tls(ClientTls),
+}
+
+/// The address is another machine's that we did not join, and plaintext is for this one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is not on this machine, and links without TLS are only allowed on loopback: use localhost, or a tunnel to it; on a network that \
-     nobody else can reach, `insecure` allows plaintext"
+    "{0} was not joined: run `tandem invite VOLUME` on the storage host, and here, as the same user, `tandem join {0} TOKEN`; plaintext is for \
+     this machine only, unless `insecure` asks for it"
 )]
 pub struct NotAllowed(pub String);
 
@@ -57,9 +70,55 @@ impl ServerAddress {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
+    /// An address, with what is usual.
+    pub fn new(host: impl Into<String>, port: u16) -> ServerAddress {
+        ServerAddress { host: host.into(), port, insecure: false, identity: None }
+    }
+
+    /// The identity that would be used, if plaintext was not asked for.
+    pub fn identity_path(&self) -> PathBuf {
+        self.identity.clone().unwrap_or_else(|| path_for(&identities(), self))
+    }
+
+    /// The same, in plaintext with the local secret if that is this host's and we may read it: who runs a storage daemon may do more than
+    /// the client that he is as well.
+    pub fn as_local(&self) -> ServerAddress {
+        let local = self.identity.is_none() && self.is_loopback() && secret::read(self.port).is_some();
+        ServerAddress { insecure: self.insecure || local, ..self.clone() }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.insecure || (self.identity.is_none() && self.is_loopback() && !self.identity_path().exists())
+    }
+
+    /// How the connection is protected, for people.
+    pub fn protection(&self) -> &'static str {
+        match (self.is_plain(), self.is_loopback()) {
+            (false, _) => "tls",
+            (true, true) => "loopback",
+            (true, false) => "plaintext",
+        }
+    }
+
     /// Refuses a connection that would go over a network in plaintext without being asked to.
     pub fn may_connect(&self) -> Result<(), NotAllowed> {
-        if self.is_loopback() || self.insecure { Ok(()) } else { Err(NotAllowed(self.to_string())) }
+        let allowed = self.is_plain() || self.identity.is_some() || self.identity_path().exists();
+        if allowed { Ok(()) } else { Err(NotAllowed(self.to_string())) }
+    }
+
+    /// TLS where we have joined, plaintext on this machine or where it was asked for.
+    fn route(&self) -> io::Result<Route> {
+        if self.is_plain() {
+            return Ok(Route::Plain);
+        }
+        let path = self.identity_path();
+        let identity = Identity::load(&path).map_err(io::Error::other)?;
+        let identity = identity.ok_or_else(|| match &self.identity {
+            Some(path) => io::Error::new(io::ErrorKind::NotFound, format!("there is no identity {}", path.display())),
+            None => io::Error::other(NotAllowed(self.to_string())),
+        })?;
+        let tls = ClientTls::new(Trusting::Joined(Box::new(identity)));
+        Ok(Route::Tls(tls.map_err(|error| io::Error::other(format!("the identity {}: {error}", path.display())))?))
     }
 
     /// Connects, with our windows. A connection that swallows everything for `keepalive` is given up; `None`: never.
@@ -68,9 +127,30 @@ impl ServerAddress {
         connect_timeout: Duration,
         keepalive: Option<Duration>,
     ) -> Result<Channel, tonic::transport::Error> {
+        let server = self.clone();
+        // Looked at for each connection: an identity may have been renewed.
+        self.connect_by(connect_timeout, keepalive, move || server.route()).await
+    }
+
+    /// Connects to a storage daemon that was not joined yet: its CA has this fingerprint, and we have no certificate.
+    pub async fn connect_introduced(
+        &self,
+        connect_timeout: Duration,
+        ca: Fingerprint,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let route = move || ClientTls::new(Trusting::Introduced(ca)).map(Route::Tls).map_err(io::Error::other);
+        self.connect_by(connect_timeout, Some(KEEPALIVE), route).await
+    }
+
+    async fn connect_by(
+        &self,
+        connect_timeout: Duration,
+        keepalive: Option<Duration>,
+        route: impl Fn() -> io::Result<Route> + Clone + Send + 'static,
+    ) -> Result<Channel, tonic::transport::Error> {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         let mut endpoint = Endpoint::from_shared(format!("http://{host}:{}", self.port))?
-            .connect_timeout(connect_timeout)
+            .connect_timeout(connect_timeout.max(HANDSHAKE_TIMEOUT))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if let Some(bound) = keepalive {
@@ -82,10 +162,17 @@ impl ServerAddress {
         }
         let (host, port) = (self.host.clone(), self.port);
         let connector = move |_| {
-            let host = host.clone();
+            let (host, route) = (host.clone(), route.clone());
             async move {
-                let stream = tokio::net::TcpStream::connect((host.as_str(), port)).await?;
-                Ok::<_, io::Error>(TokioIo::new(Watched::new(stream, keepalive)?))
+                let route = route()?;
+                let stream =
+                    tokio::time::timeout(connect_timeout, tokio::net::TcpStream::connect((host.as_str(), port)));
+                let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                let watched = Watched::new(stream, keepalive)?;
+                Ok::<_, io::Error>(TokioIo::new(match route {
+                    Route::Plain => Wire::Plain(watched),
+                    Route::Tls(tls) => Wire::Tls(Box::new(tls.connect(watched).await?.into())),
+                }))
             }
         };
         endpoint.connect_with_connector(tower::service_fn(connector)).await
@@ -93,7 +180,7 @@ impl ServerAddress {
 
     /// Sends the local secret with every call, if plaintext is allowed there and there is one.
     pub fn credentials(&self) -> Credentials {
-        let secret = if self.may_connect().is_ok() { secret::read(self.port) } else { None };
+        let secret = if self.is_plain() { secret::read(self.port) } else { None };
         Credentials { secret: secret.and_then(|secret| secret.parse().ok()) }
     }
 }
@@ -135,7 +222,7 @@ impl FromStr for ServerAddress {
                 _ => return bad("the port is not a number from 1 to 65535"),
             },
         };
-        Ok(ServerAddress { host: host.to_owned(), port, insecure: false })
+        Ok(ServerAddress::new(host, port))
     }
 }
 

@@ -1,12 +1,14 @@
 //! What both daemons and the CLI need and is no agreement on the wire: durable files, record framing, the local secret,
-//! runtime and state directories, telemetry, and gRPC connections.
+//! runtime and state directories, telemetry, TLS, and gRPC connections.
 
 pub mod connect;
 pub mod dirs;
 pub mod durable;
 pub mod frame;
 pub mod mutant;
+pub mod notify;
 pub mod secret;
 pub mod telemetry;
+pub mod tls;
 pub mod watched;
 pub mod when;

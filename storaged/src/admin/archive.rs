@@ -18,6 +18,7 @@ use crate::{
         reading::{self, Question},
     },
     ingest::service::status,
+    trust::caller::{Caller, Role},
     volume::volumes::{Volume, Volumes},
 };
 
@@ -60,8 +61,9 @@ impl ArchiveService {
         ArchiveService { volumes }
     }
 
-    fn volume(&self, name: &str) -> Result<Arc<Volume>, Status> {
+    fn volume(&self, caller: &Caller, name: &str) -> Result<Arc<Volume>, Status> {
         let name = wanted(name)?.ok_or_else(|| Status::invalid_argument("name a volume"))?;
+        caller.may(&name, Role::Reader)?;
         self.volumes.serving(&name).map_err(|refusal| status(&refusal))
     }
 }
@@ -79,8 +81,9 @@ impl Archive for ArchiveService {
     type HistoryStream = Stream<pb::HistoryItem>;
 
     async fn history(&self, request: Request<pb::HistoryRequest>) -> Result<Response<Self::HistoryStream>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let volume = self.volume(&request.volume)?;
+        let volume = self.volume(&caller, &request.volume)?;
         let unrecorded = || Status::unavailable("the volume has no record of ops: see the log of tandem-storaged");
         let history = volume.history.clone().ok_or_else(unrecorded)?;
         let question =
@@ -100,8 +103,9 @@ impl Archive for ArchiveService {
     type KeptStream = Stream<pb::KeptItem>;
 
     async fn kept(&self, request: Request<pb::KeptRequest>) -> Result<Response<Self::KeptStream>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let history = history_directory(&*self.volume(&request.volume)?);
+        let history = history_directory(&*self.volume(&caller, &request.volume)?);
         Ok(answer(move |out| {
             let limit = request.limit as usize;
             let items = kept::list(&history, &request.path, limit).map_err(failed("looking for deleted files"))?;
@@ -117,8 +121,9 @@ impl Archive for ArchiveService {
     type FetchStream = Stream<pb::PullMessage>;
 
     async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let history = history_directory(&*self.volume(&request.volume)?);
+        let history = history_directory(&*self.volume(&caller, &request.volume)?);
         Ok(answer(move |out| fetch(&history, &request, out)))
     }
 }

@@ -1,6 +1,7 @@
 //! What people and tools ask storaged: `Admin`.
 
 mod archive;
+pub mod volumes;
 
 pub use archive::ArchiveService;
 
@@ -23,6 +24,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     history::Kept,
     index::WorkerState,
+    trust::caller::{Caller, Role},
     volume::volumes::{Broken, Entry, Volume, Volumes},
 };
 
@@ -44,7 +46,7 @@ struct Source {
 impl tandem_web::Source for Source {
     fn status(&self) -> pb::StatusReply {
         // Of all volumes, which is never wrong.
-        Source::status(self, None).unwrap_or_default()
+        Source::status(self, &Caller::Local, None).unwrap_or_default()
     }
 
     fn recent(&self, volume: &str) -> Vec<pb::HistoryItem> {
@@ -142,17 +144,25 @@ fn broken_status(name: &VolumeName, broken: &Broken) -> pb::VolumeStatus {
 }
 
 impl Source {
-    /// The status of one volume, or of all.
-    fn status(&self, only: Option<&VolumeName>) -> Result<pb::StatusReply, Status> {
+    /// The status of one volume, or of all that the caller may see.
+    fn status(&self, caller: &Caller, only: Option<&VolumeName>) -> Result<pb::StatusReply, Status> {
+        if let Some(only) = only {
+            caller.may(only, Role::Reader)?;
+        }
         let volumes: Vec<_> = self
             .volumes
             .all()
             .into_iter()
-            .filter(|(name, _)| only.is_none_or(|only| only == name))
+            .filter(|(name, _)| only.is_none_or(|only| only == name) && caller.sees(name))
             .map(|(name, entry)| match entry {
                 Entry::Open(volume) => volume_status(&name, &volume),
                 Entry::Broken(broken) => broken_status(&name, &broken),
             })
+            .map(
+                |status| {
+                    if caller.is_local() { status } else { pb::VolumeStatus { directory: String::new(), ..status } }
+                },
+            )
             .collect();
         if let (Some(only), true) = (only, volumes.is_empty()) {
             return Err(Status::not_found(format!("there is no volume {only} here")));
@@ -182,20 +192,22 @@ fn wanted(volume: &str) -> Result<Option<VolumeName>, Status> {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+        let caller = Caller::of(&request);
         let only = wanted(&request.into_inner().volume)?;
-        Ok(Response::new(self.source.status(only.as_ref())?))
+        Ok(Response::new(self.source.status(&caller, only.as_ref())?))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::StatusReply, Status>> + Send>>;
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let only = wanted(&request.volume)?;
         let interval = match request.interval_ms {
             0 => INTERVAL_DEFAULT,
             milliseconds => Duration::from_millis(milliseconds.into()).max(INTERVAL_MIN),
         };
-        let first = self.source.status(only.as_ref())?;
+        let first = self.source.status(&caller, only.as_ref())?;
         let source = self.source.clone();
         let (out, stream) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -221,7 +233,7 @@ impl Admin for AdminService {
                 if out.is_closed() {
                     return;
                 }
-                next = source.status(only.as_ref());
+                next = source.status(&caller, only.as_ref());
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     pull,
+    trust::caller::{Caller, Role},
     volume::{
         facts::Facts,
         thread::Command,
@@ -74,7 +75,9 @@ pub fn status(refusal: &Refusal) -> Status {
 #[tonic::async_trait]
 impl Replication for ReplicationService {
     async fn describe(&self, request: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeReply>, Status> {
+        let caller = Caller::of(&request);
         let name = volume_name(&request.into_inner().volume)?;
+        caller.may(&name, Role::Reader)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let volume = match self.volumes.get(&name) {
             None => return Ok(Response::new(pb::DescribeReply { version, ..Default::default() })),
@@ -107,7 +110,8 @@ impl Replication for ReplicationService {
         request: Request<Streaming<pb::ClientMessage>>,
     ) -> Result<Response<OutboxStream>, Status> {
         let outbox = Arc::new(Outbox::default());
-        let session = serve(self.volumes.clone(), request.into_inner(), outbox.clone());
+        let caller = Caller::of(&request);
+        let session = serve(self.volumes.clone(), caller, request.into_inner(), outbox.clone());
         tokio::spawn(async move {
             let _ = session.await;
         });
@@ -117,16 +121,23 @@ impl Replication for ReplicationService {
     type PullStream = ReceiverStream<Result<pb::PullMessage, Status>>;
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let name = volume_name(&request.volume)?;
+        caller.may(&name, Role::Reader)?;
         let volume = self.volumes.serving(&name).map_err(|refusal| status(&refusal))?;
         Ok(Response::new(pull::start(volume, &request).await?))
     }
 }
 
 /// One session, from its attach to the end of its stream.
-async fn serve(volumes: Arc<Volumes>, mut stream: Streaming<pb::ClientMessage>, outbox: Arc<Outbox>) -> Option<()> {
-    let (volume, session) = match attach(&volumes, &mut stream, &outbox).await {
+async fn serve(
+    volumes: Arc<Volumes>,
+    caller: Caller,
+    mut stream: Streaming<pb::ClientMessage>,
+    outbox: Arc<Outbox>,
+) -> Option<()> {
+    let (volume, session) = match attach(&volumes, &caller, &mut stream, &outbox).await {
         Ok(attached) => attached,
         Err(refusal) => {
             tracing::info!(reason = ?refusal.reason, %refusal, "attach refused");
@@ -148,6 +159,7 @@ async fn serve(volumes: Arc<Volumes>, mut stream: Streaming<pb::ClientMessage>, 
 
 async fn attach(
     volumes: &Arc<Volumes>,
+    caller: &Caller,
     stream: &mut Streaming<pb::ClientMessage>,
     outbox: &Arc<Outbox>,
 ) -> Result<(Arc<Volume>, u64), Refusal> {
@@ -159,6 +171,7 @@ async fn attach(
         return Err(bad("the first message of a stream is an attach"));
     };
     let (name, create, request) = AttachRequest::check(attach)?;
+    caller.may(&name, Role::Writer)?;
     let volume = match volumes.serving(&name) {
         Err(refusal) if refusal.reason == Reason::NoVolume && create => {
             let volumes = volumes.clone();

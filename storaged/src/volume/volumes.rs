@@ -1,5 +1,7 @@
 //! The volumes of a storage directory: found at the start, made at their first mount, stopped at the end.
 
+mod manage;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -13,6 +15,8 @@ use parking_lot::Mutex;
 use tandem_proto::{ids::Uuid, volume::VolumeName};
 use tandem_runtime::durable;
 use tokio::sync::Semaphore;
+
+pub use self::manage::ManageError;
 
 use super::{
     behind::Behind,
@@ -197,10 +201,7 @@ impl Volumes {
         match self.get(name) {
             Some(Entry::Open(volume)) => Ok(volume),
             Some(Entry::Broken(broken)) => Err(broken.refusal.clone()),
-            None => {
-                let message = format!("there is no volume {name} in {}", self.data.display());
-                Err(Refusal::new(Reason::NoVolume, message))
-            }
+            None => Err(Refusal::new(Reason::NoVolume, format!("there is no volume {name} here"))),
         }
     }
 

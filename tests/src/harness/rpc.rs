@@ -29,7 +29,7 @@ pub async fn unix(socket: &Path) -> Result<Channel, Status> {
 
 /// A channel to a storaged of this machine.
 pub async fn tcp(port: u16) -> Result<Channel, Status> {
-    let address = connect::ServerAddress { host: "127.0.0.1".to_owned(), port, insecure: false };
+    let address = connect::ServerAddress::new("127.0.0.1", port);
     let unavailable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
     address.connect(CONNECT_LIMIT, None).await.map_err(unavailable)
 }

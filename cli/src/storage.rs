@@ -1,0 +1,72 @@
+//! Talking to a storage daemon: with the certificate from `tandem join`, or with the local secret on its own host.
+
+use std::time::Duration;
+
+use tandem_proto::pb::trust_client::TrustClient;
+use tandem_runtime::connect::{Credentials, KEEPALIVE, ServerAddress};
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+
+use crate::{
+    exit::{Exit, Failure},
+    mounts::{said, with_causes},
+};
+
+/// How long a storage daemon may take to answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that carries the local secret, where that is what counts.
+pub type Connection = InterceptedService<Channel, Credentials>;
+
+/// Which storage daemon is asked.
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    /// The storage daemon.
+    #[arg(long, value_name = "HOST[:PORT]", default_value = "localhost")]
+    server: ServerAddress,
+}
+
+impl Which {
+    /// Its address.
+    pub fn server(&self) -> &ServerAddress {
+        &self.server
+    }
+
+    /// Calls of `Trust`.
+    pub async fn trust(&self) -> Result<TrustClient<Connection>, Failure> {
+        Ok(TrustClient::new(connect(&self.server).await?))
+    }
+
+    /// Makes one call of it.
+    pub async fn call<T>(&self, work: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT * 3, work).await;
+        match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))) {
+            Ok(reply) => Ok(reply.into_inner()),
+            Err(status) => Err(refused(&self.server, &status)),
+        }
+    }
+}
+
+/// Connects, if that is allowed.
+pub async fn connect(server: &ServerAddress) -> Result<Connection, Failure> {
+    let server = &server.as_local();
+    server.may_connect().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let channel = server.connect(ANSWER_TIMEOUT, Some(KEEPALIVE)).await;
+    let channel = channel.map_err(|error| silent(server, &with_causes(&error)))?;
+    Ok(InterceptedService::new(channel, server.credentials()))
+}
+
+/// It does not answer.
+pub fn silent(server: &ServerAddress, why: &str) -> Failure {
+    let message = format!("storage daemon {server} does not answer: {why}; is tandem-storaged running there?");
+    Failure::new(Exit::NoAnswer, message)
+}
+
+/// It answered with an error.
+pub fn refused(server: &ServerAddress, status: &Status) -> Failure {
+    let message = match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded => return silent(server, &said(status)),
+        Code::Unimplemented => format!("storage daemon {server} is older than this command: {}", said(status)),
+        _ => format!("storage daemon {server} refuses: {}", said(status)),
+    };
+    Failure::new(Exit::NoAnswer, message)
+}

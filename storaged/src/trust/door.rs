@@ -1,0 +1,337 @@
+//! The door: every connection comes in here, and is brought to the house or to the porch.
+//!
+//! ```text
+//!  accept ─► too many? dropped
+//!         ─► first byte: TLS ─► handshake ─┬─ certificate of a client that we know ─► house (cut when it is revoked)
+//!                                          └─ no certificate, or one that was revoked ─► porch
+//!                        other ─► loopback, or --insecure: house;   else porch, which says why
+//! ```
+//! Nothing here waits for one peer on behalf of another: each connection shakes hands in a task of its own. Where those are too many, the
+//! oldest that has not finished goes, so that a crowd of silent ones keeps nobody out.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tandem_runtime::{
+    tls::{Fingerprint, HANDSHAKE_TIMEOUT, Wire, now_s},
+    watched::Watched,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot},
+};
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::server::Connected;
+
+use super::{
+    caller::{Counted, Member},
+    registry::Registry,
+};
+
+/// Connections at the same time. Each costs a descriptor and some tens of KiB.
+const CONNECTIONS_MAX: usize = 4096;
+/// Handshakes at the same time.
+const SHAKING_MAX: usize = 512;
+/// Connections at the porch.
+const PORCH_MAX: usize = 128;
+/// How long one may stay at the porch: long enough for a join over a bad link.
+const PORCH_STAY: Duration = Duration::from_secs(30);
+/// Connections that wait to be served.
+const READY_MAX: usize = 64;
+/// Pause when the system has no descriptor for one more connection.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// First byte of a TLS connection: a handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Who is at the other end, as far as the connection tells.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// Plaintext where that is allowed: the local secret has to prove the rest.
+    Plain,
+    /// A client whose certificate we know.
+    Client(Arc<Member>),
+    /// TLS without a certificate that we know.
+    Unknown,
+    /// TLS of a client that has too many connections.
+    Crowding,
+    /// Plaintext where that is not allowed.
+    Unprotected,
+}
+
+/// Bounds a crowd: each that enters beyond the bound makes the oldest leave.
+#[derive(Debug)]
+struct Crowd {
+    inside: Mutex<VecDeque<oneshot::Sender<()>>>,
+    max: usize,
+}
+
+impl Crowd {
+    fn new(max: usize) -> Crowd {
+        Crowd { inside: Mutex::new(VecDeque::new()), max }
+    }
+
+    /// What it returns ends when its place is needed.
+    fn enter(&self) -> oneshot::Receiver<()> {
+        let (place, leave) = oneshot::channel();
+        let mut inside = self.inside.lock();
+        if inside.len() >= self.max {
+            inside.retain(|other| !other.is_closed());
+        }
+        if inside.len() >= self.max {
+            inside.pop_front();
+        }
+        inside.push_back(place);
+        leave
+    }
+}
+
+/// A connection that is served.
+pub struct Guest {
+    wire: Wire,
+    peer: Peer,
+    /// Ends the connection.
+    leave: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _counted: (Place, Option<Counted>),
+}
+
+/// One of [`CONNECTIONS_MAX`].
+struct Place(Arc<Door>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// See the module.
+pub struct Door {
+    registry: Arc<Registry>,
+    acceptor: TlsAcceptor,
+    insecure: bool,
+    keepalive: Option<Duration>,
+    connections: AtomicUsize,
+    shaking: Crowd,
+    porch: Crowd,
+    to_house: mpsc::Sender<io::Result<Guest>>,
+    to_porch: mpsc::Sender<io::Result<Guest>>,
+}
+
+/// Where connections come out.
+pub struct Rooms {
+    /// Of clients, and of this machine.
+    pub house: mpsc::Receiver<io::Result<Guest>>,
+    /// Of everybody else.
+    pub porch: mpsc::Receiver<io::Result<Guest>>,
+}
+
+impl Door {
+    /// With the way to answer handshakes.
+    pub fn new(
+        registry: Arc<Registry>,
+        tls: Arc<rustls::ServerConfig>,
+        insecure: bool,
+        keepalive: Option<Duration>,
+    ) -> (Arc<Door>, Rooms) {
+        let ((to_house, house), (to_porch, porch)) = (mpsc::channel(READY_MAX), mpsc::channel(READY_MAX));
+        let door = Door {
+            registry,
+            acceptor: TlsAcceptor::from(tls),
+            insecure,
+            keepalive,
+            connections: AtomicUsize::new(0),
+            shaking: Crowd::new(SHAKING_MAX),
+            porch: Crowd::new(PORCH_MAX),
+            to_house,
+            to_porch,
+        };
+        (Arc::new(door), Rooms { house, porch })
+    }
+
+    /// Lets in who comes, until it is dropped.
+    pub async fn stand(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, or the peer was gone already.
+                    tracing::debug!(%error, "accepting a connection failed");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    continue;
+                }
+            };
+            if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+                self.connections.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let place = Place(self.clone());
+            let (door, leave) = (self.clone(), self.shaking.enter());
+            tokio::spawn(async move {
+                let receiving = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.receive(stream, from, place));
+                tokio::select! {
+                    received = receiving => match received {
+                        Ok(Ok(guest)) => door.show_in(guest).await,
+                        Ok(Err(error)) => tracing::debug!(%from, %error, "a connection was refused"),
+                        Err(_) => tracing::debug!(%from, "a connection did not finish its handshake in time"),
+                    },
+                    _ = leave => tracing::debug!(%from, "a connection that had not finished its handshake gave way"),
+                }
+            });
+        }
+    }
+
+    async fn show_in(&self, guest: Guest) {
+        let room = match guest.peer {
+            Peer::Plain | Peer::Client(_) => &self.to_house,
+            Peer::Unknown | Peer::Crowding | Peer::Unprotected => &self.to_porch,
+        };
+        // Nobody serves any more: the daemon stops.
+        let _ = room.send(Ok(guest)).await;
+    }
+
+    async fn receive(&self, stream: TcpStream, from: SocketAddr, place: Place) -> io::Result<Guest> {
+        let mut first = [0];
+        if stream.peek(&mut first).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let here = is_loopback(&from) && is_loopback(&stream.local_addr()?);
+        let watched = Watched::new(stream, self.keepalive)?;
+        if first[0] != TLS_HANDSHAKE {
+            let peer = if here || self.insecure { Peer::Plain } else { Peer::Unprotected };
+            return Ok(self.guest(Wire::Plain(watched), peer, None, place));
+        }
+        let tls = self.acceptor.accept(watched).await?;
+        let shown = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let member = shown.and_then(|certificate| self.registry.find(&Fingerprint::of(certificate)));
+        let wire = Wire::Tls(Box::new(tls.into()));
+        let Some(member) = member else { return Ok(self.guest(wire, Peer::Unknown, None, place)) };
+        match member.connected(now_s()) {
+            None => Ok(self.guest(wire, Peer::Crowding, None, place)),
+            Some((counted, mut cut)) => {
+                let mut guest = self.guest(wire, Peer::Client(member), Some(counted), place);
+                guest.leave = Box::pin(async move {
+                    let _ = cut.changed().await;
+                });
+                Ok(guest)
+            }
+        }
+    }
+
+    /// With the leave of its room.
+    fn guest(&self, wire: Wire, peer: Peer, counted: Option<Counted>, place: Place) -> Guest {
+        let leave: Pin<Box<dyn Future<Output = ()> + Send>> = match peer {
+            Peer::Plain | Peer::Client(_) => Box::pin(std::future::pending()),
+            Peer::Unknown | Peer::Crowding | Peer::Unprotected => {
+                let leave = self.porch.enter();
+                Box::pin(async move {
+                    let _ = tokio::time::timeout(PORCH_STAY, leave).await;
+                })
+            }
+        };
+        Guest { wire, peer, leave, _counted: (place, counted) }
+    }
+}
+
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+impl Guest {
+    fn must_leave(&mut self, cx: &mut Context<'_>) -> bool {
+        let leaves = self.leave.as_mut().poll(cx).is_ready();
+        if leaves {
+            // Polled again by whoever looks next.
+            self.leave = Box::pin(std::future::ready(()));
+        }
+        leaves
+    }
+}
+
+fn sent_away<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the storage daemon ended this connection")))
+}
+
+impl AsyncRead for Guest {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.must_leave(cx) {
+            return sent_away();
+        }
+        Pin::new(&mut this.wire).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Guest {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.must_leave(cx) {
+            return sent_away();
+        }
+        Pin::new(&mut this.wire).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.must_leave(cx) {
+            return sent_away();
+        }
+        Pin::new(&mut this.wire).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.wire.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().wire).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().wire).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Guest {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Crowd;
+
+    #[test]
+    fn in_a_crowd_the_oldest_that_is_still_there_gives_way() {
+        let crowd = Crowd::new(3);
+        let mut first = crowd.enter();
+        drop(crowd.enter());
+        let mut third = crowd.enter();
+        let mut fourth = crowd.enter();
+        // The second had left by itself.
+        assert!(first.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Empty));
+        let mut fifth = crowd.enter();
+        assert!(first.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Closed));
+        for other in [&mut third, &mut fourth, &mut fifth] {
+            assert!(other.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Empty));
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Mutated input for everything that reads what others wrote: messages, log segments, tokens, certificates, names.
+//!
+//! A [`Target`] takes any bytes and must neither panic nor take long; what it makes of them is its own affair. [`run`] begins with inputs that
+//! are good, and changes them: bits, runs, lengths, pieces of one put into another. An input that gets further than others (its target
+//! says so) is kept as a start for more. The same seed gives the same inputs.
+
+mod mutate;
+mod targets;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use crate::rng::Rng;
+
+pub use targets::{TARGETS, Target};
+
+/// No input may take longer: a length that is believed shows as time or memory.
+const SLOW: Duration = Duration::from_secs(2);
+/// Longest input.
+pub const INPUT_MAX_BYTES: usize = 64 << 10;
+/// Inputs that are kept as starts.
+const CORPUS_MAX: usize = 512;
+
+/// An input that a target did not bear.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What happened.
+    pub what: String,
+    /// The input.
+    pub input: Vec<u8>,
+}
+
+/// Feeds a target until it has had `inputs`, or `time` is over. How many it had, or what was found.
+pub fn run(target: &Target, seed: u64, inputs: u64, time: Duration) -> Result<u64, Found> {
+    let mut rng = Rng::new(seed);
+    let mut corpus = (target.seeds)();
+    let mut furthest = 0;
+    let begun = Instant::now();
+    let mut given = 0;
+    while given < inputs && begun.elapsed() < time {
+        let fresh = corpus.get(given as usize).cloned();
+        let input = fresh.unwrap_or_else(|| mutate::mutate(&mut rng, &corpus, INPUT_MAX_BYTES));
+        given += 1;
+        let started = Instant::now();
+        let depth = catch_unwind(AssertUnwindSafe(|| (target.run)(&input)))
+            .map_err(|panic| Found { what: message(&*panic), input: input.clone() })?;
+        if started.elapsed() > SLOW {
+            return Err(Found { what: format!("it took {:?}", started.elapsed()), input });
+        }
+        if depth > furthest && given > corpus.len() as u64 {
+            corpus.push(input);
+            furthest = depth;
+            if corpus.len() > CORPUS_MAX {
+                corpus.remove(0);
+            }
+        }
+    }
+    Ok(given)
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "panicked".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{TARGETS, Target, run};
+
+    /// For each target; `scripts/fuzz` runs for as long as one likes.
+    const TIME: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn every_decoder_bears_mutated_input() {
+        for target in TARGETS {
+            match run(target, 1, 3000, TIME) {
+                Ok(given) => println!("{}: {given} inputs", target.name),
+                Err(found) => panic!("{}: {}: {:?}", target.name, found.what, found.input),
+            }
+        }
+    }
+
+    #[test]
+    fn good_input_is_taken_as_it_is() {
+        for target in TARGETS {
+            for seed in (target.seeds)() {
+                assert!((target.run)(&seed) > 0, "{}: what it begins with is good", target.name);
+            }
+        }
+    }
+
+    #[test]
+    fn an_input_that_makes_its_target_panic_is_found() {
+        let bomb = Target {
+            name: "bomb",
+            what: "panics when its first byte is odd and its second is not",
+            seeds: || vec![vec![0, 0, 0, 0]],
+            run: |input| {
+                assert!(input.len() < 2 || input[0] % 2 == 0 || input[1] % 2 == 1, "bang");
+                1
+            },
+        };
+        let found = run(&bomb, 1, 100_000, Duration::from_secs(20)).expect_err("it goes off");
+        assert_eq!(found.what, "bang");
+    }
+}
