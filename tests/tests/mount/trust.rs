@@ -2,7 +2,11 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -210,4 +214,61 @@ fn volume_is_renamed_and_deleted_by_who_runs_storaged_and_its_data_is_kept() {
     let kept = fs::read_dir(storage.data().join(".deleted")).expect("it is kept").flatten().next().expect("a volume");
     assert_eq!(fs::read_to_string(kept.path().join("tree/file")).expect("its data"), "2");
     assert!(volume(&["delete", "third", "--yes"]).stderr.contains("no volume third"));
+}
+
+/// What went over the wire, in both directions of all connections.
+type Heard = Arc<Mutex<Vec<u8>>>;
+
+fn listen_in(mut from: TcpStream, mut to: TcpStream, heard: Heard) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        heard.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..read]);
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
+}
+
+/// Somebody on the way, who passes everything on and remembers it. Its port.
+fn eavesdropper(storage: &Storage) -> (u16, Heard) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let (heard, upstream) = (Heard::default(), storage.port());
+    let all = heard.clone();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)) else { continue };
+            let (Ok(back_from), Ok(back_to)) = (server.try_clone(), client.try_clone()) else { continue };
+            let (there, back) = (all.clone(), all.clone());
+            thread::spawn(move || listen_in(client, server, there));
+            thread::spawn(move || listen_in(back_from, back_to, back));
+        }
+    });
+    (port, heard)
+}
+
+#[test]
+fn wire_carries_tls_and_no_name_or_byte_of_the_files() {
+    let Some(lab) = Lab::new("wire") else { return };
+    lab.allow_lost_peers();
+    let storage = lab.storage();
+    let (port, heard) = eavesdropper(&storage);
+    let token = invite(&lab, &storage, "secretvolume", &[]);
+    let through = format!("127.0.0.1:{port}");
+    lab.tandem(&["join", &through, &token]).expect_success("join");
+    let dir = lab.new_dir("folder");
+    let source = format!("{through}:/secretvolume");
+    let mount = lab.mount_with(&MountSpec { source, mountpoint: dir.clone(), options: String::new(), state: None });
+    fs::write(dir.join("telltale-name"), "telltale-content".repeat(100)).expect("writable");
+    mount.settle();
+    assert_eq!(mount.status().security, "tls");
+    assert_eq!(fs::read(storage.tree("secretvolume").join("telltale-name")).expect("replicated").len(), 1600);
+    let heard = heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert!(heard.len() > 2000 && heard.starts_with(&[0x16, 3]), "a handshake, then records");
+    for secret in ["telltale-name", "telltale-content", "secretvolume", "tandem.v1"] {
+        let told = heard.windows(secret.len()).any(|part| part == secret.as_bytes());
+        assert!(!told, "{secret} was readable on the way");
+    }
+    mount.unmount();
 }
