@@ -87,7 +87,7 @@ struct File {
 }
 
 /// The keys of the file.
-const KEYS: [&str; 11] = [
+const KEYS: &[&str] = &[
     "data",
     "listen",
     "runtime",
