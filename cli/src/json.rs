@@ -144,6 +144,10 @@ struct VolumeReport {
     log_bytes: u64,
     log_limit_bytes: u64,
     logged_bytes: u64,
+    hooks_done: u64,
+    hooks_failed: u64,
+    hooks_waiting: u64,
+    hooks_last_error: String,
     backlog_ops: u64,
     backlog_bytes: u64,
     salvaged_files: u64,
@@ -334,6 +338,10 @@ fn volume(of: &Daemon, status: &pb::VolumeStatus) -> VolumeReport {
         log_bytes: status.log_bytes,
         log_limit_bytes: status.log_limit_bytes,
         logged_bytes: status.logged_bytes,
+        hooks_done: status.hooks_done,
+        hooks_failed: status.hooks_failed,
+        hooks_waiting: status.hooks_waiting,
+        hooks_last_error: status.hooks_last_error,
         backlog_ops: status.backlog_ops,
         backlog_bytes: status.backlog_bytes,
         salvaged_files: status.salvaged_files,
@@ -349,5 +357,73 @@ fn volume(of: &Daemon, status: &pb::VolumeStatus) -> VolumeReport {
         history_limit_ns: status.history_limit_ns,
         history_deleted: status.history_deleted,
         last_error: status.last_error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use tandem_proto::pb;
+
+    use super::{Report, VERSION, calls};
+    use crate::{
+        exit::Exit,
+        mounts::{Daemon, Found},
+    };
+
+    /// Whether a value is what a schema says; the first place where it is not. Knows what the contract uses of JSON Schema.
+    fn mismatch(value: &Value, schema: &Value, root: &Value, place: &str) -> Option<String> {
+        if let Some(name) = schema["$ref"].as_str() {
+            let definition = &root["$defs"][name.trim_start_matches("#/$defs/")];
+            return mismatch(value, definition, root, place);
+        }
+        if let Some(choices) = schema["anyOf"].as_array() {
+            let wrong: Vec<_> = choices.iter().map(|choice| mismatch(value, choice, root, place)).collect();
+            return if wrong.iter().any(Option::is_none) { None } else { wrong.into_iter().next().flatten() };
+        }
+        let fits = match schema["type"].as_str() {
+            Some("object") => value.is_object(),
+            Some("array") => value.is_array(),
+            Some("string") => value.is_string(),
+            Some("boolean") => value.is_boolean(),
+            Some("integer") => value.is_i64() || value.is_u64(),
+            Some("number") => value.is_number(),
+            Some("null") => value.is_null(),
+            _ => false,
+        };
+        if !fits {
+            return Some(format!("{place} is {value}, not {}", schema["type"]));
+        }
+        let names = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        for name in names {
+            let found = value.get(name).ok_or_else(|| format!("{place}.{name} is missing"));
+            let wrong = found.map_or_else(Some, |found| {
+                mismatch(found, &schema["properties"][name], root, &format!("{place}.{name}"))
+            });
+            if wrong.is_some() {
+                return wrong;
+            }
+        }
+        value.as_array().into_iter().flatten().find_map(|item| mismatch(item, &schema["items"], root, place))
+    }
+
+    #[test]
+    fn the_json_is_what_the_published_schema_says() {
+        let schema: Value = serde_json::from_str(include_str!("../../docs/status-schema.json")).expect("JSON");
+        let daemon = Daemon { version: "1".to_owned(), pid: 1, started_ns: 1, web: String::new() };
+        let status = pb::VolumeStatus {
+            progress: Some(pb::Progress::default()),
+            workers: vec![pb::Worker::default()],
+            ..Default::default()
+        };
+        let report = Report::of_volumes(&daemon, &[status], Exit::InSync);
+        let shown: Value = serde_json::from_str(&report.line()).expect("JSON");
+        assert_eq!(mismatch(&shown, &schema, &schema, "report"), None);
+        assert_eq!(shown["version"], VERSION);
+        let empty: Value =
+            serde_json::from_str(&Report::of_mounts(&Found::default(), Exit::NoAnswer).line()).expect("JSON");
+        assert_eq!(mismatch(&empty, &schema, &schema, "report"), None);
+        let call = serde_json::to_value(calls(&pb::OpFigures::default())).expect("JSON");
+        assert_eq!(mismatch(&call, &schema["$defs"]["Calls"], &schema, "call"), None);
     }
 }

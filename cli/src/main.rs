@@ -63,8 +63,12 @@ enum Command {
     Revoke(commands::revoke::Args),
     /// Copies the replica's state at one exact position into a folder, without stopping whoever writes.
     Clone(commands::clone::Args),
+    /// Copies files of a volume, as its replica has them, to this machine. Goes on where it was interrupted.
+    Cp(commands::cp::Args),
     /// Tells what was done on a volume, when and by whom, and what was deleted and can be had back.
     History(commands::history::Args),
+    /// Looks at what mounts and storage daemons of this host need, and says what to do.
+    Doctor(commands::doctor::Args),
     /// Has deleted and replaced files back.
     Restore(commands::restore::Args),
 }
@@ -87,7 +91,9 @@ impl Command {
             Command::Completions(args) => commands::completions::run(&args),
             Command::Revoke(args) => commands::revoke::run(args).await,
             Command::Clone(args) => commands::clone::run(args).await,
+            Command::Cp(args) => commands::cp::run(args).await,
             Command::History(args) => commands::history::run(args).await,
+            Command::Doctor(args) => commands::doctor::run(args).await,
             Command::Restore(args) => commands::restore::run(args).await,
         }
     }

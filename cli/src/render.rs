@@ -2,12 +2,16 @@
 
 use std::{
     fmt::Write as _,
+    io::{self, IsTerminal as _},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tandem_proto::pb::{MountStatus, Progress, VolumeStatus, Worker};
 
-use crate::mounts::{Daemon, Mount, Silent};
+use crate::{
+    exit::Exit,
+    mounts::{Daemon, Mount, Silent},
+};
 
 /// Bytes with a unit.
 pub fn bytes(count: u64) -> String {
@@ -98,6 +102,21 @@ pub fn table(rows: &[Vec<String>]) -> Vec<String> {
         cells.join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
+}
+
+/// The line with its state in colour: green in sync, yellow behind, red else; on a terminal, unless `NO_COLOR` is set.
+pub fn coloured(line: &str, state: &str, exit: Exit) -> String {
+    let wanted = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = match exit {
+        Exit::InSync => 32,
+        Exit::Behind => 33,
+        _ => 31,
+    };
+    // Columns are two spaces apart, and the state is never the first.
+    match line.split_once(&format!("  {state} ")) {
+        Some((before, after)) if wanted => format!("{before}  \x1b[{colour}m{state}\x1b[0m {after}"),
+        _ => line.to_owned(),
+    }
 }
 
 /// What every reader must see below a mount's line: why it is not in order.
@@ -259,6 +278,14 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
             deleted => format!("; {} deleted since the start", count(deleted, "position", "positions")),
         };
         details.push(("history", format!("{}{limit}, replaced at {positions}{deleted}", bytes(status.history_bytes))));
+    }
+    if status.hooks_done + status.hooks_failed + status.hooks_waiting > 0 {
+        let last = match status.hooks_last_error.as_str() {
+            "" => String::new(),
+            error => format!("; the last failure: {error}"),
+        };
+        let (done, failed, waiting) = (status.hooks_done, status.hooks_failed, status.hooks_waiting);
+        details.push(("hooks", format!("{done} run, {failed} failed, {waiting} waiting{last}")));
     }
     if status.backlog_ops > 0 {
         let ops = count(status.backlog_ops, "op", "ops");

@@ -1,5 +1,6 @@
 //! Flags and the configuration file: one set of names for both. Flags win over the file, the file over defaults.
 
+mod hook;
 mod units;
 
 use std::{
@@ -14,7 +15,7 @@ use serde::Deserialize;
 use tandem_runtime::{connect::KEEPALIVE, dirs};
 use tandem_web::Listen;
 
-use crate::offline::Offline;
+use crate::{hooks::HookRule, offline::Offline};
 
 /// The storage daemon of TandemFS: keeps a replica of folders that are mounted elsewhere.
 #[derive(Debug, Default, Parser)]
@@ -56,6 +57,22 @@ pub struct Flags {
     /// goes first. SIZE, AGE, both with a comma between, `all`, or 0B: no deleted files [default: 10GiB,30d]
     #[arg(long, visible_alias = "keep", value_name = "SIZE,AGE")]
     pub history_keep: Option<String>,
+    /// Command that is run by /bin/sh when a file of a replica was changed and is quiet, with its content on standard input, and when a
+    /// directory is; docs/OPERATIONS.md has an example
+    #[arg(long, value_name = "COMMAND")]
+    pub hook: Option<String>,
+    /// Working directory of hooks, where they may write
+    #[arg(long, value_name = "DIR")]
+    pub hook_dir: Option<PathBuf>,
+    /// User who runs hooks, never root [default: nobody, if the daemon runs as root; else its own user]
+    #[arg(long, value_name = "USER")]
+    pub hook_user: Option<String>,
+    /// For how long nothing happens to a file that is quiet [default: 1]
+    #[arg(long, value_name = "SECONDS")]
+    pub hook_delay: Option<f64>,
+    /// A hook that takes longer is ended [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hook_timeout: Option<f64>,
     /// Reading for the content index, when it is built anew, takes at most so many bytes a second [default: 128MiB]
     #[arg(long, value_name = "SIZE")]
     pub index_rate: Option<String>,
@@ -84,6 +101,11 @@ struct File {
     index_rate: Option<String>,
     log_max: Option<String>,
     deleted_keep: Option<String>,
+    hook: Option<String>,
+    hook_dir: Option<PathBuf>,
+    hook_user: Option<String>,
+    hook_delay: Option<f64>,
+    hook_timeout: Option<f64>,
 }
 
 /// The keys of the file.
@@ -96,6 +118,11 @@ const KEYS: &[&str] = &[
     "log-json",
     "history-keep",
     "index-rate",
+    "hook",
+    "hook-dir",
+    "hook-user",
+    "hook-delay",
+    "hook-timeout",
     "log-max",
     "keepalive",
     "insecure",
@@ -122,12 +149,14 @@ pub struct Limits {
     pub index_rate_bytes: u64,
     /// `--log-max`.
     pub log_max_bytes: u64,
+    /// `--hook`.
+    pub hook: Option<HookRule>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let history_keep = KeepRule { bytes: Some(10 << 30), age: Some(Duration::from_secs(30 * 24 * 3600)) };
-        Limits { history_keep, index_rate_bytes: 128 << 20, log_max_bytes: 8 << 30 }
+        Limits { history_keep, index_rate_bytes: 128 << 20, log_max_bytes: 8 << 30, hook: None }
     }
 }
 
@@ -221,6 +250,14 @@ impl Config {
             return wrong("no storage directory: give --data DIR, or the key data in the file that --config names");
         };
         let listen = flags.listen.or(file.listen);
+        let hook = hook::Given {
+            command: flags.hook.or(file.hook),
+            directory: flags.hook_dir.or(file.hook_dir),
+            user: flags.hook_user.or(file.hook_user),
+            delay: flags.hook_delay.or(file.hook_delay),
+            timeout: flags.hook_timeout.or(file.hook_timeout),
+        };
+        let hook = hook.rule().map_err(ConfigError)?;
         let insecure = flags.insecure || file.insecure.unwrap_or(false);
         Ok(Config {
             data,
@@ -232,11 +269,14 @@ impl Config {
             web: flags.web.or(file.web).map_or(Ok(Listen::default()), |web| web.parse()).map_err(ConfigError)?,
             log_level: flags.log_level.or(file.log_level),
             log_json: flags.log_json || file.log_json.unwrap_or(false),
-            limits: Limits::load(
-                flags.history_keep.or(file.history_keep),
-                flags.index_rate.or(file.index_rate),
-                flags.log_max.or(file.log_max),
-            )?,
+            limits: Limits {
+                hook,
+                ..Limits::load(
+                    flags.history_keep.or(file.history_keep),
+                    flags.index_rate.or(file.index_rate),
+                    flags.log_max.or(file.log_max),
+                )?
+            },
         })
     }
 }

@@ -8,6 +8,7 @@ pub mod apply;
 pub mod catalog;
 pub mod config;
 pub mod history;
+pub mod hooks;
 pub mod index;
 pub mod ingest;
 pub mod log;

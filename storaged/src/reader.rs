@@ -1,7 +1,13 @@
 //! Reading a replica while it is applied: what index, pull and verify use. Every answer is of one moment; a walk is not, unless
 //! apply is paused.
 
-use std::{collections::BTreeMap, fs::File, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -221,6 +227,11 @@ impl<T: ReplicaTree> ReplicaFile<T> {
 }
 
 impl ReplicaFile<FsTree> {
+    /// The same file, opened anew for reading.
+    pub fn reopened(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.node.as_fd().as_raw_fd()))
+    }
+
     /// Makes an empty file share this one's data, which then stays as it is now. Fails where the file system cannot.
     pub fn share_with(&self, file: &File) -> io::Result<()> {
         Ok(rustix::fs::ioctl_ficlone(file, &self.node)?)

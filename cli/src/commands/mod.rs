@@ -3,7 +3,9 @@
 pub mod clients;
 pub mod clone;
 pub mod completions;
+pub mod cp;
 pub mod divergence;
+pub mod doctor;
 pub mod history;
 pub mod invite;
 pub mod join;

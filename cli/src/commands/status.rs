@@ -57,6 +57,7 @@ async fn of_mounts(args: &Args) -> Result<Exit, Failure> {
     }
     let rows: Vec<_> = found.mounts.iter().map(|mount| render::mount_row(&mount.status)).collect();
     for (line, mount) in render::table(&rows).iter().zip(&found.mounts) {
+        let line = render::coloured(line, &mount.status.state, Exit::of_mount(&mount.status));
         let details = if args.verbose { render::mount_details(mount) } else { Vec::new() };
         say(&format!("{line}\n{}", render::indented(&render::mount_notes(&mount.status), &details)))?;
     }
@@ -85,6 +86,7 @@ async fn of_server(args: &Args, server: &ServerAddress) -> Result<Exit, Failure>
     }
     let rows: Vec<_> = reply.volumes.iter().map(render::volume_row).collect();
     for (line, volume) in render::table(&rows).iter().zip(&reply.volumes) {
+        let line = render::coloured(line, &volume.state, Exit::of_volume(volume));
         let details = if args.verbose { render::volume_details(volume) } else { Vec::new() };
         say(&format!("{line}\n{}", render::indented(&render::volume_notes(volume), &details)))?;
     }

@@ -13,6 +13,8 @@ use tandem_proto::pb;
 /// Five minutes.
 const SAMPLES_MAX: usize = 600;
 const EVENTS_MAX: usize = 100;
+/// States that come and go with every burst of work.
+const PASSING: [&str; 1] = ["applying"];
 
 /// Counters of one volume at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -159,11 +161,13 @@ impl Seen {
         let followed = self.volumes.entry(look.name.to_owned()).or_default();
         let now = look.counters;
         let mut said = Vec::new();
-        if followed.state != look.state {
+        // A volume applies what it got all the time; that is no news.
+        if followed.state != look.state && !PASSING.contains(&look.state) && !PASSING.contains(&followed.state.as_str())
+        {
             let why = if look.reason.is_empty() { String::new() } else { format!(": {}", look.reason) };
             said.push(format!("{}{why}", look.state));
-            look.state.clone_into(&mut followed.state);
         }
+        look.state.clone_into(&mut followed.state);
         if followed.last_error != look.last_error {
             if !look.last_error.is_empty() {
                 said.push(format!("error: {}", look.last_error));

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::wanted;
+use super::{copying, wanted};
 use crate::{
     history::{
         kept::{self, KeptData},
@@ -33,7 +33,8 @@ pub struct ArchiveService {
 }
 
 type Stream<T> = ReceiverStream<Result<T, Status>>;
-type Out<T> = mpsc::Sender<Result<T, Status>>;
+/// Where an answer goes.
+pub(super) type Out<T> = mpsc::Sender<Result<T, Status>>;
 
 fn failed(what: &str) -> impl Fn(std::io::Error) -> Status + '_ {
     move |error| match error.kind() {
@@ -68,7 +69,8 @@ impl ArchiveService {
     }
 }
 
-fn shown(path: &[Bytes]) -> String {
+/// A path of a volume, for people.
+pub(super) fn shown(path: &[Bytes]) -> String {
     path.iter().map(|name| format!("/{}", String::from_utf8_lossy(name))).collect()
 }
 
@@ -116,6 +118,24 @@ impl Archive for ArchiveService {
             }
             Ok(())
         }))
+    }
+
+    type TreeStream = Stream<pb::TreeItem>;
+
+    async fn tree(&self, request: Request<pb::TreeRequest>) -> Result<Response<Self::TreeStream>, Status> {
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let volume = self.volume(&caller, &request.volume)?;
+        Ok(answer(move |out| copying::tree(&volume.reader, &request, out)))
+    }
+
+    type ReadStream = Stream<pb::PullMessage>;
+
+    async fn read(&self, request: Request<pb::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let volume = self.volume(&caller, &request.volume)?;
+        Ok(answer(move |out| copying::read(&volume.reader, &request, out)))
     }
 
     type FetchStream = Stream<pb::PullMessage>;

@@ -1,6 +1,7 @@
 //! What people and tools ask storaged: `Admin`.
 
 mod archive;
+mod copying;
 pub mod volumes;
 
 pub use archive::ArchiveService;
@@ -92,6 +93,7 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
     let kept = volume.surplus.as_ref().map_or_else(Kept::default, |surplus| surplus.kept());
     let keep = &volume.limits.history_keep;
     let index_worker = index.as_ref().map_or("not available".to_owned(), |index| index.worker.describe());
+    let hooks = volume.hooks.as_ref().map_or_else(Default::default, |hooks| hooks.facts());
     let mut workers = vec![worker("apply", facts.state.as_str()), worker("index", index_worker)];
     workers.extend(volume.readers.describe().into_iter().map(|(name, state)| worker(&name, state)));
     pb::VolumeStatus {
@@ -108,6 +110,10 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         log_bytes: facts.log_bytes,
         log_limit_bytes: facts.log_max_bytes,
         logged_bytes: facts.logged_bytes,
+        hooks_done: hooks.done,
+        hooks_failed: hooks.failed,
+        hooks_waiting: hooks.waiting,
+        hooks_last_error: hooks.last_error,
         backlog_ops: facts.backlog_ops,
         backlog_bytes: facts.backlog_bytes,
         inodes: volume.reader.inodes(),

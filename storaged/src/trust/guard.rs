@@ -46,6 +46,8 @@ fn method(path: &str) -> For {
         | "/tandem.v1.Archive/History"
         | "/tandem.v1.Archive/Kept"
         | "/tandem.v1.Archive/Fetch"
+        | "/tandem.v1.Archive/Tree"
+        | "/tandem.v1.Archive/Read"
         | "/tandem.v1.Trust/Renew"
         | "/tandem.v1.Trust/Invite"
         | "/tandem.v1.Trust/Clients"

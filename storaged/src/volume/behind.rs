@@ -11,6 +11,7 @@ use tandem_proto::{
 use crate::{
     apply::{ChunkSource, NoChunks, Published, Recovered},
     history::{History, Surplus},
+    hooks::Hooks,
     index::Index,
 };
 
@@ -21,6 +22,8 @@ pub struct Behind {
     pub index: Option<Arc<Index>>,
     /// Record of ops.
     pub history: Option<Arc<History>>,
+    /// Commands of the administrator.
+    pub hooks: Option<Arc<Hooks>>,
     /// Bounds what resyncs replaced.
     pub surplus: Option<Arc<Surplus>>,
 }
@@ -62,6 +65,9 @@ impl Behind {
         if let Some(history) = &self.history {
             history.op(op, position, client);
         }
+        if let Some(hooks) = &self.hooks {
+            hooks.applied(op);
+        }
     }
 
     /// Everything up to here was announced.
@@ -82,6 +88,9 @@ impl Behind {
         }
         if let Some(surplus) = &self.surplus {
             surplus.settled(position);
+        }
+        if let Some(hooks) = &self.hooks {
+            published.changed.iter().for_each(|id| hooks.changed(id));
         }
         self.reached(position);
     }
@@ -118,6 +127,9 @@ impl Behind {
         }
         if let Some(history) = &self.history {
             history.close();
+        }
+        if let Some(hooks) = &self.hooks {
+            hooks.close();
         }
         if let Some(surplus) = &self.surplus {
             surplus.close();

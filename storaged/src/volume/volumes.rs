@@ -31,6 +31,7 @@ use crate::{
     catalog::Catalog,
     config::Limits,
     history::{History, Surplus},
+    hooks::Hooks,
     index::{CatalogFiles, Index, IndexOptions},
     ingest::refusal::{Reason, Refusal},
     log::{LogError, LogOptions, disk::DirDisk},
@@ -56,6 +57,8 @@ pub struct Volume {
     pub index: Option<Arc<Index>>,
     /// Bounds what resyncs replaced, if it could be started.
     pub surplus: Option<Arc<Surplus>>,
+    /// Its hooks, if there is a rule for them.
+    pub hooks: Option<Arc<Hooks>>,
     /// Its record of ops, if it could be opened.
     pub history: Option<Arc<History>>,
     /// Bounds of it.
@@ -347,6 +350,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let reader = core.replica().reader();
     let behind = behind(directory, &reader, &recovered, limits);
     let (index, surplus, history) = (behind.index.clone(), behind.surplus.clone(), behind.history.clone());
+    let hooks = behind.hooks.clone();
     core.follow(behind);
     core.keep_deleted(limits.history_keep.bytes != Some(0));
     core.bound(Bounds { log_max_bytes: limits.log_max_bytes, ..Bounds::default() });
@@ -383,6 +387,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         index,
         surplus,
         history,
+        hooks,
         limits: limits.clone(),
         memory: Arc::new(Semaphore::new(WAITING_MAX_KIB)),
         readers: pull::Readers::default(),
@@ -413,7 +418,12 @@ fn behind(
     let surplus = Surplus::start(&directory.join("history"), limits.history_keep);
     let surplus = surplus.inspect_err(|error| tracing::warn!(%error, "the volume's history is not bounded")).ok();
     let history = history.map(Arc::new);
-    let behind = Behind { index: index.map(Arc::new), history, surplus: surplus.map(Arc::new) };
+    let hooks = limits.hook.clone().and_then(|rule| {
+        let volume = directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let hooks = Hooks::start(rule, volume, reader.clone());
+        hooks.inspect_err(|error| tracing::warn!(%error, "the volume's hooks do not run")).ok().map(Arc::new)
+    });
+    let behind = Behind { hooks, index: index.map(Arc::new), history, surplus: surplus.map(Arc::new) };
     behind.recovered(recovered);
     behind
 }

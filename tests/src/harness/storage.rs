@@ -39,13 +39,23 @@ impl Storage {
 
     /// Starts one with this data directory.
     pub fn start_in(lab: &Lab, name: &str, data: &Path) -> Storage {
+        Self::start_in_with(lab, name, data, &[])
+    }
+
+    /// Starts one in a new directory `name` of the lab, with more flags.
+    pub fn start_with(lab: &Lab, name: &str, flags: &[&str]) -> Storage {
+        Self::start_in_with(lab, name, &lab.root().join(name), flags)
+    }
+
+    fn start_in_with(lab: &Lab, name: &str, data: &Path, flags: &[&str]) -> Storage {
         let daemon = lab.daemon(name, "tandem-storaged");
         let runtime = lab.runtime_dir();
         let before = secrets(&runtime);
         // A page near the port could take the port of another storaged that is started again.
         let args = |listen: &str| {
-            let web = ["--web".into(), "127.0.0.1:0".into()];
-            ["--data".into(), data.into(), "--listen".into(), OsString::from(listen)].into_iter().chain(web).collect()
+            let ours = ["--data".into(), data.into(), "--listen".into(), OsString::from(listen), "--web".into()];
+            let more = ["127.0.0.1:0"].iter().chain(flags).map(OsString::from);
+            ours.into_iter().chain(more).collect()
         };
         daemon.set_args(args("127.0.0.1:0"));
         daemon.start();

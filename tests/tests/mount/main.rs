@@ -5,10 +5,12 @@
 mod admin;
 mod bad_input;
 mod clones;
+mod copies;
 mod everyday;
 mod faults;
 mod first_sync;
 mod fsync;
+mod hooks;
 mod hostile;
 mod identity;
 mod link_faults;
