@@ -70,8 +70,11 @@ pub struct Args {
     paths: Vec<String>,
 }
 
+/// A storage daemon, a volume of it, and a path in that.
+type Remote = (ServerAddress, VolumeName, Vec<Bytes>);
+
 /// `HOST[:PORT]:/VOLUME/PATH`; `None`: a local path.
-fn remote(text: &str) -> Option<Result<(ServerAddress, VolumeName, Vec<Bytes>), String>> {
+fn remote(text: &str) -> Option<Result<Remote, String>> {
     let (server, path) = text.split_once(":/")?;
     if server.contains('/') || server.is_empty() {
         return None;
