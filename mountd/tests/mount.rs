@@ -326,6 +326,17 @@ fn a_write_that_takes_suid_away_is_seen_at_once() {
     // Only the mode is asked for, which the kernel would otherwise answer from its cache.
     let asked = rustix::fs::statx(CWD, &path, AtFlags::empty(), rustix::fs::StatxFlags::MODE).expect("statx");
     assert_eq!(asked.stx_mode & 0o7777, 0o777);
+    // Without the right to execute sgid means locking, which only the group may ask for.
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o2767)).expect("chmod");
+    let wrote = std::process::Command::new("sh")
+        .args(["-c", "echo z >> \"$0\""])
+        .arg(&path)
+        .uid(65534)
+        .gid(65534)
+        .status()
+        .expect("a shell of another user");
+    assert!(wrote.success());
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o767);
     mount.check("suid");
 }
 

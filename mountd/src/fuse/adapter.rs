@@ -263,9 +263,9 @@ impl<J: Journal> Adapter<J> {
             }
             opcode::LSEEK => {
                 let (offset, whence) = (fields.u64()?, fields.u32()? as i32);
-                let found = i64::try_from(offset).map_err(|_| VfsError::Invalid);
-                let found = found.and_then(|_| self.vfs.lseek(handle, offset, whence));
-                answer(reply, found, |reply, found| reply.out(&Out::default().u64(found)));
+                answer(reply, self.vfs.lseek(handle, offset, whence), |reply, found| {
+                    reply.out(&Out::default().u64(found))
+                });
             }
             opcode::COPY_FILE_RANGE => {
                 let (from_offset, _node, to, to_offset) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);

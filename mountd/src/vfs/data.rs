@@ -17,7 +17,7 @@ use super::{
     mtime_change,
 };
 use crate::{
-    backing::sys,
+    backing::sys::{self, Stat},
     commit::{
         ATTRIBUTES, MarkCell, MarkCells,
         marks::{FILE_BLOCKS_MAX, WHOLE_FILE},
@@ -53,7 +53,9 @@ impl<J: Journal> Vfs<J> {
             self.writable()?;
         }
         let inode = self.inode(node)?;
-        let wide = backing_flags(flags);
+        let mut wide = backing_flags(flags);
+        // Who may ask for it was asked by the kernel; an ordinary user's daemon might not be allowed what its caller is.
+        wide.set(OFlags::NOATIME, flags & libc::O_NOATIME != 0 && self.daemon.uid == 0);
         let opened = match self.open_inode(&inode, wide) {
             // A file that may only be appended to (chattr +a) is opened for that only; the kernel's offset is its end then.
             Err(VfsError::Backing(error))
@@ -120,6 +122,7 @@ impl<J: Journal> Vfs<J> {
         let inode = &*file.inode;
         let cells = data_cells(inode.id, offset, data.len() as u64);
         let _mark = self.mark(&cells)?;
+        let kill = kill_privileges.then_some(&caller);
         let mut state = inode.lock();
         let before = self.before_content(&file, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
@@ -133,7 +136,7 @@ impl<J: Journal> Vfs<J> {
             if written > 0 {
                 let data = Bytes::copy_from_slice(&data[..written]);
                 let mut changes: Changes = smallvec![Change::Data { id: inode.id, offset, data }];
-                let cleared = self.clear_privileges(&file, before, kill_privileges, &mut state, &mut changes);
+                let cleared = self.clear_privileges(&file, before, kill, &mut state, &mut changes);
                 let said = self.say_mtime(&file, &mut state, &mut changes);
                 slot.fill(caller.origin(), changes);
                 cleared?;
@@ -144,7 +147,7 @@ impl<J: Journal> Vfs<J> {
                 slot.void();
             }
         } else {
-            self.clear_privileges(&file, before, kill_privileges, &mut state, &mut Changes::new())?;
+            self.clear_privileges(&file, before, kill, &mut state, &mut Changes::new())?;
         }
         self.note_write(&file.inode, &mut state);
         Ok(written)
@@ -163,6 +166,7 @@ impl<J: Journal> Vfs<J> {
 
     /// The content changed under the lock: its mtime has to be replicated when the writing pauses.
     pub(super) fn note_write(&self, inode: &Arc<Inode>, state: &mut InodeState) {
+        state.blocks_untold = self.cache_mode == CacheMode::Writeback;
         if !state.unnamed {
             state.written = Some(Instant::now());
             if !std::mem::replace(&mut state.queued, true) {
@@ -185,7 +189,7 @@ impl<J: Journal> Vfs<J> {
         &self,
         file: &OpenFile,
         before: Privileged,
-        kill: bool,
+        kill: Option<&Caller>,
         state: &mut InodeState,
         changes: &mut Changes,
     ) -> VfsResult<()> {
@@ -197,12 +201,18 @@ impl<J: Journal> Vfs<J> {
         self.unsaid(&cells, self.kill_privileges(file, before, kill, changes))
     }
 
-    fn kill_privileges(&self, file: &OpenFile, before: Privileged, kill: bool, changes: &mut Changes) -> VfsResult<()> {
+    fn kill_privileges(
+        &self,
+        file: &OpenFile,
+        before: Privileged,
+        kill: Option<&Caller>,
+        changes: &mut Changes,
+    ) -> VfsResult<()> {
         let id = file.inode.id;
         let mut stat = sys::stat(&file.fd)?;
-        if kill {
+        if let Some(caller) = kill {
             let mode = stat.mode & 0o7777;
-            let kept = without_set_ids(mode);
+            let kept = without_set_ids(&stat, caller);
             if kept != mode {
                 sys::chmod(&file.fd, kept)?;
                 stat = sys::stat(&file.fd)?;
@@ -252,6 +262,7 @@ impl<J: Journal> Vfs<J> {
     }
 
     fn fsync_locally(&self, caller: Caller, file: &OpenFile, data_only: bool) -> VfsResult<()> {
+        self.tell_blocks(&file.inode);
         // fdatasync promises no mtime.
         if file.writable && !data_only {
             // First, so that it is on its way to the replica while the local disk works.
@@ -323,6 +334,10 @@ impl<J: Journal> Vfs<J> {
 
     /// Finds the next data or hole.
     pub fn lseek(&self, handle: u64, offset: u64, whence: i32) -> VfsResult<u64> {
+        if i64::try_from(offset).is_err() {
+            // Before the beginning there is neither.
+            return Err(rustix::io::Errno::NXIO.into());
+        }
         if self.cache_mode == CacheMode::Writeback {
             // The kernel asks without having written its dirty pages: what they hold would be a hole. It answers by itself then.
             return Err(rustix::io::Errno::NOSYS.into());
@@ -348,10 +363,12 @@ pub(super) fn data_cells(id: InodeId, offset: u64, len: u64) -> MarkCells {
     (first..=last).map(|block| MarkCell::File { id, block }).collect::<SmallVec<_>>()
 }
 
-/// The mode after an unprivileged change of content: no suid; no sgid where it means a group, not mandatory locking.
-pub(super) fn without_set_ids(mode: u32) -> u32 {
+/// The mode after a change of content by somebody without special rights: no suid; no sgid where it means a group, and where it means
+/// mandatory locking only if he is of that group.
+pub(super) fn without_set_ids(stat: &Stat, caller: &Caller) -> u32 {
+    let mode = stat.mode & 0o7777;
     let mut kept = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
+    if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !caller.in_group(stat.gid)) {
         kept &= !libc::S_ISGID;
     }
     kept

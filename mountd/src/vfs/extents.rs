@@ -14,6 +14,11 @@ use crate::{
     commit::{ATTRIBUTES, MarkCell},
 };
 
+/// The caller, if he may not keep what a change of content takes away.
+fn unprivileged(caller: &Caller) -> Option<&Caller> {
+    (caller.uid != 0).then_some(caller)
+}
+
 /// An extent of a copy: where it comes from and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub struct CopyRange {
@@ -72,7 +77,7 @@ impl<J: Journal> Vfs<J> {
             state.written = None;
         }
         let kept = match done {
-            Ok(()) => self.clear_privileges(&file, privileged, caller.uid != 0, &mut state, &mut changes),
+            Ok(()) => self.clear_privileges(&file, privileged, unprivileged(&caller), &mut state, &mut changes),
             Err(_) => Ok(()),
         };
         if let Some(slot) = slot {
@@ -117,7 +122,7 @@ impl<J: Journal> Vfs<J> {
                 let data = self.unsaid(&cells, read_back(&to.fd, copy.to_offset, copied))?;
                 changes = smallvec![Change::Data { id: inode.id, offset: copy.to_offset, data }];
             }
-            cleared = self.clear_privileges(&to, privileged, caller.uid != 0, &mut state, &mut changes);
+            cleared = self.clear_privileges(&to, privileged, unprivileged(&caller), &mut state, &mut changes);
             self.note_write(&to.inode, &mut state);
         }
         if let Some(slot) = slot {

@@ -43,6 +43,8 @@ pub struct InodeState {
     pub says_mtime: bool,
     /// The mtime that the kernel knows, with `cache=writeback`, once something was written: its own, whatever the writes make of it.
     pub told_mtime: Option<Timestamp>,
+    /// It may take more blocks than the kernel knows, with `cache=writeback`.
+    pub blocks_untold: bool,
     /// Whether the settler has it in its queue.
     pub queued: bool,
     /// See [`Privileges`].

@@ -139,10 +139,10 @@ fn resulted(inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr, capability_before: 
 fn apply(caller: Caller, fd: &Arc<OwnedFd>, writer: Option<&OwnedFd>, set: &SetAttr) -> VfsResult<()> {
     if let (Some(size), Some(writer)) = (set.size, writer) {
         rustix::fs::ftruncate(writer, size)?;
-        let mode = sys::stat(fd)?.mode & 0o7777;
+        let stat = sys::stat(fd)?;
         // The kernel leaves this to us, and the daemon's own rights must not decide.
-        if caller.uid != 0 && without_set_ids(mode) != mode {
-            sys::chmod(fd, without_set_ids(mode))?;
+        if caller.uid != 0 && without_set_ids(&stat, &caller) != stat.mode & 0o7777 {
+            sys::chmod(fd, without_set_ids(&stat, &caller))?;
         }
     }
     if set.uid.is_some() || set.gid.is_some() {

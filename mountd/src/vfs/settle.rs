@@ -12,9 +12,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 
-use super::{
-    CacheMode, Caller, Journal, Reserved as _, Vfs, VfsResult, inodes::Inode, mtime_change, setattr::set_mtime,
-};
+use super::{Caller, Journal, Reserved as _, Vfs, VfsResult, inodes::Inode, mtime_change, setattr::set_mtime};
 use crate::{
     backing::sys,
     commit::{ATTRIBUTES, MarkCell},
@@ -54,6 +52,7 @@ impl Settler {
 impl<J: Journal> Vfs<J> {
     /// Sends the mtime of a file if it was written since it was last sent. `fd`: any descriptor of it.
     pub(super) fn settle(&self, caller: Caller, inode: &Inode, fd: Option<&OwnedFd>) -> VfsResult<()> {
+        self.tell_blocks(inode);
         if inode.lock().written.is_none() {
             return Ok(());
         }
@@ -76,14 +75,15 @@ impl<J: Journal> Vfs<J> {
             stat = sys::stat(fd)?;
         }
         self.journal.reserve().fill(caller.origin(), smallvec![mtime_change(inode.id, &stat)]);
-        drop(state);
-        if self.cache_mode == CacheMode::Writeback
-            && let Some(invalidate) = self.invalidate.get()
-        {
-            // The kernel knows its own size and mtime, but not how many blocks it became.
+        Ok(())
+    }
+
+    /// With `cache=writeback` the kernel knows its own size and mtime, but not how many blocks it became: makes it ask.
+    pub(super) fn tell_blocks(&self, inode: &Inode) {
+        let untold = std::mem::take(&mut inode.lock().blocks_untold);
+        if untold && let Some(invalidate) = self.invalidate.get() {
             invalidate(inode.node);
         }
-        Ok(())
     }
 
     /// Settles files at rest until [`Vfs::stop_settler`]. Runs in a thread of its own.
