@@ -18,7 +18,7 @@ use super::{
 use crate::{
     commit::waiters::Ticket,
     meters::Meters,
-    vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsError, VfsResult},
+    vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsResult},
 };
 
 /// What all threads that take requests share.
