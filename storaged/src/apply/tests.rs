@@ -44,7 +44,6 @@ impl<T: ReplicaTree> Rig<T> {
         let store = MemoryStore::default();
         let catalog = Catalog::in_memory(store.clone()).expect("catalog");
         let mut replica = Replica::open(tree.clone(), catalog).expect("open");
-        replica.keep_deleted(true);
         replica.recover(&Vec::new()).expect("recover nothing");
         Rig { replica, tree, store, log: Vec::new(), epoch: 0 }
     }
@@ -54,7 +53,6 @@ impl<T: ReplicaTree> Rig<T> {
         self.store = self.store.after_crash();
         let catalog = Catalog::in_memory(self.store.clone())?;
         self.replica = Replica::open(self.tree.clone(), catalog)?;
-        self.replica.keep_deleted(true);
         self.replica.recover(&self.log).map(|_| ())
     }
 

@@ -95,8 +95,7 @@ impl ReplicaHost {
 
     fn parts(&self) -> Parts<MemDisk, MemTree> {
         let catalog = Catalog::in_memory(self.store.clone()).expect("the store in memory opens");
-        let mut replica = Replica::open(self.tree.clone(), catalog).expect("tree and catalog open");
-        replica.keep_deleted(true);
+        let replica = Replica::open(self.tree.clone(), catalog).expect("tree and catalog open");
         Parts {
             home: self.home.clone(),
             log_disk: self.log_disk.clone(),
