@@ -7,6 +7,7 @@ use serde::Serialize;
 use tandem_proto::{figures::quantile, ids::hex, pb};
 
 use crate::{
+    bar,
     exit::Exit,
     mounts::{Daemon, Found, Mount, Silent},
 };
@@ -55,6 +56,22 @@ struct ProgressReport {
     bytes_done: u64,
     bytes_total: u64,
     seconds: f64,
+    bytes_per_second: f64,
+    files_per_second: f64,
+    seconds_left: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct VerifyReport {
+    state: String,
+    position: String,
+    time_ns: i64,
+    files: u64,
+    bytes: u64,
+    unchecked: u64,
+    mismatches: u64,
+    repaired: u64,
+    recent: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -124,6 +141,8 @@ struct MountReport {
     security: String,
     identity_expires_s: i64,
     fenced_ns: i64,
+    verify: Option<VerifyReport>,
+    excludes: Vec<String>,
     daemon: DaemonReport,
 }
 
@@ -162,6 +181,7 @@ struct VolumeReport {
     history_limit_bytes: u64,
     history_limit_ns: u64,
     history_deleted: u64,
+    mismatches: u64,
     progress: Option<ProgressReport>,
     workers: Vec<WorkerReport>,
     volume_id: String,
@@ -235,6 +255,23 @@ fn progress(progress: &pb::Progress) -> ProgressReport {
         bytes_done: progress.bytes_done,
         bytes_total: progress.bytes_total,
         seconds: finite(progress.seconds),
+        bytes_per_second: finite(progress.bytes_done as f64 / progress.seconds.max(1e-3)),
+        files_per_second: finite(progress.files_done as f64 / progress.seconds.max(1e-3)),
+        seconds_left: bar::seconds_left(progress),
+    }
+}
+
+fn verify(verify: &pb::VerifyStatus) -> VerifyReport {
+    VerifyReport {
+        state: verify.state.clone(),
+        position: verify.position.clone(),
+        time_ns: verify.time_ns,
+        files: verify.files,
+        bytes: verify.bytes,
+        unchecked: verify.unchecked,
+        mismatches: verify.mismatches,
+        repaired: verify.repaired,
+        recent: verify.recent.clone(),
     }
 }
 
@@ -311,6 +348,8 @@ fn mount(mount: &Mount) -> MountReport {
         security: status.security,
         identity_expires_s: status.identity_expires_s,
         fenced_ns: status.fenced_ns,
+        verify: status.verify.as_ref().map(verify),
+        excludes: status.excludes.clone(),
     }
 }
 
@@ -356,6 +395,7 @@ fn volume(of: &Daemon, status: &pb::VolumeStatus) -> VolumeReport {
         history_limit_bytes: status.history_limit_bytes,
         history_limit_ns: status.history_limit_ns,
         history_deleted: status.history_deleted,
+        mismatches: status.mismatches,
         last_error: status.last_error,
     }
 }

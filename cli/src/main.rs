@@ -5,6 +5,7 @@
 //! words and numbers ([`render`]), the JSON contract ([`json`]) and exit codes ([`exit`]).
 
 mod archive;
+mod bar;
 mod commands;
 mod copy;
 mod exit;
@@ -61,6 +62,8 @@ enum Command {
     Completions(commands::completions::Args),
     /// Takes its roles from a client, and cuts its connections.
     Revoke(commands::revoke::Args),
+    /// Compares the folder with its replica while both are used, and repairs what differs.
+    Verify(commands::verify::Args),
     /// Copies the replica's state at one exact position into a folder, without stopping whoever writes.
     Clone(commands::clone::Args),
     /// Copies files of a volume, as its replica has them, to this machine. Goes on where it was interrupted.
@@ -90,6 +93,7 @@ impl Command {
             Command::Volume(args) => commands::volume::run(args).await,
             Command::Completions(args) => commands::completions::run(&args),
             Command::Revoke(args) => commands::revoke::run(args).await,
+            Command::Verify(args) => commands::verify::run(args).await,
             Command::Clone(args) => commands::clone::run(args).await,
             Command::Cp(args) => commands::cp::run(args).await,
             Command::History(args) => commands::history::run(args).await,

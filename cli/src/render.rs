@@ -6,9 +6,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tandem_proto::pb::{MountStatus, Progress, VolumeStatus, Worker};
+use tandem_proto::pb::{MountStatus, Progress, VerifyStatus, VolumeStatus, Worker};
 
 use crate::{
+    bar,
     exit::Exit,
     mounts::{Daemon, Mount, Silent},
 };
@@ -50,16 +51,7 @@ fn count(number: u64, one: &str, many: &str) -> String {
 
 /// Progress in a few words.
 pub fn progress(progress: &Progress) -> String {
-    let mut out = progress.what.clone();
-    let known = progress.files_total.max(progress.files_done);
-    let _ = write!(out, " {} of {} files", progress.files_done, known);
-    if progress.bytes_total > 0 {
-        let _ = write!(out, ", {} of {}", bytes(progress.bytes_done), bytes(progress.bytes_total));
-    } else if progress.bytes_done > 0 {
-        let _ = write!(out, ", {}", bytes(progress.bytes_done));
-    }
-    let _ = write!(out, ", {}", seconds(progress.seconds));
-    out
+    format!("{}: {}; {} so far", progress.what, bar::figures(progress), seconds(progress.seconds))
 }
 
 /// The cells of a mount's line.
@@ -223,12 +215,17 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
         ("state", status.state_dir.clone()),
         ("daemon", daemon(&mount.daemon)),
     ];
+    if let Some(verify) = &status.verify {
+        details.push(("verified", verified(verify)));
+        details.extend(verify.recent.iter().map(|mismatch| ("mismatch", mismatch.clone())));
+    }
     if status.fenced_ns > 0 {
         details.push(("fenced", format!("{} ago", age(status.fenced_ns))));
     }
     if status.own_inside {
         details.push((".tandem", "the folder has one of its own, so the mount shows that".to_owned()));
     }
+    details.extend(status.excludes.iter().map(|pattern| ("excluded", pattern.clone())));
     details.extend(status.not_crossed.iter().map(|path| ("not crossed", path.clone())));
     details.extend(status.bypass.iter().map(|process| ("bypassed by", process.clone())));
     details.extend(workers(&status.workers));
@@ -239,6 +236,31 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
         details.push(("connection", status.security.clone()));
     }
     details
+}
+
+/// What the last comparison said, in a few words.
+fn verified(verify: &VerifyStatus) -> String {
+    let mut out = match verify.time_ns {
+        0 => "never yet".to_owned(),
+        time => format!(
+            "equal at {}, {} ago: {}, {}",
+            verify.position,
+            age(time),
+            count(verify.files, "file", "files"),
+            bytes(verify.bytes)
+        ),
+    };
+    if verify.unchecked > 0 {
+        let _ = write!(out, ", {} not comparable", verify.unchecked);
+    }
+    if verify.mismatches > 0 {
+        let mismatches = count(verify.mismatches, "mismatch", "mismatches");
+        let _ = write!(out, "; {mismatches} so far, {} repaired", verify.repaired);
+    }
+    if !verify.next.is_empty() {
+        let _ = write!(out, "; next {}", verify.next);
+    }
+    out
 }
 
 /// The details of a storage daemon's volume.
@@ -286,6 +308,10 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
         };
         let (done, failed, waiting) = (status.hooks_done, status.hooks_failed, status.hooks_waiting);
         details.push(("hooks", format!("{done} run, {failed} failed, {waiting} waiting{last}")));
+    }
+    if status.mismatches > 0 {
+        let found = count(status.mismatches, "mismatch", "mismatches");
+        details.push(("verify", format!("{found} since the start; see history/mismatches.jsonl in its directory")));
     }
     if status.backlog_ops > 0 {
         let ops = count(status.backlog_ops, "op", "ops");

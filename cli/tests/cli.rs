@@ -9,8 +9,8 @@ use std::{
 
 use tandem_proto::pb::{
     DivergenceHeader, DivergenceItem, DivergenceReply, DivergenceRequest, FileType, MountStatus, PauseReply,
-    PauseRequest, ResumeReply, ResumeRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest, WaitReply,
-    WaitRequest, WatchRequest,
+    PauseRequest, ResumeReply, ResumeRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest, VerifyReply,
+    VerifyRequest, WaitReply, WaitRequest, WatchRequest,
     admin_server::{Admin, AdminServer},
     divergence_reply::Body,
     mount_control_server::{MountControl, MountControlServer},
@@ -104,6 +104,17 @@ impl MountControl for Pretended {
         let replies = vec![Body::Header(header), Body::Item(there), Body::Item(gone)];
         let replies: Vec<_> = replies.into_iter().map(|body| Ok(DivergenceReply { body: Some(body) })).collect();
         Ok(Response::new(tokio_stream::iter(replies)))
+    }
+
+    type VerifyStream = Iter<std::vec::IntoIter<Result<VerifyReply, Status>>>;
+
+    async fn verify(&self, request: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let VerifyRequest { path, now } = request.into_inner();
+        self.note(format!("verify {:?} now={now}", String::from_utf8_lossy(&path)));
+        let under_way = VerifyReply { files_done: 1, ..Default::default() };
+        let found = VerifyReply { found: "/x: it differs".to_owned(), ..Default::default() };
+        let end = VerifyReply { done: true, files_done: 2, mismatches: 1, repaired: 1, ..Default::default() };
+        Ok(Response::new(tokio_stream::iter(vec![Ok(under_way), Ok(found), Ok(end)])))
     }
 
     async fn unmount(&self, request: Request<UnmountRequest>) -> Result<Response<UnmountReply>, Status> {

@@ -130,6 +130,7 @@ impl<J: Journal> MountOps for Mounted<J> {
             cache_mode: self.vfs.cache_mode(),
             flush_interval: self.flush_interval,
             fsync_mode: self.vfs.fsync_rules().to_string(),
+            excludes: self.vfs.backing().excludes().texts(),
             held_writes: self.vfs.held_writes(),
             ops: self.meters.figures(),
             bytes: self.meters.bytes(),

@@ -22,8 +22,10 @@ use tandem_web::Listen;
 
 use crate::{
     commit::{dirty::DIRTY_LIMIT_BYTES, marks::HOT_KEPT, shadow, throttle::Congestion},
+    exclude::Excludes,
     link::{core::BACKOFF_MAX, start::Init},
     replication::DEFAULT_WINDOW_BYTES,
+    verify,
     vfs::{CacheMode, FsyncMode, FsyncRules},
 };
 
@@ -99,6 +101,10 @@ pub struct Settings {
     pub dirty_percent: u32,
     /// `congestion=lag|throttle`.
     pub congestion: Congestion,
+    /// What stays local.
+    pub exclude: Excludes,
+    /// Comparisons of folder and replica in the background.
+    pub verify: verify::Rule,
     /// `window=SIZE`.
     pub window_bytes: usize,
     /// `dirty_max=SIZE`.
@@ -149,6 +155,8 @@ impl Default for Settings {
             flush_interval: FLUSH_INTERVAL,
             dirty_percent: DIRTY_PERCENT,
             congestion: Congestion::default(),
+            exclude: Excludes::default(),
+            verify: verify::Rule::default(),
             window_bytes: DEFAULT_WINDOW_BYTES,
             dirty_bytes: DIRTY_LIMIT_BYTES,
             shadow_bytes: shadow::DEFAULT_LIMIT_BYTES,
@@ -240,6 +248,17 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
         "congestion",
         Some("lag|throttle"),
         "when the link is slower than the writer: fall behind, or slow the writer (lag)",
+    ),
+    (
+        "verify_every",
+        Some("SECONDS"),
+        "time between two comparisons of the folder with the replica in the background (86400; 0: none)",
+    ),
+    ("verify_rate", Some("SIZE"), "bytes that such a comparison reads a second (32M)"),
+    (
+        "exclude",
+        Some("GLOB"),
+        "keep what matches local: *.o by name, /build or a/**/b from the root of the mount, NAME/ only directories; repeatable",
     ),
     ("weak_ids", None, "accept a file system whose files have no lasting identity"),
     ("allow_other", None, "let other users in, as permissions say (the default for root)"),
@@ -431,6 +450,12 @@ impl Settings {
             ("dirty_max", Some(value)) => self.dirty_bytes = size(key, &value, 1 << 20, "1M")?,
             ("shadow_max", Some(value)) => self.shadow_bytes = shadow_size(&value)?,
             ("marks_hot", Some(value)) => self.marks_hot = marks(&value)?,
+            ("exclude", Some(value)) => {
+                let text = value.to_str().ok_or_else(|| UsageError("option exclude: a pattern is UTF-8".to_owned()))?;
+                self.exclude.add(text).map_err(|why| UsageError(format!("option exclude: {why}")))?;
+            }
+            ("verify_every", Some(value)) => self.verify.every = seconds(key, &value)?,
+            ("verify_rate", Some(value)) => self.verify.rate_bytes = size(key, &value, 64 << 10, "64K")? as u64,
             ("congestion", Some(value)) => {
                 let modes = [("lag", Congestion::Lag), ("throttle", Congestion::Throttle)];
                 self.congestion = one_of(key, &value, &modes)?;

@@ -44,6 +44,7 @@ use crate::{
     },
     resync::{StateReader, pull},
     state::StateDir,
+    verify::Verifier,
     vfs::{CacheMode, Vfs},
 };
 
@@ -185,6 +186,7 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
             marks_hot: settings.marks_hot,
             fsync_timeout: settings.fsync_timeout,
             congestion: settings.congestion,
+            excludes: settings.exclude.texts(),
         },
         place.backing.clone(),
     )?);
@@ -233,6 +235,14 @@ fn serve(
         replication.note_mounted(&connection);
     }
     let (flush_interval, flusher) = start_flusher(options, &place.dir, &vfs)?;
+    let verifier = Verifier::start(
+        vfs.clone(),
+        place.backing.clone(),
+        replication.commit.clone(),
+        replication.state_dir(),
+        settings.verify,
+    );
+    replication.verify_with(verifier.map_err(system("starting a thread"))?);
     let mounted =
         Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass, meters).with_flush_interval(flush_interval));
     let socket = admin::socket_path(&settings.runtime, key);
@@ -293,7 +303,9 @@ fn open_place(options: &Options) -> Result<Place, RunError> {
         }
         other => other,
     };
-    let backing = Arc::new(opened?);
+    let mut backing = opened?;
+    backing.exclude(settings.exclude.clone());
+    let backing = Arc::new(backing);
     let bypass = if beneath { Vec::new() } else { bypass::holders(&backing_dir) };
     Ok(Place { dir, present, backing, reachable_between, dead, bypass })
 }
@@ -478,6 +490,9 @@ impl Running {
         mounted.vfs().stop_settler();
         let empty = is_empty(mounted.vfs().backing()).unwrap_or(false);
         drop(admin);
+        if let Some(verifier) = replication.verifier() {
+            verifier.stop();
+        }
         replication.shutdown(clean, empty);
         tracing::info!("ended");
         code

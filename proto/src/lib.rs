@@ -14,6 +14,7 @@ pub mod op;
 pub mod position;
 pub mod pull;
 pub mod stage;
+pub mod verify;
 pub mod volume;
 
 /// Generated protobuf messages and gRPC stubs of `tandem.v1`. Stops at [`convert`].

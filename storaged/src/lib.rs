@@ -19,4 +19,5 @@ pub mod server;
 pub mod storage;
 pub mod tree;
 pub mod trust;
+pub mod verify;
 pub mod volume;

@@ -176,6 +176,32 @@ impl<T: ReplicaTree> ReplicaReader<T> {
         }
     }
 
+    /// Opens a directory, to look at what stands in it. `None` if there is none with this id.
+    pub(crate) fn directory(&self, id: &InodeId) -> Result<Option<T::Node>, ApplyError> {
+        match self.open_node(id)? {
+            Some((record, node)) if record.kind.is_directory() => Ok(Some(node)),
+            _ => Ok(None),
+        }
+    }
+
+    /// All of what stands at a name of an open directory, which should be this inode; `None` if that is a directory. Another object there
+    /// is an error of the kind `NotFound`.
+    pub(crate) fn child(&self, dir: &T::Node, name: &Name, id: &InodeId) -> Result<Option<Whole<T>>, ApplyError> {
+        let displaced = || ApplyError::from_io("find", id, io::ErrorKind::NotFound.into());
+        let record = self.catalog.node(id)?.ok_or_else(displaced)?;
+        if record.kind.is_directory() {
+            return Ok(None);
+        }
+        let object = self.tree.open(dir, name.as_bytes(), object_type(&record)).on("open", id)?;
+        if self.tree.identity(&object).on("identify", id)? != record.identity {
+            return Err(displaced());
+        }
+        let node = self.node_of(id, &record, &object)?;
+        let xattrs = self.xattrs_of(id, &record, &object)?;
+        let file = node.kind.is_regular().then(|| ReplicaFile { tree: self.tree.clone(), node: object });
+        Ok(Some(Whole { node, xattrs, file }))
+    }
+
     /// The object of an inode. It is what it should be by its identity, not by the names that led to it.
     fn open_node(&self, id: &InodeId) -> Result<Option<(NodeRecord, T::Node)>, ApplyError> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -192,14 +218,21 @@ impl<T: ReplicaTree> ReplicaReader<T> {
     }
 
     fn walk(&self, path: &[Name], record: &NodeRecord) -> io::Result<Option<T::Node>> {
-        let placeholder = record.side.as_ref().is_some_and(|side| side.placeholder);
-        let node_type = if placeholder { NodeType::Regular } else { record.kind.node_type() };
+        let node_type = object_type(record);
         let mut node = self.tree.area(Area::Tree);
         for (at, name) in path.iter().enumerate() {
             let node_type = if at + 1 == path.len() { node_type } else { NodeType::Directory };
             node = self.tree.open(&node, name.as_bytes(), node_type)?;
         }
         Ok((self.tree.identity(&node)? == record.identity).then_some(node))
+    }
+}
+
+/// Type of an inode's object in the tree.
+fn object_type(record: &NodeRecord) -> NodeType {
+    match &record.side {
+        Some(side) if side.placeholder => NodeType::Regular,
+        _ => record.kind.node_type(),
     }
 }
 

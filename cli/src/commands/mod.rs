@@ -17,5 +17,6 @@ pub mod status;
 pub mod top;
 pub mod umount;
 pub mod volume;
+pub mod verify;
 pub mod wait;
 pub mod watch;

@@ -3,12 +3,17 @@
 //! The mount flushes its dirty pages inside the call, so "done before" is meant as applications mean it: what `write` has
 //! returned counts, synced or not.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    time::Duration,
+};
 
-use tandem_proto::pb::WaitRequest;
+use tandem_proto::pb::{StatusRequest, WaitRequest};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
+    bar::Bar,
     exit::{Exit, Failure},
     mounts::{Mount, said, select},
     output::complain,
@@ -17,6 +22,8 @@ use crate::{
 
 /// How much later than its own timeout a daemon may answer.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often it is shown how far a resync is.
+const SHOW_EVERY: Duration = Duration::from_millis(300);
 
 /// Options of `tandem wait`.
 #[derive(Debug, clap::Args)]
@@ -65,7 +72,7 @@ async fn wait(mount: Mount, path: String, limit: Option<Duration>) -> Exit {
     let place = mount.status.mountpoint.clone();
     let request = WaitRequest { path, timeout_ms: milliseconds(limit) };
     let mut control = mount.control();
-    let call = control.wait(request);
+    let call = shown(&mount, control.wait(request));
     let answer = match limit {
         Some(limit) => timeout(limit + GRACE, call).await,
         None => Ok(call.await),
@@ -91,6 +98,28 @@ async fn wait(mount: Mount, path: String, limit: Option<Duration>) -> Exit {
         // No wait will ever end well.
         "fenced" => Exit::Unreachable,
         _ => Exit::Behind,
+    }
+}
+
+/// Shows on a terminal how far a resync is while the call lasts.
+async fn shown<T>(mount: &Mount, call: impl Future<Output = T>) -> T {
+    let mut call = std::pin::pin!(call);
+    let mut bar = Bar::default();
+    loop {
+        tokio::select! {
+            answer = &mut call => {
+                bar.clear();
+                return answer;
+            }
+            () = tokio::time::sleep(SHOW_EVERY), if io::stderr().is_terminal() => {
+                let status = mount.admin().status(StatusRequest::default()).await;
+                let mounts = status.map(|status| status.into_inner().mounts).unwrap_or_default();
+                match mounts.first().and_then(|mount| mount.progress.as_ref()) {
+                    Some(progress) => bar.show(progress),
+                    None => bar.clear(),
+                }
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use tandem_proto::{
-    Seq, convert,
+    Name, Seq, convert,
     pb::{self, divergence_reply::Body, mount_control_server::MountControl},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +20,9 @@ pub(crate) struct Service(pub(crate) Arc<Shared>);
 
 /// The bound of a wait without one, so that a client that vanished is not waited for without end.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Messages about a verify that wait for who asked; more are left out.
+const VERIFY_AHEAD: usize = 64;
 
 /// Items of a divergence that wait for who asked.
 const DIVERGENCE_AHEAD: usize = 256;
@@ -106,6 +109,24 @@ impl MountControl for Service {
                 let _ = replies.blocking_send(Err(Status::internal(format!("walking the folder: {error}"))));
             }
         });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type VerifyStream = ReceiverStream<Result<pb::VerifyReply, Status>>;
+
+    async fn verify(&self, request: Request<pb::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let request = request.into_inner();
+        let names = request.path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+        let path: Option<Vec<Name>> = names.map(|name| Name::new(name.to_vec())).collect();
+        let path = path.ok_or_else(|| Status::invalid_argument("the path is not one below the root of the mount"))?;
+        let verifier = self.0.replication.verifier();
+        let verifier = verifier.ok_or_else(|| Status::unavailable("this mount does not serve yet: try again"))?;
+        // What programs wrote through mappings is part of what is compared.
+        if let Err(why) = self.on_mount("flushing the mount", |shared| shared.ops.flush()).await {
+            return Err(Status::internal(why));
+        }
+        let (replies, stream) = tokio::sync::mpsc::channel(VERIFY_AHEAD);
+        verifier.ask(path, request.now, replies).map_err(Status::unavailable)?;
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

@@ -55,6 +55,8 @@ pub struct MountFacts {
     pub flush_interval: Duration,
     /// What fsync promises, for the mount and for paths.
     pub fsync_mode: String,
+    /// What is excluded from the volume.
+    pub excludes: Vec<String>,
     /// Writes that are held back because the link is slower than the writer.
     pub held_writes: usize,
     /// Calls by kind.

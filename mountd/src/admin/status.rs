@@ -45,6 +45,11 @@ impl Shared {
         };
         let durable = facts.watermarks.durable.unwrap_or_default();
         let worker = |name: &str, state: String| pb::Worker { name: name.into(), state };
+        let (verify, verifying) = replication
+            .verifier()
+            .map(|verifier| verifier.status())
+            .map_or((None, None), |(status, running)| (Some(status), running));
+        let compares = verify.as_ref().map_or("off", |status| status.state.as_str()).to_owned();
         let resync = link.progress.map_or("idle".to_owned(), |(what, _, _)| what.to_owned());
         pb::MountStatus {
             volume: replication.volume.to_string(),
@@ -67,20 +72,25 @@ impl Shared {
             marks_hot: facts.marks as u64,
             mark_writes: facts.mark_writes,
             resync_rounds: link.rounds,
-            progress: link.progress.map(|(what, progress, seconds)| pb::Progress {
-                what: what.into(),
-                files_done: progress.nodes_done,
-                files_total: progress.nodes_total.max(progress.nodes_done),
-                bytes_done: progress.bytes_done,
-                bytes_total: 0,
-                seconds,
-            }),
+            progress: link
+                .progress
+                .map(|(what, progress, seconds)| pb::Progress {
+                    what: what.into(),
+                    files_done: progress.nodes_done,
+                    files_total: progress.nodes_total.max(progress.nodes_done),
+                    bytes_done: progress.bytes_done,
+                    // Only a first sync sends all that it lists.
+                    bytes_total: if what == "first sync" { progress.bytes_listed.max(progress.bytes_done) } else { 0 },
+                    seconds,
+                })
+                .or(verifying),
             sent_bytes: traffic.sent_bytes.load(Ordering::Relaxed),
             received_bytes: traffic.received_bytes.load(Ordering::Relaxed),
             workers: vec![
                 worker("link", link.state.to_owned()),
                 worker("resync-reader", resync),
                 worker("mark-keeper", "running".into()),
+                worker("verify", compares),
             ],
             not_crossed: mount.not_crossed,
             bypass: mount.bypass,
@@ -111,6 +121,8 @@ impl Shared {
             busy: mount.busy,
             unreplicated_fsync_seconds: self.ops.oldest_unreplicated_fsync(durable),
             own_inside: mount.own_inside,
+            verify,
+            excludes: mount.excludes,
         }
     }
 

@@ -39,6 +39,8 @@ use rustix::fs::OFlags;
 use smallvec::SmallVec;
 use tandem_proto::{InodeId, Name};
 
+use crate::exclude::{self, Excludes};
+
 use self::{cache::PathCache, handle::Handle, identity::Identity, private::Hold, sys::Stat};
 
 /// Form byte of ids made of inode number and time of birth. No file system registers a handle type of this value.
@@ -102,6 +104,8 @@ pub struct Backing {
     forgotten: AtomicU64,
     /// Where objects were seen, the newest place last.
     hints: Mutex<HashMap<InodeId, Places>>,
+    /// What is no part of the volume.
+    excludes: Excludes,
 }
 
 impl Backing {
@@ -128,6 +132,7 @@ impl Backing {
             cache: PathCache::new(PATH_CACHE_MAX),
             forgotten: AtomicU64::new(0),
             hints: Mutex::default(),
+            excludes: Excludes::default(),
         })
     }
 
@@ -139,6 +144,33 @@ impl Backing {
     /// Identity of this backing directory.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Leaves out what matches, wherever the state of the volume is read.
+    pub fn exclude(&mut self, excludes: Excludes) {
+        self.excludes = excludes;
+    }
+
+    /// What is left out.
+    pub fn excludes(&self) -> &Excludes {
+        &self.excludes
+    }
+
+    /// Where a directory is, if that matters for what is left out.
+    pub fn place_of(&self, dir: BorrowedFd<'_>) -> Vec<Vec<u8>> {
+        if !self.excludes.has_paths() {
+            return Vec::new();
+        }
+        exclude::path_between(self.root(), dir).unwrap_or_default()
+    }
+
+    /// Whether a name of a directory that is part of the volume is none.
+    pub fn leaves_out(&self, place: &[Vec<u8>], name: &[u8], is_directory: bool) -> bool {
+        if self.excludes.is_empty() {
+            return false;
+        }
+        let place: Vec<&[u8]> = place.iter().map(Vec::as_slice).collect();
+        self.excludes.matches(&place, name, is_directory)
     }
 
     /// How ids are made.

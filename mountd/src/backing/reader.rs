@@ -31,10 +31,16 @@ impl Backing {
         }
     }
 
-    fn listed(&self, dir_id: &InodeId, dir: BorrowedFd<'_>, name: Name) -> io::Result<Option<ListedEntry>> {
+    fn listed(
+        &self,
+        dir_id: &InodeId,
+        dir: BorrowedFd<'_>,
+        place: &[Vec<u8>],
+        name: Name,
+    ) -> io::Result<Option<ListedEntry>> {
         let os_name = OsStr::from_bytes(name.as_bytes());
         let Some(stat) = Self::gone(sys::stat_at(dir, os_name))? else { return Ok(None) };
-        if self.is_foreign(&stat) {
+        if self.is_foreign(&stat) || self.leaves_out(place, name.as_bytes(), stat.is_dir()) {
             return Ok(None);
         }
         let Some(id) = Self::gone(self.id_at(dir, os_name, &stat))? else { return Ok(None) };
@@ -66,7 +72,8 @@ impl StateReader for Backing {
 
     fn entry(&self, dir: &InodeId, name: &Name) -> io::Result<Option<ListedEntry>> {
         let Some(fd) = self.path_fd(dir)? else { return Ok(None) };
-        self.listed(dir, fd.as_fd(), name.clone())
+        let place = self.place_of(fd.as_fd());
+        self.listed(dir, fd.as_fd(), &place, name.clone())
     }
 
     fn list(&self, dir: &InodeId, each: &mut dyn FnMut(ListedEntry) -> io::Result<()>) -> io::Result<bool> {
@@ -74,6 +81,7 @@ impl StateReader for Backing {
         if sys::stat(&fd)?.nlink == 0 {
             return Ok(false);
         }
+        let place = self.place_of(fd.as_fd());
         let mut buffer = vec![MaybeUninit::uninit(); LIST_BUFFER_BYTES];
         let mut stream = RawDir::new(&fd, &mut buffer);
         while let Some(entry) = stream.next() {
@@ -84,7 +92,7 @@ impl StateReader for Backing {
             };
             // `.` and `..` are no names.
             if let Some(name) = Name::new(entry.file_name().to_bytes().to_vec())
-                && let Some(listed) = self.listed(dir, fd.as_fd(), name)?
+                && let Some(listed) = self.listed(dir, fd.as_fd(), &place, name)?
             {
                 each(listed)?;
             }

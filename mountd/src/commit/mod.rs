@@ -40,6 +40,8 @@ use parking_lot::Mutex;
 use tandem_proto::{Change, Changes, Epoch, InodeId, Op, Origin, Position, Seq};
 use tokio::sync::{Notify, watch};
 
+use crate::verify::desk::Desk;
+
 pub use self::types::{ATTRIBUTES, CommitError, CommitFacts, Frozen, MarkCell, MarkCells, Moved, Watermarks};
 use self::{
     activity_log::{ActivityLog, Header, Record, Recovered},
@@ -97,6 +99,8 @@ pub struct Commit {
     filled: Notify,
     watermarks: watch::Sender<Watermarks>,
     mark_writes: std::sync::atomic::AtomicU64,
+    /// Where checks stand in the stream.
+    desk: Desk,
 }
 
 /// Keeps marks from being cleared until it is dropped; drop it after the op's slot is filled.
@@ -175,6 +179,7 @@ impl Commit {
             filled: Notify::new(),
             watermarks: watch::Sender::new(Watermarks::default()),
             mark_writes: std::sync::atomic::AtomicU64::new(0),
+            desk: Desk::default(),
         }
     }
 

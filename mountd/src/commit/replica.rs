@@ -10,6 +10,8 @@ use tandem_proto::{Chain, Epoch, Position, Seq};
 use tandem_runtime::mutant;
 use tokio::sync::watch;
 
+use crate::verify::desk::Desk;
+
 use crate::commit::{
     Commit, CommitError, Frozen, MarkCell, Moved, Watermarks,
     activity_log::{Header, Record},
@@ -55,6 +57,39 @@ impl Commit {
             inner.shadow(&[Event::Dirty(&suspect)]);
         }
         // A live link compares it now.
+        self.filled.notify_one();
+    }
+
+    /// Where the verifier puts its checks into the stream.
+    pub fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    /// The link looks again: there is a check to send.
+    pub fn wake_link(&self) {
+        self.filled.notify_one();
+    }
+
+    /// Something became part of the volume that no op can say: these cells are sent as they are, and so is everything from here on until the
+    /// resync that this begins.
+    pub fn resend(&self, cells: &DirtySet) {
+        {
+            let mut inner = self.inner.lock();
+            for op in inner.window.give_up() {
+                inner.dirty.insert_op(&op);
+            }
+            inner.dirty.merge(cells);
+            let base = inner.window.base();
+            let all = inner.dirty.clone();
+            inner.shadow(&[Event::Dropped(base), Event::Dirty(&all)]);
+        }
+        self.filled.notify_one();
+    }
+
+    /// A comparison found that the replica has something else: these cells are sent again.
+    pub fn mismatched(&self, cells: &DirtySet) {
+        self.insert_dirty(cells);
+        // A live link sends it now.
         self.filled.notify_one();
     }
 

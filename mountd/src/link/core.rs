@@ -159,6 +159,8 @@ pub struct LinkCore {
     ever_published: bool,
     /// Refusals that mean that one side is wrong, since the last publish.
     mistakes: u32,
+    /// The replica answers checks.
+    verifies: bool,
     now: Duration,
 }
 
@@ -212,6 +214,7 @@ impl LinkCore {
             fault: String::new(),
             ever_published: false,
             mistakes: 0,
+            verifies: false,
             now: Duration::ZERO,
         }
     }
@@ -418,6 +421,10 @@ impl LinkCore {
                     convert::position("published.position", &published.position).map_err(|error| error.to_string())?;
                 self.handle_published(position)
             }
+            Some(Body::Verified(result)) => {
+                self.commit.desk().answered(result);
+                Ok(())
+            }
             Some(Body::Fault(fault)) => {
                 if !fault.message.is_empty() {
                     self.last_error = fault.message.clone();
@@ -486,6 +493,8 @@ impl LinkCore {
         }
         self.state = state;
         self.reason = reason.to_owned();
+        let open = self.verifies && matches!(state, LinkState::Live | LinkState::Lagging);
+        self.commit.desk().set_open(open);
     }
 
     /// What the replica has.

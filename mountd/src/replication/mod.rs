@@ -11,7 +11,7 @@ pub mod shadow;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -36,6 +36,7 @@ use crate::{
     },
     resync::StateReader,
     state::{StateDir, StateError, random_id},
+    verify::Verifier,
 };
 
 /// What replication of one mount needs to know.
@@ -72,6 +73,8 @@ pub struct ReplicationConfig {
     pub fsync_timeout: Option<Duration>,
     /// What to do when the link is slower than the writer.
     pub congestion: Congestion,
+    /// What is excluded, as it was written.
+    pub excludes: Vec<String>,
 }
 
 /// Default bound of the window in bytes.
@@ -95,6 +98,7 @@ pub struct Replication {
     reader: Arc<dyn StateReader>,
     resumed_from: &'static str,
     ending: Mutex<Option<Ending>>,
+    verifier: OnceLock<Verifier>,
     runtime: tokio::runtime::Handle,
     renewal: Arc<Renewal>,
 }
@@ -177,6 +181,9 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         let left = left.map(|left| left.saturating_add(slack));
         walk_since(state.state().walk_since_ns, left, config.reachable_between)
     };
+    // What was excluded and is not, or the other way round, is found by listing every directory.
+    let excludes_changed = !fresh && state.state().excludes != config.excludes;
+    let since = if excludes_changed { Some(since.map_or_else(now_ns, |since| since.min(now_ns()))) } else { since };
     let failed = |error| ReplicationError::ActivityLog(state.activity_log_path(), error);
     let ground = shadow::Ground::of(&config.shadow).map_err(failed)?;
     let mut resumed_from = "";
@@ -204,6 +211,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     }
     state.update_durably(|state| {
         state.walk_since_ns = since;
+        state.excludes.clone_from(&config.excludes);
         state.volume = volume.to_string();
         state.server = server.to_string();
         state.backing_identity = hex(&config.backing_identity);
@@ -277,6 +285,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         resumed_from,
         reader,
         ending,
+        verifier: OnceLock::new(),
         runtime: handle,
         renewal,
     })
@@ -297,6 +306,11 @@ fn walk_since(pending: Option<i64>, left: Option<i64>, reachable_between: bool) 
             Some(pending.map_or(left, |pending| pending.min(left)))
         }
     }
+}
+
+fn now_ns() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn timestamp(nanoseconds: i64) -> Timestamp {
@@ -340,6 +354,21 @@ impl Replication {
     /// Unix time when our certificate expires; 0: none is used.
     pub fn identity_expires_s(&self) -> i64 {
         self.renewal.expires_s()
+    }
+
+    /// Compares folder and replica from now on, and when asked to. Only the first counts.
+    pub fn verify_with(&self, verifier: Verifier) {
+        let _ = self.verifier.set(verifier);
+    }
+
+    /// Who compares folder and replica.
+    pub fn verifier(&self) -> Option<&Verifier> {
+        self.verifier.get()
+    }
+
+    /// What a resync reads.
+    pub fn reader(&self) -> &Arc<dyn StateReader> {
+        &self.reader
     }
 
     /// What told what differed at the start, for status.

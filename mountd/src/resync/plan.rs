@@ -9,7 +9,7 @@
 //! moved while directories are still being listed could be missed by both listings; their new names are sent as well (`moves`).
 //! A further round ([`Plan::merge`]) goes on with what is queued.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use tandem_proto::{InodeId, Name, Position, limits::STAGE_ENTRIES_MAX, stage::Piece};
 
@@ -78,6 +78,8 @@ pub struct StepDone {
     pub nodes: u64,
     /// Bytes of data sent or compared.
     pub bytes: u64,
+    /// Bytes of files whose names were sent.
+    pub bytes_listed: u64,
 }
 
 /// What to do now.
@@ -111,6 +113,38 @@ pub struct PlanProgress {
     pub nodes_total: u64,
     /// Bytes sent or compared.
     pub bytes_done: u64,
+    /// Bytes of all files that were listed; of a first sync that is what has to be sent, as far as it is known.
+    pub bytes_listed: u64,
+}
+
+/// Queued or sent whole.
+const WHOLE: u8 = 1;
+/// Sent: whole, in part, or its attributes.
+const SENT: u8 = 2;
+
+/// What is known of inodes. A first sync has millions of them, so each is kept by 16 bytes of the digest of its id, which no two share.
+#[derive(Debug, Default)]
+struct Seen(HashMap<[u8; 16], u8>);
+
+impl Seen {
+    fn key(id: &InodeId) -> [u8; 16] {
+        let digest = blake3::hash(id.as_bytes());
+        let mut key = [0; 16];
+        key.copy_from_slice(&digest.as_bytes()[..16]);
+        key
+    }
+
+    /// Adds a fact; whether it is new.
+    fn add(&mut self, id: &InodeId, fact: u8) -> bool {
+        let facts = self.0.entry(Self::key(id)).or_default();
+        let new = *facts & fact == 0;
+        *facts |= fact;
+        new
+    }
+
+    fn is(&self, id: &InodeId, fact: u8) -> bool {
+        self.0.get(&Self::key(id)).is_some_and(|facts| facts & fact != 0)
+    }
 }
 
 /// See the module.
@@ -126,10 +160,8 @@ pub struct Plan {
     files: BTreeMap<InodeId, Wanted>,
     /// Directories queued or listed in this round.
     listed: HashSet<InodeId>,
-    /// Inodes queued or sent whole in this round.
-    whole: HashSet<InodeId>,
-    /// Inodes sent in this round: only to them may bytes follow.
-    sent: HashSet<InodeId>,
+    /// Inodes of this round: queued or sent whole, sent at all.
+    seen: Seen,
     outstanding: usize,
     names_since_barrier: usize,
     /// A step other than a barrier was handed out since the last barrier was.
@@ -151,8 +183,7 @@ impl Plan {
             dirs: Vec::new(),
             files: BTreeMap::new(),
             listed: HashSet::new(),
-            whole: HashSet::new(),
-            sent: HashSet::new(),
+            seen: Seen::default(),
             outstanding: 0,
             names_since_barrier: 0,
             unconfirmed: true,
@@ -175,9 +206,10 @@ impl Plan {
         self.phase = Phase::Listing;
         self.unconfirmed = true;
         self.listed.clear();
-        self.whole.clear();
-        self.whole.extend(self.needs.iter().copied());
-        self.sent.clear();
+        self.seen = Seen::default();
+        for id in &self.needs {
+            self.seen.add(id, WHOLE);
+        }
         // What was asked for belongs to an inode as the round before sent it.
         for (id, _) in std::mem::take(&mut self.pieces) {
             self.queue_need(id);
@@ -281,7 +313,7 @@ impl Plan {
             return Some(Step::Pieces(id, pieces));
         }
         if let Some(id) = self.needs.pop_front() {
-            self.sent.insert(id);
+            self.seen.add(&id, SENT);
             return Some(Step::Node(id, Wanted::Whole));
         }
         if self.names_since_barrier > NAMES_BETWEEN_BARRIERS {
@@ -302,8 +334,8 @@ impl Plan {
         }
         if self.phase == Phase::Files {
             while let Some((id, wanted)) = self.files.pop_first() {
-                if !self.whole.contains(&id) {
-                    self.sent.insert(id);
+                if !self.seen.is(&id, WHOLE) {
+                    self.seen.add(&id, SENT);
                     return Some(Step::Node(id, wanted));
                 }
                 self.progress.nodes_total = self.progress.nodes_total.saturating_sub(1);
@@ -326,6 +358,7 @@ impl Plan {
         self.names_since_barrier += done.names as usize;
         self.progress.nodes_done += done.nodes;
         self.progress.bytes_done += done.bytes;
+        self.progress.bytes_listed += done.bytes_listed;
         self.progress.listed += u64::from(done.names > 0);
         for dir in &done.directories {
             if !self.listed.contains(dir) {
@@ -350,7 +383,8 @@ impl Plan {
             return;
         }
         self.unconfirmed = true;
-        if self.sent.contains(&id) {
+        // Only to what was sent may bytes follow.
+        if self.seen.is(&id, SENT) {
             self.pieces.push_back((id, pieces));
         } else {
             self.queue_need(id);
@@ -415,7 +449,7 @@ impl Plan {
     }
 
     fn queue_need(&mut self, id: InodeId) {
-        if self.whole.insert(id) {
+        if self.seen.add(&id, WHOLE) {
             self.progress.nodes_total += 1;
             self.needs.push_back(id);
             self.unconfirmed = true;

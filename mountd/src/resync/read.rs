@@ -95,6 +95,7 @@ fn list(dir: InodeId, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) 
         follow(&entry, manner.scope, &mut done);
         entries.push(stage_entry(&entry));
         done.names += 1;
+        done.bytes_listed += entry.size;
         if entries.len() == STAGE_ENTRIES_MAX {
             let entries = std::mem::take(&mut entries);
             let part = StageDir { dir, listing: Listing::CompletePart, entries, born_since: manner.born_since };

@@ -87,6 +87,8 @@ pub struct MountState {
     /// A walk for changes around the mount was begun and not published: Unix time in nanoseconds from which on it looks. The next
     /// walk must not begin later, or what this one did not send yet is never looked at again.
     pub walk_since_ns: Option<i64>,
+    /// Patterns of what the last mount excluded.
+    pub excludes: Vec<String>,
     /// Set while not mounted after a clean unmount: Unix time in nanoseconds.
     pub clean_unmount_ns: Option<i64>,
     /// Whether the folder was empty at that unmount.

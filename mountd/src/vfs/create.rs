@@ -54,7 +54,7 @@ impl<J: Journal> Vfs<J> {
     /// Creates and opens a regular file. If it exists and `flags` do not forbid it, it is opened.
     pub fn create(&self, making: Making<'_>, mode: u32, flags: i32) -> VfsResult<(Entry, Opened)> {
         let open_flags = backing_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let result = self.make(making, |dir, name| {
+        let result = self.make(making, false, |dir, name| {
             rustix::fs::openat(dir, name, open_flags, Mode::from_raw_mode(mode & 0o7777)).map(Some)
         });
         match result {
@@ -97,7 +97,7 @@ impl<J: Journal> Vfs<J> {
 
     /// Makes a directory.
     pub fn mkdir(&self, making: Making<'_>, mode: u32) -> VfsResult<Entry> {
-        let (entry, fd, inode) = self.make(making, |dir, name| {
+        let (entry, fd, inode) = self.make(making, true, |dir, name| {
             rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777)).map(|()| None)
         })?;
         // Something is usually made in it next.
@@ -108,7 +108,7 @@ impl<J: Journal> Vfs<J> {
     /// Makes a regular or special file.
     pub fn mknod(&self, making: Making<'_>, mode: u32, device: u64) -> VfsResult<Entry> {
         let kind = FileType::from_raw_mode(mode);
-        let entry = self.make(making, |dir, name| {
+        let entry = self.make(making, false, |dir, name| {
             rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode & 0o7777), device).map(|()| None)
         })?;
         Ok(entry.0)
@@ -116,7 +116,7 @@ impl<J: Journal> Vfs<J> {
 
     /// Makes a symbolic link.
     pub fn symlink(&self, making: Making<'_>, target: &OsStr) -> VfsResult<Entry> {
-        let entry = self.make(making, |dir, name| rustix::fs::symlinkat(target, dir, name).map(|()| None))?;
+        let entry = self.make(making, false, |dir, name| rustix::fs::symlinkat(target, dir, name).map(|()| None))?;
         Ok(entry.0)
     }
 
@@ -125,19 +125,33 @@ impl<J: Journal> Vfs<J> {
         let op_name = checked_name(name)?;
         let (inode, dir) = (self.inode(node)?, self.inode(parent)?);
         let cells = [MarkCell::Dir(dir.id), MarkCell::File { id: inode.id, block: ATTRIBUTES }];
-        let _mark = self.mark(&cells)?;
+        let _mark = if dir.is_outside() { None } else { Some(self.mark(&cells)?) };
         let (fd, dir_fd) = (self.fd(&inode)?, self.fd(&dir)?);
+        let outside = self.leaves_out(&dir, &dir_fd, name, false);
         let mut locks = Locks::take(&[&inode, &dir]);
-        if locks.of(&inode).unnamed {
+        let nameless = locks.of(&inode).unnamed && !inode.is_outside();
+        if !nameless && outside != inode.is_outside() {
+            // All names of a file are on one side of the border.
+            return Err(VfsError::CrossDevice);
+        }
+        if nameless && !outside {
             let (file, place) = ((&*inode, &*fd), (&*dir, &*dir_fd));
             self.link_first(caller, file, place, (name, op_name), locks.of(&inode))?;
         } else {
-            let slot = self.journal.reserve();
-            self.failed(&cells, link_fd(&*fd, &*dir_fd, name).map_err(Into::into))?;
-            let mut changes: Changes =
-                smallvec![Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) }];
-            changes.extend(self.dir_mtime(&dir, &dir_fd));
-            slot.fill(caller.origin(), changes);
+            let slot = (!dir.is_outside()).then(|| self.journal.reserve());
+            self.failed(&cells, link_fd(&fd, &dir_fd, name).map_err(Into::into))?;
+            if nameless {
+                inode.set_outside(true, locks.of(&inode));
+                inode.pin(None);
+            }
+            let mut changes = Changes::new();
+            if !outside {
+                changes.push(Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) });
+            }
+            if let Some(slot) = slot {
+                changes.extend(self.dir_mtime(&dir, &dir_fd));
+                slot.fill(caller.origin(), changes);
+            }
         }
         let stat = sys::stat(&fd)?;
         self.backing.remember(&inode.id, &dir.id, name);
@@ -150,20 +164,26 @@ impl<J: Journal> Vfs<J> {
     fn make(
         &self,
         making: Making<'_>,
+        is_directory: bool,
         make: impl FnOnce(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<Option<OwnedFd>>,
     ) -> VfsResult<(Entry, OwnedFd, Arc<Inode>)> {
         let Making { caller, umask, parent, name } = making;
         let op_name = checked_name(name)?;
         let dir = self.inode(parent)?;
         let cells = [MarkCell::Dir(dir.id)];
-        let _mark = self.mark(&cells)?;
+        let _mark = self.mark_names(&[&dir])?;
         let dir_fd = self.fd(&dir)?;
+        let outside = self.leaves_out(&dir, &dir_fd, name, is_directory);
         adopt_umask(umask)?;
         let _lock = dir.lock();
-        let slot = self.journal.reserve();
+        let slot = (!dir.is_outside()).then(|| self.journal.reserve());
         let made = self.failed(&cells, make(dir_fd.as_fd(), name).map_err(Into::into))?;
         let born = self.adopt(caller, &dir_fd, name, made).and_then(|(born, dir_stat)| {
-            let changes = birth_changes(&dir, op_name, &born, &dir_stat)?;
+            // What is excluded changes nothing but the time of its directory.
+            let changes = match outside {
+                true => smallvec![mtime_change(dir.id, &dir_stat)],
+                false => birth_changes(&dir, op_name, &born, &dir_stat)?,
+            };
             Ok((born, changes))
         });
         let born = born.inspect_err(|_| {
@@ -172,9 +192,14 @@ impl<J: Journal> Vfs<J> {
         });
         // Also if it went again: the directory's mtime is another.
         let (born, changes) = self.unsaid(&cells, born)?;
-        slot.fill(caller.origin(), changes);
+        if let Some(slot) = slot {
+            slot.fill(caller.origin(), changes);
+        }
         self.backing.remember(&born.id, &dir.id, name);
         let inode = self.inodes.remember(born.id, &born.stat);
+        if outside {
+            inode.set_outside(true, &mut inode.lock());
+        }
         self.saw_name(&inode, &dir, name);
         if born.stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
             // Nobody gives capabilities at birth; so the first write need not look.

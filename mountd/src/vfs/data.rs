@@ -121,7 +121,7 @@ impl<J: Journal> Vfs<J> {
         let data = &data[..data.len().min(limits::DATA_MAX)];
         let inode = &*file.inode;
         let cells = data_cells(inode.id, offset, data.len() as u64);
-        let _mark = self.mark(&cells)?;
+        let _mark = self.mark_of(inode, &cells)?;
         let kill = kill_privileges.then_some(&caller);
         let mut state = inode.lock();
         let before = self.before_content(&file, &mut state)?;

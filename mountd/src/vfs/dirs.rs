@@ -52,6 +52,7 @@ impl<J: Journal> Vfs<J> {
                 return Ok(false);
             }
             let inode = self.inodes.remember(id, &stat);
+            self.note_side(&inode, &stat, dir, &dir_fd, listed.name);
             self.saw_name(&inode, dir, listed.name);
             let full = sink.take(listed, Some(&self.entry(&inode, stat)));
             if full {

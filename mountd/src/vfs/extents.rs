@@ -54,7 +54,7 @@ impl<J: Journal> Vfs<J> {
             super::data::data_cells(inode.id, offset, 1)
         };
         cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
-        let _mark = self.mark(&cells)?;
+        let _mark = self.mark_of(inode, &cells)?;
         let mut state = inode.lock();
         let privileged = self.before_content(&file, &mut state)?;
         let before = sys::stat(&file.fd)?;
@@ -109,7 +109,7 @@ impl<J: Journal> Vfs<J> {
         let len = usize::try_from(copy.len).unwrap_or(usize::MAX).min(limits::DATA_MAX);
         let inode = &*to.inode;
         let cells = data_cells(inode.id, copy.to_offset, len as u64);
-        let _mark = self.mark(&cells)?;
+        let _mark = self.mark_of(inode, &cells)?;
         let mut state = inode.lock();
         let privileged = self.before_content(&to, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());

@@ -7,7 +7,10 @@ use std::{
     collections::{HashMap, hash_map},
     ops::Deref,
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -63,7 +66,11 @@ pub struct Inode {
     /// Time of birth, which with the number tells a new object from an old one.
     pub born: Option<Timestamp>,
     state: Mutex<InodeState>,
+    /// How often the state was locked.
+    turns: AtomicU64,
     pin: Mutex<Option<Arc<OwnedFd>>>,
+    /// It is excluded: no part of the volume. Then its state says `unnamed` as well.
+    outside: AtomicBool,
     /// See [`super::promise`].
     pub(super) names: Mutex<super::promise::Names>,
 }
@@ -76,8 +83,24 @@ impl Inode {
             node_type: stat.node_type(),
             born: stat.btime,
             state: Mutex::default(),
+            turns: AtomicU64::new(0),
             pin: Mutex::default(),
+            outside: AtomicBool::new(false),
             names: Mutex::default(),
+        }
+    }
+
+    /// Whether it is excluded from the volume.
+    pub fn is_outside(&self) -> bool {
+        self.outside.load(Ordering::Relaxed)
+    }
+
+    /// It became, or is no longer, excluded. Under its lock.
+    pub fn set_outside(&self, outside: bool, state: &mut InodeState) {
+        if self.outside.swap(outside, Ordering::Relaxed) != outside {
+            // Of one that lost its last name and is not excluded, `unnamed` stays.
+            state.unnamed = outside;
+            state.written = None;
         }
     }
 
@@ -92,7 +115,15 @@ impl Inode {
 
     /// Locks its cells.
     pub fn lock(&self) -> MutexGuard<'_, InodeState> {
-        self.state.lock()
+        let guard = self.state.lock();
+        // Under the lock, so before whatever its holder reserves.
+        self.turns.fetch_add(1, Ordering::Release);
+        guard
+    }
+
+    /// How often its cells were locked, see [`super::still`].
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Acquire)
     }
 
     /// Keeps the object reachable when its last name goes: a handle dies with it.

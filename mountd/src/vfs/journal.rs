@@ -2,7 +2,7 @@
 
 use tandem_proto::{Changes, InodeId, Origin, Position, Seq};
 
-use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot, waiters::Ticket};
+use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot, dirty::DirtySet, waiters::Ticket};
 
 /// Called once with the fate of a promise.
 pub type Promise = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
@@ -44,6 +44,8 @@ pub trait Journal: Send + Sync + 'static {
     fn hold_news(&self) {}
     /// See [`Commit::tell_news`].
     fn tell_news(&self) {}
+    /// See [`Commit::resend`].
+    fn resend(&self, _cells: &DirtySet) {}
 }
 
 /// A reserved place in the order of ops. Dropped, it is void.
@@ -106,6 +108,10 @@ impl Journal for Commit {
 
     fn position_of(&self, id: &InodeId) -> Position {
         Commit::position_of(self, id)
+    }
+
+    fn resend(&self, cells: &DirtySet) {
+        Commit::resend(self, cells);
     }
 }
 

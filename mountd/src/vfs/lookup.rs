@@ -22,6 +22,7 @@ impl<J: Journal> Vfs<J> {
             return Err(VfsError::NotFound);
         }
         let inode = self.inodes.remember(id, &stat);
+        self.note_side(&inode, &stat, &dir, &dir_fd, name);
         self.saw_name(&inode, &dir, name);
         Ok(self.entry(&inode, stat))
     }

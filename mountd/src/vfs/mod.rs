@@ -30,6 +30,7 @@ mod rename;
 mod setattr;
 mod settle;
 mod tmpfile;
+pub mod still;
 mod xattr;
 
 use std::{
@@ -37,7 +38,7 @@ use std::{
     ffi::OsStr,
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     sync::{
@@ -54,7 +55,7 @@ use crate::{
         Backing,
         sys::{self, Stat},
     },
-    commit::MarkCell,
+    commit::{MarkCell, MarkCells},
 };
 
 pub use self::{
@@ -239,6 +240,44 @@ impl<J: Journal> Vfs<J> {
         Ok(self.journal.mark(cells)?)
     }
 
+    /// The marks of a change to an inode itself; what is excluded needs none.
+    fn mark_of(&self, inode: &Inode, cells: &[MarkCell]) -> VfsResult<Option<J::Guard<'_>>> {
+        if inode.is_outside() {
+            self.writable()?;
+            return Ok(None);
+        }
+        self.mark(cells).map(Some)
+    }
+
+    /// The marks of a change to names; a directory that is excluded needs none.
+    fn mark_names(&self, dirs: &[&Inode]) -> VfsResult<Option<J::Guard<'_>>> {
+        self.writable()?;
+        let cells: MarkCells = dirs.iter().filter(|dir| !dir.is_outside()).map(|dir| MarkCell::Dir(dir.id)).collect();
+        if cells.is_empty() { Ok(None) } else { self.mark(&cells).map(Some) }
+    }
+
+    /// Whether a name is excluded from the volume, by itself or with its directory.
+    fn leaves_out(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr, is_directory: bool) -> bool {
+        if self.backing.excludes().is_empty() {
+            return false;
+        }
+        dir.is_outside() || {
+            let place = self.backing.place_of(dir_fd.as_fd());
+            self.backing.leaves_out(&place, name.as_bytes(), is_directory)
+        }
+    }
+
+    /// An inode was seen under a name. A file with several names is part of the volume as long as one of them is not known to be excluded.
+    fn note_side(&self, inode: &Inode, stat: &Stat, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) {
+        if self.backing.excludes().is_empty() {
+            return;
+        }
+        let outside = self.leaves_out(dir, dir_fd, name, stat.is_dir()) && (stat.is_dir() || stat.nlink <= 1);
+        if outside != inode.is_outside() {
+            inode.set_outside(outside, &mut inode.lock());
+        }
+    }
+
     /// For what may fail after the backing directory was changed: the change happened, but what resulted cannot be said in an op. Its
     /// cells then differ, and are compared. To be called before the slot is void.
     fn unsaid<T>(&self, cells: &[MarkCell], result: VfsResult<T>) -> VfsResult<T> {
@@ -287,7 +326,9 @@ impl<J: Journal> Vfs<J> {
             None => self.backing.id_of(&fd, &stat)?,
         };
         self.backing.remember(&id, &dir.id, name);
-        Ok(Child { inode: self.inodes.borrow(id, &stat), stat: Cell::new(stat), fd: Arc::new(fd) })
+        let inode = self.inodes.borrow(id, &stat);
+        self.note_side(&inode, &stat, dir, dir_fd, name);
+        Ok(Child { inode, stat: Cell::new(stat), fd: Arc::new(fd) })
     }
 
     fn optional_child(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<Option<Child<'_>>> {

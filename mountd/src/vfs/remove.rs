@@ -3,7 +3,6 @@
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
 use rustix::fs::AtFlags;
-use smallvec::smallvec;
 use tandem_proto::{Change, Changes};
 
 use super::{
@@ -27,7 +26,7 @@ impl<J: Journal> Vfs<J> {
         let op_name = checked_name(name)?;
         let dir = self.inode(parent)?;
         let cells = [MarkCell::Dir(dir.id)];
-        let _mark = self.mark(&cells)?;
+        let _mark = self.mark_names(&[&dir])?;
         let dir_fd = self.fd(&dir)?;
         loop {
             let child = self.child(&dir, &dir_fd, name)?;
@@ -35,12 +34,18 @@ impl<J: Journal> Vfs<J> {
             if !self.still_means(&dir_fd, name, Some(&child))? {
                 continue;
             }
-            let slot = self.journal.reserve();
+            let outside = self.leaves_out(&dir, &dir_fd, name, flags.contains(AtFlags::REMOVEDIR));
+            let slot = (!dir.is_outside()).then(|| self.journal.reserve());
             self.failed(&cells, rustix::fs::unlinkat(&dir_fd, name, flags).map_err(Into::into))?;
-            let mut changes: Changes =
-                smallvec![Change::Entry { dir: dir.id, name: op_name, old: Some(child.inode.id), new: None }];
-            changes.extend(self.dir_mtime(&dir, &dir_fd));
-            slot.fill(caller.origin(), changes);
+            if let Some(slot) = slot {
+                let mut changes = Changes::new();
+                if !outside {
+                    let old = Some(child.inode.id);
+                    changes.push(Change::Entry { dir: dir.id, name: op_name, old, new: None });
+                }
+                changes.extend(self.dir_mtime(&dir, &dir_fd));
+                slot.fill(caller.origin(), changes);
+            }
             self.lost_name(&mut locks, &child, &dir, name);
             return Ok(());
         }

@@ -66,7 +66,7 @@ impl<J: Journal> Vfs<J> {
             return Ok(sys::stat(&fd)?);
         }
         let cells = self.cells(&inode, &fd, &set)?;
-        let _mark = self.mark(&cells)?;
+        let _mark = self.mark_of(&inode, &cells)?;
         // Opened before the lock: it may be slow, and fail.
         let opened = match (&file, set.size) {
             (Some(file), _) if file.writable => None,

@@ -74,7 +74,7 @@ impl<J: Journal> Vfs<J> {
     ) -> VfsResult<()> {
         let inode = self.inode(node)?;
         let cells = [MarkCell::File { id: inode.id, block: ATTRIBUTES }];
-        let _mark = self.mark(&cells)?;
+        let _mark = self.mark_of(&inode, &cells)?;
         let fd = self.fd(&inode)?;
         let mut state = inode.lock();
         let before = sys::stat(&fd)?;

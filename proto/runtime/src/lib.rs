@@ -5,6 +5,7 @@ pub mod connect;
 pub mod dirs;
 pub mod durable;
 pub mod frame;
+pub mod memory;
 pub mod mutant;
 pub mod notify;
 pub mod secret;

@@ -128,7 +128,13 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         history_limit_bytes: keep.bytes.unwrap_or(0),
         history_limit_ns: keep.age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
         history_deleted: kept.deleted,
-        progress: None,
+        progress: (to_walk > 0).then(|| pb::Progress {
+            what: "reindex".to_owned(),
+            files_done: walked,
+            files_total: to_walk,
+            ..Default::default()
+        }),
+        mismatches: facts.mismatches,
         volume_id: id(&volume.identity.volume_id),
         replica_id: id(&volume.identity.replica_id),
         position: Some((&facts.published).into()),

@@ -21,6 +21,9 @@ use crate::{
     tree::{Area, ReplicaTree},
 };
 
+/// Steps between two looks whether the catalog holds too much in memory.
+const RELIEVE_EVERY: usize = 4096;
+
 /// How a plan is carried out.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
@@ -48,8 +51,11 @@ impl<T: ReplicaTree> Objects<T> {
         let steps = plan(self, net)?;
         let mut settled = Settled::default();
         let mut lost = BTreeSet::new();
-        for step in &steps {
+        for (at, step) in steps.iter().enumerate() {
             self.step(step, net, manner)?;
+            if at % RELIEVE_EVERY == 0 {
+                self.catalog.relieve()?;
+            }
             if let Step::Unlink(id, _) | Step::Discard(id, _) | Step::DropParked(id) = step {
                 lost.insert(*id);
             }

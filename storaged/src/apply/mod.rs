@@ -35,6 +35,7 @@ mod handles;
 mod kept;
 mod litter;
 mod live;
+mod mend;
 pub(crate) mod metadata;
 mod objects;
 mod plan;

@@ -104,7 +104,8 @@ impl<V: View> Planner<'_, V> {
                     if id.is_root() {
                         return Err(ApplyError::protocol(dir, "the root is given a name"));
                     }
-                    self.gains.entry(*id).or_default().push((**dir, name.clone()));
+                    // One name each, nearly always: room for more would be most of the memory of a first sync.
+                    self.gains.entry(*id).or_insert_with(|| Vec::with_capacity(1)).push((**dir, name.clone()));
                 }
                 let now = self.view.entry(dir, name)?;
                 if let Some(now) = now.filter(|now| Some(*now) != *id) {

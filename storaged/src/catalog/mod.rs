@@ -12,7 +12,15 @@ mod codec;
 pub mod store;
 pub mod verify;
 
-use std::{collections::BTreeMap, ops::Bound, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -94,7 +102,7 @@ pub type Cell = (InodeId, Name);
 
 /// Beyond so many changed rows they are moved to the store without making them durable, which bounds memory (about 200 bytes a
 /// row) while a large staging is published.
-const OVERLAY_ROWS_MAX: usize = 400_000;
+const OVERLAY_ROWS_MAX: usize = 150_000;
 
 struct Inner {
     store: Store,
@@ -106,6 +114,8 @@ struct Inner {
 #[derive(Clone)]
 pub struct Catalog {
     inner: Arc<RwLock<Inner>>,
+    /// Number of inodes, for whoever only shows it: a commit of many rows holds the lock for seconds.
+    shown: Arc<AtomicU64>,
 }
 
 impl Catalog {
@@ -121,9 +131,10 @@ impl Catalog {
 
     fn with_store(store: Store) -> Result<Self, CatalogError> {
         let inner = Inner { store, overlay: Default::default(), inodes: 0 };
-        let catalog = Catalog { inner: Arc::new(RwLock::new(inner)) };
+        let catalog = Catalog { inner: Arc::new(RwLock::new(inner)), shown: Arc::default() };
         let meta = catalog.meta()?;
         catalog.inner.write().inodes = meta.inodes;
+        catalog.shown.store(meta.inodes, Ordering::Relaxed);
         Ok(catalog)
     }
 
@@ -139,9 +150,9 @@ impl Catalog {
         }
     }
 
-    /// Number of inodes now.
+    /// Number of inodes now. Never waits.
     pub fn inodes(&self) -> u64 {
-        self.inner.read().inodes
+        self.shown.load(Ordering::Relaxed)
     }
 
     /// The inode's record.
@@ -163,6 +174,7 @@ impl Catalog {
         let mut inner = self.inner.write();
         if inner.get(Table::Nodes, &key)?.is_none() {
             inner.inodes += 1;
+            self.shown.store(inner.inodes, Ordering::Relaxed);
         }
         inner.set(Table::Nodes, key, Some(codec::encode_node(node)));
         Ok(())
@@ -174,6 +186,7 @@ impl Catalog {
         let mut inner = self.inner.write();
         if inner.get(Table::Nodes, &key)?.is_some() {
             inner.inodes = inner.inodes.saturating_sub(1);
+            self.shown.store(inner.inodes, Ordering::Relaxed);
             inner.set(Table::Nodes, key, None);
         }
         Ok(())
@@ -261,6 +274,7 @@ impl Catalog {
             None => 0,
             Some(bytes) => codec::decode_meta(&bytes).ok_or_else(|| Self::damaged("checkpoint"))?.inodes,
         };
+        self.shown.store(inner.inodes, Ordering::Relaxed);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase as _, Savepoint, TableDefinition};
+use redb::{Builder, Database, Durability, ReadOnlyTable, ReadableDatabase as _, Savepoint, TableDefinition};
 
 use super::CatalogError;
 
@@ -31,6 +31,8 @@ pub type Overlay = BTreeMap<Box<[u8]>, Option<Box<[u8]>>>;
 /// A row.
 pub type Row = (Box<[u8]>, Box<[u8]>);
 
+/// Pages of the store that are kept in memory. redb takes 1 GiB if nobody says otherwise, and a million files have half of that.
+const CACHE_BYTES: usize = 64 << 20;
 const META: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("meta");
 const META_KEY: &[u8] = b"checkpoint";
 const DEFINITIONS: [TableDefinition<'static, &[u8], &[u8]>; TABLES] =
@@ -219,9 +221,13 @@ impl Store {
 /// A full disk keeps the catalog closed; said with the next error, which names the file.
 const CLOSED: &str = "closed after a failed write; it is opened again with the next checkpoint";
 
+fn reopen(path: &Path) -> Result<Database, redb::DatabaseError> {
+    Builder::new().set_cache_size(CACHE_BYTES).open(path)
+}
+
 impl DiskStore {
     fn open(path: &Path) -> Result<Self, redb::Error> {
-        let database = Database::create(path)?;
+        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path)?;
         let transaction = database.begin_write()?;
         for definition in DEFINITIONS {
             transaction.open_table(definition)?;
@@ -236,7 +242,7 @@ impl DiskStore {
         // Readers go on meanwhile; one thread commits.
         let mut guard = self.opened.upgradable_read();
         if guard.is_none() {
-            let reopened = Opened::new(Database::open(&self.path)?)?;
+            let reopened = Opened::new(reopen(&self.path)?)?;
             guard.with_upgraded(|opened| *opened = Some(reopened));
         }
         let Some(opened) = guard.as_ref() else { return Err(redb::Error::PreviousIo) };
@@ -254,7 +260,7 @@ impl DiskStore {
                 if opened.relieved.is_none() {
                     guard.with_upgraded(|opened| {
                         *opened = None;
-                        *opened = Database::open(&self.path).ok().and_then(|database| Opened::new(database).ok());
+                        *opened = reopen(&self.path).ok().and_then(|database| Opened::new(database).ok());
                     });
                 }
                 Err(error)

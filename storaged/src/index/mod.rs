@@ -16,6 +16,7 @@
 
 mod cutter;
 mod files;
+mod late;
 mod pacer;
 mod queue;
 mod recipe;
@@ -40,6 +41,7 @@ use tandem_proto::{Digest, InodeId, Position};
 
 use crate::apply::{ChunkSource, Place};
 pub use files::CatalogFiles;
+pub use late::LateIndex;
 use recipe::Summary;
 pub use recipe::{Chunk, FileStamp, Recipe};
 pub use store::Contents;
@@ -129,6 +131,7 @@ pub enum IndexError {
 /// What the worker does now.
 ///
 /// ```text
+///  (Opening)
 ///            ┌──────────────► Idle ◄──────────────┐
 ///            │                 │ file due          │ nothing waits
 ///  Rebuilding┼─ done           ▼                   │
@@ -138,6 +141,8 @@ pub enum IndexError {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WorkerState {
+    /// Its database is being opened.
+    Opening,
     /// Nothing waits.
     Idle,
     /// Reads files that were touched.
@@ -159,6 +164,7 @@ impl WorkerState {
     /// For people.
     pub fn describe(&self) -> String {
         match self {
+            WorkerState::Opening => "opening".to_owned(),
             WorkerState::Idle => "idle".to_owned(),
             WorkerState::Indexing => "indexing".to_owned(),
             WorkerState::Rebuilding { done, total } => format!("rebuilding, {done} of {total} inodes compared"),
@@ -280,6 +286,18 @@ impl Index {
     /// What a file held when it was last read; `None` if it was not read yet.
     pub fn recipe(&self, id: &InodeId) -> Option<Recipe> {
         self.answer(|store| store.recipe(id))
+    }
+
+    /// Whether a file still holds what was read after the last op that changed it; `None`: not known now.
+    pub fn judge(&self, id: &InodeId, at: Position, files: &dyn ReplicaFiles) -> Option<bool> {
+        let indexed = self.status().position.is_some_and(|position| !position.is_before(&at));
+        if !indexed || self.shared.rescan.load(Ordering::SeqCst) {
+            return None;
+        }
+        let recipe = self.recipe(id)?;
+        let file = files.open(id).ok()??;
+        let same_size = file.stamp().ok()?.size == recipe.stamp.size;
+        Some(same_size && verify::compare_content(&*file, &recipe).ok()?.is_none())
     }
 
     /// All that it holds, sorted: to compare it with another one.

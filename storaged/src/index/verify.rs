@@ -80,7 +80,8 @@ fn compare(files: &dyn ReplicaFiles, id: &InodeId, recipe: &Recipe, read: bool) 
     compare_content(&*file, recipe)
 }
 
-fn compare_content(file: &dyn IndexedFile, recipe: &Recipe) -> io::Result<Option<String>> {
+/// What is wrong with the content of a file, if anything is.
+pub fn compare_content(file: &dyn IndexedFile, recipe: &Recipe) -> io::Result<Option<String>> {
     let mut buffer = Vec::new();
     for chunk in &recipe.chunks {
         buffer.resize(chunk.len as usize, 0);

@@ -9,10 +9,12 @@ use tandem_proto::{
     pb,
     position::{Epoch, Position, Seq},
     stage::{Stage, StageData, StageDir, StageNode, StageRecipe},
+    verify::{Compared, ITEMS_MAX},
     volume::VolumeName,
 };
 
 use super::refusal::{Reason, Refusal};
+use crate::verify::Check;
 
 /// Longest client name that is kept; it is for messages only.
 const CLIENT_NAME_MAX: usize = 512;
@@ -161,6 +163,8 @@ pub enum Incoming {
         /// Of the last op.
         position: Position,
     },
+    /// What the writer wants compared at this place.
+    Check(Check),
     /// The writer leaves.
     Detach,
 }
@@ -192,7 +196,18 @@ impl Incoming {
                 let position = convert::position("publish.position", &publish.position)?;
                 (publish.session, Incoming::Publish { round: publish.round, position })
             }
+            Some(Body::Verify(check)) => (check.session, Incoming::Check(checked(check)?)),
             Some(Body::Detach(detach)) => (detach.session, Incoming::Detach),
         })
     }
+}
+
+fn checked(check: pb::VerifyCheck) -> Result<Check, Refusal> {
+    if check.items.is_empty() || check.items.len() > ITEMS_MAX {
+        let message = format!("verify.items: {} items; 1 to {ITEMS_MAX} are allowed", check.items.len());
+        return Err(Refusal::new(Reason::BadRequest, message));
+    }
+    let items = check.items.into_iter().map(Compared::try_from).collect::<Result<_, _>>()?;
+    let pb::VerifyCheck { session, token, seq, confirm, .. } = check;
+    Ok(Check { session, token, seq, items, confirm })
 }

@@ -12,14 +12,14 @@ use crate::{
     apply::{ChunkSource, NoChunks, Published, Recovered},
     history::{History, Surplus},
     hooks::Hooks,
-    index::Index,
+    index::LateIndex,
 };
 
 /// Followers of one volume. Each is bounded and drops, with a note, what it cannot take.
 #[derive(Default)]
 pub struct Behind {
     /// Content index; none in a simulation, or if it could not be opened.
-    pub index: Option<Arc<Index>>,
+    pub index: Option<Arc<LateIndex>>,
     /// Record of ops.
     pub history: Option<Arc<History>>,
     /// Commands of the administrator.

@@ -9,6 +9,7 @@ use crate::{
     log::{Append, LogError, LogPos, codec, disk::Disk},
     tree::ReplicaTree,
 };
+use tandem_runtime::memory;
 
 /// Objects that are deleted at a time: less than a millisecond, unless they are large.
 const TIDY_SLICE: usize = 32;
@@ -18,6 +19,8 @@ const KEPT_OPEN_FOR: Duration = Duration::from_secs(600);
 const MARK_AFTER: Duration = Duration::from_millis(50);
 /// How long an acknowledgement waits that says of no op that it is durable, only that it is applied.
 const APPLIED_ACK_DELAY: Duration = Duration::from_millis(1);
+/// Inodes that a publish changed, from which on the memory that it took is given back at once.
+const MANY: usize = 20_000;
 /// Staged state that waits in memory to be logged together.
 const UNHURRIED_MAX_BYTES: usize = 1 << 20;
 
@@ -160,6 +163,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 tracing::info!(%position, changed = published.changed.len(), removed = published.removed.len(), "published");
                 self.send_ack(true);
                 self.checkpoint(now);
+                if published.changed.len() + published.removed.len() > MANY {
+                    memory::give_back();
+                }
                 self.decide_holds();
             }
             Err(error @ ApplyError::Sync { .. }) => self.sync_failed(&error, now),

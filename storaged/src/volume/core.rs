@@ -26,6 +26,7 @@ use tandem_proto::{
 use super::{
     backlog::Backlog,
     behind::Behind,
+    check::Checks,
     flow::Bounds,
     hold::Holds,
     state::{Identity, STATE_FILE, State, StateError},
@@ -179,6 +180,10 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) told_fault: Option<Arc<str>>,
     /// Who reads the tree at one position.
     pub(super) holds: Holds,
+    /// What a verifying mount asked for.
+    pub(super) checks: Checks,
+    /// What it found to differ, since the start.
+    pub(super) mismatches: u64,
     pub(super) durable: Position,
     /// Bytes that were logged since the last checkpoint.
     pub(super) checkpoint_bytes: u64,
@@ -288,6 +293,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             last_error: Arc::from(""),
             told_fault: None,
             holds: Holds::default(),
+            checks: Checks::default(),
+            mismatches: 0,
             checkpoint_bytes: 0,
             logged_bytes: 0,
             applied_bytes: 0,
@@ -472,6 +479,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             session.outbox.close(refusal.map(Into::into));
         }
         self.receiver.end_session();
+        self.drop_checks();
         self.held = None;
         self.faults.retain(|fault| fault.stuck != Stuck::Stage);
     }

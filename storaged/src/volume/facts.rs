@@ -76,6 +76,8 @@ pub struct Facts {
     pub backlog_bytes: u64,
     /// Files with bytes of an unfinished staging.
     pub salvaged_files: u64,
+    /// What its mount found to differ, since the start.
+    pub mismatches: u64,
     /// The last error, also if it is over.
     pub last_error: Arc<str>,
 }
@@ -125,6 +127,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             backlog_ops: self.backlog.ops(),
             backlog_bytes: self.backlog.bytes(),
             salvaged_files: self.replica.salvaged_files(),
+            mismatches: self.mismatches,
             last_error: self.last_error.clone(),
         }
     }

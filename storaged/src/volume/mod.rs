@@ -6,6 +6,7 @@
 
 mod backlog;
 pub mod behind;
+mod check;
 mod commit;
 pub mod core;
 pub mod facts;

@@ -100,6 +100,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             empty: self.receiver.is_empty(),
             published: Some((&published).into()),
             staged: self.replica.salvaged_files() > 0,
+            verifies: true,
         }
     }
 
@@ -184,6 +185,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 Ok(())
             }
             Incoming::Publish { round, position } => self.take_publish(session, round, position, now),
+            Incoming::Check(check) => self.take_check(check),
             Incoming::Detach => {
                 self.flush(now);
                 self.end_session(None);

@@ -32,6 +32,7 @@ use crate::{
     },
     log::disk::Disk,
     tree::ReplicaTree,
+    verify::{Check, Checker, Job, Outcome},
 };
 
 /// Ops that are applied before the thread looks at its channel again: some 100 us.
@@ -82,6 +83,17 @@ pub enum Command {
         /// Which.
         number: u64,
     },
+    /// A check was compared.
+    Checked {
+        /// Of its hold.
+        number: u64,
+        /// Whose it was.
+        session: u64,
+        /// Names it in the answer.
+        token: u64,
+        /// What came of it.
+        outcome: Outcome,
+    },
     /// Stop; the thread ends.
     Stop,
 }
@@ -100,6 +112,8 @@ pub struct Driver<D: Disk, T: ReplicaTree> {
     facts: Arc<Mutex<Facts>>,
     /// Readers that wait for their position.
     readers: HashMap<u64, oneshot::Sender<Result<Held, Refusal>>>,
+    /// Compares what a mount wants to be compared.
+    checker: Option<Checker>,
     /// Brings the tree to the disk ahead of a checkpoint.
     ahead: Option<JoinHandle<()>>,
     stopping: bool,
@@ -118,11 +132,17 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             waiting: VecDeque::new(),
             facts,
             readers: HashMap::new(),
+            checker: None,
             ahead: None,
             stopping: false,
         };
         driver.show();
         driver
+    }
+
+    /// Who compares for a mount; without one nothing is compared.
+    pub fn check_with(&mut self, checker: Checker) {
+        self.checker = Some(checker);
     }
 
     /// Runs until [`Command::Stop`], or until nobody can send any more.
@@ -220,6 +240,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 self.readers.remove(&number);
                 self.core.release(number);
             }
+            Command::Checked { number, session, token, outcome } => self.core.checked(number, session, token, outcome),
             Command::Stop => self.stopping = true,
         }
         self.tell_readers();
@@ -231,8 +252,24 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
         for (number, decision) in self.core.take_decided() {
             if let Some(reply) = self.readers.remove(&number) {
                 let _ = reply.send(decision);
+            } else if let Some(check) = self.core.check_of(number) {
+                self.compare(number, check, decision);
             }
         }
+    }
+
+    /// A check has its position, or never will.
+    fn compare(&mut self, number: u64, check: Check, decision: Result<Held, Refusal>) {
+        let (session, token) = (check.session, check.token);
+        let refused = match (decision, &self.checker) {
+            (Ok(held), Some(checker)) => match checker.compare(Job { number, check, held }) {
+                Ok(()) => return,
+                Err(_) => "the thread that compares has ended: see storaged's log".to_owned(),
+            },
+            (Ok(_), None) => "this volume compares nothing: see storaged's log".to_owned(),
+            (Err(refusal), _) => refusal.message,
+        };
+        self.core.checked(number, session, token, Outcome::unchecked(refused));
     }
 
     /// Applies until something came in, or all is applied.

@@ -32,12 +32,13 @@ use crate::{
     config::Limits,
     history::{History, Surplus},
     hooks::Hooks,
-    index::{CatalogFiles, Index, IndexOptions},
+    index::{CatalogFiles, IndexOptions, LateIndex},
     ingest::refusal::{Reason, Refusal},
     log::{LogError, LogOptions, disk::DirDisk},
     pull,
     reader::ReplicaReader,
     tree::FsTree,
+    verify::Checker,
 };
 
 /// Memory for messages of one volume that wait for its thread, in KiB. One message takes at most 8 MiB.
@@ -54,7 +55,7 @@ pub struct Volume {
     /// Reads its replica.
     pub reader: ReplicaReader<FsTree>,
     /// Its content index, if it could be opened.
-    pub index: Option<Arc<Index>>,
+    pub index: Option<Arc<LateIndex>>,
     /// Bounds what resyncs replaced, if it could be started.
     pub surplus: Option<Arc<Surplus>>,
     /// Its hooks, if there is a rule for them.
@@ -67,14 +68,15 @@ pub struct Volume {
     pub memory: Arc<Semaphore>,
     /// Who reads the whole of it now.
     pub readers: pull::Readers,
-    commands: Commands,
+    /// Also known, weakly, to the thread that compares.
+    commands: Arc<Commands>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Volume {
     /// The way to its thread.
     pub fn commands(&self) -> Commands {
-        self.commands.clone()
+        Commands::clone(&self.commands)
     }
 
     /// Tells its thread something. An error means that the thread is gone.
@@ -356,12 +358,17 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     core.bound(Bounds { log_max_bytes: limits.log_max_bytes, ..Bounds::default() });
     let facts = Arc::new(Mutex::new(Facts::default()));
     let (commands, received) = mpsc::channel();
+    let commands = Arc::new(commands);
     let identity = core.identity();
     tracing::info!(
         directory = %directory.display(), position = %core.durable(), changed = recovered.changed.len(),
         milliseconds = started.elapsed().as_millis() as u64, "volume opened"
     );
-    let driver = Driver::new(core, received, facts.clone());
+    let mut driver = Driver::new(core, received, facts.clone());
+    match Checker::start(directory, reader.clone(), index.clone(), Arc::downgrade(&commands)) {
+        Ok(checker) => driver.check_with(checker),
+        Err(error) => tracing::warn!(%error, "the volume cannot be verified"),
+    }
     let name = directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let thread = {
         let facts = facts.clone();
@@ -405,7 +412,7 @@ fn behind(
 ) -> Behind {
     let options = IndexOptions { rebuild_bytes_per_second: limits.index_rate_bytes, ..IndexOptions::default() };
     let files = Box::new(CatalogFiles::new(reader.clone()));
-    let index = Index::open(&directory.join("index"), files, recovered.applied, &options);
+    let index = LateIndex::open(&directory.join("index"), files, recovered.applied, options);
     let index = index.inspect_err(|error| tracing::warn!(%error, "the volume has no content index")).ok();
     let paths = reader.clone();
     let history = History::open(

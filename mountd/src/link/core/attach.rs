@@ -63,6 +63,7 @@ impl LinkCore {
             self.commit.begin_epoch(epoch, if position.epoch == epoch { position.chain } else { Chain::default() });
         }
         self.attempts = 0;
+        self.verifies = attached.verifies;
         self.fault.clear();
         let mut stream = Stream {
             session: attached.session,

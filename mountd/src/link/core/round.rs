@@ -5,7 +5,7 @@ use tandem_proto::{
     limits::{BATCH_MAX_OPS, BATCH_TARGET_BYTES},
     pb::{self, client_message::Body},
 };
-use tandem_runtime::mutant;
+use tandem_runtime::{memory, mutant};
 
 use crate::{
     commit::Commit,
@@ -16,6 +16,8 @@ use crate::{
     resync::plan::{Manner, Next, Plan, Step},
 };
 
+/// Inodes of a resync from which on its memory is given back at once.
+const MANY: u64 = 20_000;
 /// From this round on a resync that does not get smaller says so.
 const ROUNDS_PATIENCE: u64 = 3;
 
@@ -104,10 +106,13 @@ impl LinkCore {
                     Some(begin) => Some(Body::Begin(begin)),
                     None => match publish {
                         Some(publish) => Some(Body::Publish(publish)),
-                        None => {
-                            let epoch = self.epoch.unwrap_or_default();
-                            stream.batch_message(&self.commit, epoch).map(Body::Batch)
-                        }
+                        None => match stream.check_message(&self.commit) {
+                            Some(check) => Some(Body::Verify(check)),
+                            None => {
+                                let epoch = self.epoch.unwrap_or_default();
+                                stream.batch_message(&self.commit, epoch).map(Body::Batch)
+                            }
+                        },
                     },
                 }
             }
@@ -217,7 +222,12 @@ impl LinkCore {
         (stream.in_flight_bytes, stream.held_back) = (0, false);
         self.listed += round.plan.progress().listed;
         self.nodes += round.plan.progress().nodes_done;
+        let many = round.plan.progress().nodes_done > MANY;
         self.commit.published(position);
+        drop(round);
+        if many {
+            memory::give_back();
+        }
         self.mistakes = 0;
         if !self.ever_published {
             self.ever_published = true;
@@ -241,6 +251,15 @@ impl Stream {
         Some(pb::Publish { session: self.session, round: round.number, position: Some((&position).into()) })
     }
 
+    /// What the verifier asks at this place of a live stream.
+    fn check_message(&self, commit: &Commit) -> Option<pb::VerifyCheck> {
+        if self.round.is_some() {
+            return None;
+        }
+        let check = commit.desk().take_check(self.sent)?;
+        Some(pb::VerifyCheck { session: self.session, ..check })
+    }
+
     fn batch_message(&mut self, commit: &Commit, epoch: Epoch) -> Option<pb::Batch> {
         // Between Publish and Published nothing is sent: the batch would belong to neither staging nor stream.
         if self.round.as_ref().is_some_and(|round| round.stage == RoundStage::Publishing) {
@@ -249,7 +268,10 @@ impl Stream {
         if self.held_back {
             return None;
         }
-        let taken = commit.take(self.sent, BATCH_TARGET_BYTES, BATCH_MAX_OPS)?;
+        let taken = commit.desk().up_to_next(self.sent, |room| {
+            let most = usize::try_from(room).unwrap_or(usize::MAX).min(BATCH_MAX_OPS);
+            commit.take(self.sent, BATCH_TARGET_BYTES, most)
+        })?;
         let first = self.sent.next();
         let (mut chain, mut scratch, mut chains, mut bytes) = (taken.chain_before, Vec::new(), Vec::new(), 0);
         let mut ops = Vec::with_capacity(taken.ops.len());

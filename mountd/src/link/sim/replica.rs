@@ -125,6 +125,7 @@ impl Replica {
                 self.replies.push_back(Reply::Barrier(pb::BarrierReached { token: barrier.token }))
             }
             Body::Publish(publish) => self.publish(&publish),
+            Body::Verify(_) => unreachable!("it does not say that it verifies"),
             Body::Detach(_) => {}
         }
     }
@@ -151,6 +152,7 @@ impl Replica {
             empty: self.empty,
             published: Some((&published).into()),
             staged: !self.salvage.is_empty(),
+            verifies: false,
         }));
     }
 
