@@ -16,7 +16,7 @@ pub mod revoke;
 pub mod status;
 pub mod top;
 pub mod umount;
-pub mod volume;
 pub mod verify;
+pub mod volume;
 pub mod wait;
 pub mod watch;

@@ -113,8 +113,17 @@ impl Verifier {
         let (facts, stop) = (Arc::new(Mutex::new(Facts::default())), Arc::new(AtomicBool::new(false)));
         let record = Record::in_directory(state);
         facts.lock().last = record.load();
-        let worker =
-            Worker { vfs, reader, commit, rule, requests: received, pending: None, facts: facts.clone(), stop: stop.clone(), record };
+        let worker = Worker {
+            vfs,
+            reader,
+            commit,
+            rule,
+            requests: received,
+            pending: None,
+            facts: facts.clone(),
+            stop: stop.clone(),
+            record,
+        };
         let thread = std::thread::Builder::new().name("verify".to_owned()).spawn(move || worker.run())?;
         Ok(Verifier { requests, facts, stop, rule, thread: Mutex::new(Some(thread)) })
     }

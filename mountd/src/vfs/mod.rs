@@ -29,8 +29,8 @@ mod remove;
 mod rename;
 mod setattr;
 mod settle;
-mod tmpfile;
 pub mod still;
+mod tmpfile;
 mod xattr;
 
 use std::{
