@@ -8,14 +8,17 @@ use std::{
     path::Path,
     sync::{Arc, OnceLock},
     thread::JoinHandle,
+    time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tandem_proto::{Digest, InodeId, Position};
 
 use super::{Index, IndexError, IndexOptions, IndexStatus, ReplicaFiles, WorkerState, worker::Event};
 use crate::apply::{ChunkSource, Place};
 
+/// How long a resync waits for it: bytes that it would find cost more.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Announcements that are kept while it is opened; 40 bytes each.
 const KEPT_MAX: usize = 32 << 10;
 
@@ -32,9 +35,11 @@ struct Kept {
 struct Shared {
     index: OnceLock<Index>,
     kept: Mutex<Kept>,
+    /// Told when it is open, or will not be.
+    decided: Condvar,
 }
 
-/// See the module. Its methods never wait.
+/// See the module. Only a look for chunks waits until it is open.
 pub struct LateIndex {
     shared: Arc<Shared>,
     opener: Mutex<Option<JoinHandle<()>>>,
@@ -122,6 +127,20 @@ impl LateIndex {
 }
 
 impl Shared {
+    /// The index, when it is open.
+    fn wait(&self) -> Option<&Index> {
+        if let Some(index) = self.index.get() {
+            return Some(index);
+        }
+        let mut kept = self.kept.lock();
+        while self.index.get().is_none() && kept.failed.is_none() && !kept.closed {
+            if self.decided.wait_for(&mut kept, PATIENCE).timed_out() {
+                break;
+            }
+        }
+        self.index.get()
+    }
+
     fn opened(&self, opened: Result<Index, IndexError>) {
         let mut kept = self.kept.lock();
         match opened {
@@ -143,12 +162,13 @@ impl Shared {
                 kept.failed = Some(error.to_string());
             }
         }
+        self.decided.notify_all();
     }
 }
 
 impl ChunkSource for LateIndex {
     fn find(&self, digest: &Digest) -> Vec<Place> {
-        self.shared.index.get().map(|index| index.find(digest)).unwrap_or_default()
+        self.shared.wait().map(|index| index.find(digest)).unwrap_or_default()
     }
 }
 
