@@ -80,7 +80,8 @@ fn what_is_excluded_stays_local_and_a_rename_across_the_border_creates_or_delete
     assert_eq!(crosses.raw_os_error(), Some(libc::EXDEV));
     let crosses = fs::hard_link(at("docs/come"), at("docs/come.o")).expect_err("refused");
     assert_eq!(crosses.raw_os_error(), Some(libc::EXDEV));
-    let moved = std::process::Command::new("mv").args([at("docs"), at("build/docs")]).status().expect("mv is installed");
+    let moved =
+        std::process::Command::new("mv").args([at("docs"), at("build/docs")]).status().expect("mv is installed");
     assert!(moved.success() && !storage.tree("vol").join("build").exists());
     mount.settle();
     assert!(!storage.tree("vol").join("docs").exists());
