@@ -5,7 +5,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -32,6 +36,8 @@ pub struct Lab {
     allowed: Mutex<Vec<(String, String)>>,
     daemons: Arc<Mutex<Vec<Arc<Daemon>>>>,
     mountpoints: Mutex<Vec<PathBuf>>,
+    /// See [`Lab::patient`].
+    patient: AtomicBool,
     // Dropping the sender ends the watchdog.
     _watchdog: mpsc::Sender<()>,
     _turn: Turn,
@@ -66,6 +72,7 @@ impl Lab {
             allowed: Mutex::default(),
             daemons,
             mountpoints: Mutex::default(),
+            patient: AtomicBool::new(true),
             _watchdog: watchdog,
             _turn: turn,
         })
@@ -96,6 +103,17 @@ impl Lab {
     /// TANDEM_STATE_DIR of the mounts in the lab.
     pub fn state_dir(&self) -> PathBuf {
         self.root().join("state")
+    }
+
+    /// From now on daemons are started with the keepalive that users have. Without this they have a longer one: on a machine that is
+    /// busy with other tests a daemon may well be silent for two seconds, and a test of something else is not about that.
+    pub fn impatient(&self) {
+        self.patient.store(false, Ordering::Relaxed);
+    }
+
+    /// Seconds of keepalive for daemons, where it is not that of users.
+    pub(super) fn keepalive(&self) -> Option<&'static str> {
+        self.patient.load(Ordering::Relaxed).then_some("30")
     }
 
     /// Lets daemons log a WARN or ERROR that contains `part`.
@@ -152,7 +170,7 @@ impl Lab {
 
     /// Runs the `tandem` command.
     pub fn tandem(&self, args: &[&str]) -> Finished {
-        run(self.command("tandem").args(args), Duration::from_secs(120))
+        run(self.command("tandem").args(args), Duration::from_secs(300))
     }
 
     /// A storage daemon on a free port, serving.
@@ -175,7 +193,7 @@ impl Lab {
 
     /// A mount that is expected to be refused: what it said. Panics if it serves, or if it says nothing for 40 s.
     pub fn mount_refused(&self, spec: &MountSpec) -> Finished {
-        let finished = run(self.command("tandem-mountd").args(spec.args(true)), Duration::from_secs(40));
+        let finished = run(self.command("tandem-mountd").args(spec.args(true)), Duration::from_secs(120));
         if finished.timed_out {
             mount::unmount_lazily(&spec.mountpoint);
             panic!("{spec:?} was neither refused nor did it end: {finished:#?}");

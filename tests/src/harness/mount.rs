@@ -79,7 +79,11 @@ impl Mount {
     /// Starts it and waits until it serves; its log if it ended instead.
     pub fn start(lab: &Lab, spec: &MountSpec) -> Result<Mount, String> {
         let daemon = lab.daemon("mount", "tandem-mountd");
-        daemon.set_args(spec.args(true));
+        let mut args = spec.args(true);
+        if let Some(seconds) = lab.keepalive() {
+            args.extend(["-o".into(), format!("keepalive={seconds}").into()]);
+        }
+        daemon.set_args(args);
         let mount = Mount {
             daemon,
             mountpoint: spec.mountpoint.clone(),
@@ -155,7 +159,7 @@ impl Mount {
 
     /// [`Self::wait`] with a limit that fits every test.
     pub fn settle(&self) {
-        self.wait(Duration::from_secs(120));
+        self.wait(Duration::from_secs(300));
     }
 
     /// SIGKILL. The dead mount stays.
@@ -175,15 +179,15 @@ impl Mount {
             match rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty()) {
                 Ok(()) => break,
                 // A process that just exited may still be on its way out.
-                Err(rustix::io::Errno::BUSY) if begin.elapsed() < Duration::from_secs(10) => {
+                Err(rustix::io::Errno::BUSY) if begin.elapsed() < Duration::from_secs(60) => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 Err(error) => panic!("umount {}: {error}", self.mountpoint.display()),
             }
         }
         let ended =
-            eventually(Duration::from_secs(30), || self.daemon.ended().is_some() || self.daemon.pid().is_none());
-        assert!(ended, "mountd runs on 30 s after its mount is gone:\n{}", self.daemon.log_text());
+            eventually(Duration::from_secs(150), || self.daemon.ended().is_some() || self.daemon.pid().is_none());
+        assert!(ended, "mountd runs on 150 s after its mount is gone:\n{}", self.daemon.log_text());
     }
 }
 

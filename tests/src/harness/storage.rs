@@ -52,10 +52,11 @@ impl Storage {
         let runtime = lab.runtime_dir();
         let before = secrets(&runtime);
         // A page near the port could take the port of another storaged that is started again.
+        let keepalive = lab.keepalive().map(|seconds| ["--keepalive".into(), OsString::from(seconds)]);
         let args = |listen: &str| {
             let ours = ["--data".into(), data.into(), "--listen".into(), OsString::from(listen), "--web".into()];
             let more = ["127.0.0.1:0"].iter().chain(flags).map(OsString::from);
-            ours.into_iter().chain(more).collect()
+            ours.into_iter().chain(more).chain(keepalive.clone().into_iter().flatten()).collect()
         };
         daemon.set_args(args("127.0.0.1:0"));
         daemon.start();

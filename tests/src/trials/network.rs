@@ -110,6 +110,7 @@ fn rig(fault: Fault, seed: u64) -> Result<(Line, Rig), String> {
     {
         lab.allow(part, "the network harms what is sent");
     }
+    lab.impatient();
     let storage = lab.storage();
     let (line, port) = match fault {
         Fault::Loss | Fault::Cut | Fault::BlackHole => (Line::Rules(Rules::new(storage.port())?), storage.port()),

@@ -75,6 +75,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, swallow: &AtomicBool) {
 #[test]
 fn black_hole_is_noticed_by_both_sides_and_made_good() {
     let Some(lab) = Lab::new("black-hole") else { return };
+    lab.impatient();
     lab.allow_lost_peers();
     let storage = lab.storage();
     let dir = lab.new_dir("folder");
