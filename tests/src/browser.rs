@@ -38,7 +38,7 @@ fn installed() -> Option<&'static str> {
             .status()
             .is_ok_and(|s| s.success())
     };
-    NAMES.into_iter().find(|name| works(&name))
+    NAMES.into_iter().find(|name| works(name))
 }
 
 impl Browser {

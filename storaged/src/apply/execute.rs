@@ -42,6 +42,11 @@ pub struct Settled {
     pub removed: Vec<InodeId>,
 }
 
+/// Longest name that file systems take, in bytes.
+const NAME_MAX: usize = 255;
+/// What is left of such a name where something has to be put behind it.
+const LONG_NAME_KEPT: usize = 220;
+
 impl<T: ReplicaTree> Objects<T> {
     /// Brings names and objects to what `net` says. Data, attributes and directory mtimes follow separately.
     pub fn settle(&mut self, net: &Changeset, manner: Manner) -> Result<Settled, ApplyError> {
@@ -128,7 +133,7 @@ impl<T: ReplicaTree> Objects<T> {
     }
 
     pub(super) fn history_dir(&mut self, parent: &T::Node, name: &Name) -> Result<T::Node, ApplyError> {
-        let mut wanted = name.as_bytes().to_vec();
+        let (mut wanted, mut shortened) = (name.as_bytes().to_vec(), false);
         loop {
             match self.tree.open(parent, &wanted, NodeType::Directory) {
                 Ok(dir) => return Ok(dir),
@@ -136,7 +141,15 @@ impl<T: ReplicaTree> Objects<T> {
                     self.tree.create(parent, &wanted, &NodeKind::Directory).on("make in history", name)?;
                 }
                 // A file was kept under the name that is now needed for a directory.
-                Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) && wanted.len() < 254 => wanted.push(b'~'),
+                Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) && wanted.len() < NAME_MAX => {
+                    wanted.push(b'~')
+                }
+                // There is no room behind it: a part of it, told apart by its digest.
+                Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) && !shortened => {
+                    shortened = true;
+                    wanted.truncate(LONG_NAME_KEPT);
+                    wanted.extend_from_slice(format!("~{}", &blake3::hash(name.as_bytes()).to_hex()[..16]).as_bytes());
+                }
                 Err(error) => return Err(ApplyError::from_io("open in history", name, error)),
             }
         }
