@@ -59,7 +59,7 @@ fn what_is_excluded_stays_local_and_a_rename_across_the_border_creates_or_delete
     fs::remove_dir(at("build/made")).expect("empty");
     fs::rename(at("src/b.o"), at("docs/c.o")).expect("within");
     fs::hard_link(at("build/y"), at("build/z")).expect("within");
-    rustix::fs::setxattr(&at("build/y"), "user.x", b"1", rustix::fs::XattrFlags::empty()).expect("known");
+    rustix::fs::setxattr(at("build/y"), "user.x", b"1", rustix::fs::XattrFlags::empty()).expect("known");
     fs::remove_file(at("build/z")).expect("there");
     let local = ["build/deep/x", "build/y", "src/a.o", "docs/c.o", "src/cache/page"];
     assert_only_the_rest(&mount, &storage, &local);
