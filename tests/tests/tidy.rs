@@ -192,7 +192,9 @@ fn every_promise_names_tests_that_exist() {
     let promises = fs::read_to_string(workspace().join("docs/SEMANTICS.md")).expect("the promises are written down");
     let tests: Vec<Source> = sources().into_iter().filter(|source| source.path.starts_with("tests/tests/")).collect();
     let sections: Vec<&str> = promises.split("\n## ").skip(1).collect();
-    assert_eq!(sections.len(), 8, "eight promises");
+    let is_promise =
+        |section: &&&str| section.strip_prefix('P').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    assert_eq!(sections.iter().filter(is_promise).count(), 8, "eight promises");
     for section in sections {
         let title = section.lines().next().unwrap_or_default();
         let (_, named) = section.split_once("*Tested by:*").unwrap_or_else(|| panic!("{title}: no tests are named"));

@@ -49,9 +49,9 @@ const SHOW_EVERY: Duration = Duration::from_millis(500);
 /// Options of `tandem cp`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  tandem cp localhost:/work/report.txt .            one file of volume work
-  tandem cp -r store:/work/src ./src-copy           a folder
-  tandem cp 'store:/work/logs/*.gz' /tmp            what matches; quoted, so that the shell leaves it alone
+  tandem cp localhost:/docs/report.txt .            one file of volume docs
+  tandem cp -r store:/docs/src ./src-copy           a folder
+  tandem cp 'store:/docs/logs/*.gz' /tmp            what matches; quoted, so that the shell leaves it alone
 
 Run it again after an interruption: what had arrived is not sent again.
 Into a volume there is one way: mount it, and copy into the mount.")]
@@ -458,8 +458,8 @@ mod tests {
 
     #[test]
     fn sources_are_read_as_scp_writes_them() {
-        let (server, volume, path) = remote("store:99:/work/a/b").expect("remote").expect("right");
-        assert_eq!((server.to_string().as_str(), volume.as_str(), path.len()), ("store:99", "work", 2));
+        let (server, volume, path) = remote("store:99:/docs/a/b").expect("remote").expect("right");
+        assert_eq!((server.to_string().as_str(), volume.as_str(), path.len()), ("store:99", "docs", 2));
         assert!(remote("./a:/b").is_none() && remote("/a/b").is_none() && remote("file").is_none());
         assert!(remote("store:/").expect("remote").is_err());
         assert!(remote("[::1]:7440:/v").expect("remote").is_ok());

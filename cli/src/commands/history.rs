@@ -16,8 +16,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tandem history                          what was done lately on the only mount of this host
-  tandem history ~/work/notes --since 1h  by whom the notes were changed in the last hour
-  tandem history --deleted ~/work         what was deleted and can be had back with tandem restore")]
+  tandem history ~/docs/notes --since 1h  by whom the notes were changed in the last hour
+  tandem history --deleted ~/docs         what was deleted and can be had back with tandem restore")]
 pub struct Args {
     /// Lists deleted and replaced files that are still kept.
     #[arg(long)]

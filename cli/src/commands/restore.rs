@@ -34,9 +34,9 @@ const PARTIAL: &str = ".tandem-restore-";
 /// Options of `tandem restore`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  tandem restore ~/work/report.txt                     the last version that was deleted or replaced
-  tandem restore ~/work/report.txt --at 14:30 --to /tmp   the version that was there at half past two
-  tandem restore ~/work/src --since 10min              all that was deleted below src in the last ten minutes")]
+  tandem restore ~/docs/report.txt                     the last version that was deleted or replaced
+  tandem restore ~/docs/report.txt --at 14:30 --to /tmp   the version that was there at half past two
+  tandem restore ~/docs/src --since 10min              all that was deleted below src in the last ten minutes")]
 pub struct Args {
     /// The version that was there at this time: an age such as 1h, or a time such as "2026-11-21 14:30".
     #[arg(long, value_name = "TIME", value_parser = when::parse)]

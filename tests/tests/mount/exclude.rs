@@ -71,6 +71,7 @@ fn what_is_excluded_stays_local_and_a_rename_across_the_border_creates_or_delete
     let mut come = File::options().append(true).open(at("docs/come")).expect("writable");
     come.write_all(b" and more").expect("writable");
     come.sync_all().expect("synced");
+    drop(come);
     let local = ["build/deep/x", "build/y", "src/a.o", "src/gone.o", "src/cache/page"];
     assert_only_the_rest(&mount, &storage, &local);
     assert_eq!(fs::read_to_string(storage.tree("vol").join("docs/come")).expect("sent"), "new and more");
