@@ -175,11 +175,17 @@ impl<T: ReplicaTree> Objects<T> {
         let Some(dir) = self.kept_dir(&cell.0)? else { return Ok(false) };
         let now = self.keeper.time_ns;
         let again = self.keeper.last.get(cell).filter(|(then, _)| !directory && (0..AGAIN_NS).contains(&(now - then)));
-        let target = match again.map(|(_, target)| target.clone()) {
+        let again = again.map(|(_, target)| target.clone());
+        let over = |target: &Vec<u8>| self.tree.rename(at.0, at.1, &dir, target).is_ok();
+        let target = match again.filter(over) {
             Some(target) => target,
-            None => self.free_name(&dir, cell.1.as_bytes())?,
+            // Nothing to replace, or what was kept there has become a directory.
+            None => {
+                let target = self.free_name(&dir, cell.1.as_bytes())?;
+                self.tree.rename(at.0, at.1, &dir, &target).on("move to the history", show(cell))?;
+                target
+            }
         };
-        self.tree.rename(at.0, at.1, &dir, &target).on("move to the history", show(cell))?;
         if self.keeper.last.len() >= LAST_MAX {
             self.keeper.last.clear();
         }
