@@ -20,6 +20,8 @@ use tonic::transport::Channel;
 use crate::{
     exit::{Exit, Failure},
     mountinfo,
+    output::complain,
+    render,
 };
 
 /// How long a daemon of this host may take to answer.
@@ -93,6 +95,16 @@ pub struct Found {
     pub mounts: Vec<Mount>,
     /// What does not answer.
     pub silent: Vec<Silent>,
+}
+
+impl Found {
+    /// Complains of what does not answer.
+    pub fn report_silent(&self) -> Exit {
+        for silent in &self.silent {
+            complain(&render::silent_line(silent));
+        }
+        if self.silent.is_empty() { Exit::InSync } else { Exit::NoAnswer }
+    }
 }
 
 /// Asks every daemon of this user for its status.

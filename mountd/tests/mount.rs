@@ -307,6 +307,19 @@ fn unusual_files_names_and_depths_work() {
     mount.check("unusual");
 }
 
+/// A line, by a process of a user without rights of its own.
+fn append_as_nobody(path: &Path, line: &str) {
+    let wrote = std::process::Command::new("sh")
+        .args(["-c", "echo \"$1\" >> \"$0\""])
+        .arg(path)
+        .arg(line)
+        .uid(65534)
+        .gid(65534)
+        .status()
+        .expect("a shell of another user");
+    assert!(wrote.success());
+}
+
 #[test]
 fn a_write_that_takes_suid_away_is_seen_at_once() {
     let dir = tempfile::tempdir().expect("dir");
@@ -315,27 +328,13 @@ fn a_write_that_takes_suid_away_is_seen_at_once() {
     fs::write(&path, b"x").expect("write");
     fs::set_permissions(&path, PermissionsExt::from_mode(0o6777)).expect("chmod");
     fs::set_permissions(&mount.dir, PermissionsExt::from_mode(0o755)).expect("chmod");
-    let wrote = std::process::Command::new("sh")
-        .args(["-c", "echo y >> \"$0\""])
-        .arg(&path)
-        .uid(65534)
-        .gid(65534)
-        .status()
-        .expect("a shell of another user");
-    assert!(wrote.success());
+    append_as_nobody(&path, "y");
     // Only the mode is asked for, which the kernel would otherwise answer from its cache.
     let asked = rustix::fs::statx(CWD, &path, AtFlags::empty(), rustix::fs::StatxFlags::MODE).expect("statx");
     assert_eq!(asked.stx_mode & 0o7777, 0o777);
     // Without the right to execute sgid means locking, which only the group may ask for.
     fs::set_permissions(&path, PermissionsExt::from_mode(0o2767)).expect("chmod");
-    let wrote = std::process::Command::new("sh")
-        .args(["-c", "echo z >> \"$0\""])
-        .arg(&path)
-        .uid(65534)
-        .gid(65534)
-        .status()
-        .expect("a shell of another user");
-    assert!(wrote.success());
+    append_as_nobody(&path, "z");
     assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o767);
     mount.check("suid");
 }

@@ -62,11 +62,7 @@ struct Line {
 /// Runs it.
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     let found = select(args.dir.as_slice()).await?;
-    let mut exit = Exit::InSync;
-    for silent in &found.silent {
-        complain(&render::silent_line(silent));
-        exit = Exit::NoAnswer;
-    }
+    let mut exit = found.report_silent();
     if args.export.is_some() && found.mounts.len() > 1 {
         return Err(Failure::new(Exit::Usage, "--export needs one mount: name its mountpoint"));
     }

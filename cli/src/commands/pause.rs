@@ -7,9 +7,8 @@ use tonic::Status;
 
 use crate::{
     exit::{Exit, Failure},
-    mounts::{Found, Mount, said, select},
+    mounts::{Mount, said, select},
     output::{complain, say},
-    render,
 };
 
 /// Options of `tandem pause`.
@@ -33,7 +32,7 @@ pub async fn ask_each(
     done: &str,
 ) -> Result<Exit, Failure> {
     let found = select(dir.as_slice()).await?;
-    let mut exit = report_silent(&found);
+    let mut exit = found.report_silent();
     for mount in &found.mounts {
         let place = &mount.status.mountpoint;
         match ask(mount).await {
@@ -45,12 +44,4 @@ pub async fn ask_each(
         }
     }
     Ok(exit)
-}
-
-/// Complains of what does not answer.
-fn report_silent(found: &Found) -> Exit {
-    for silent in &found.silent {
-        complain(&render::silent_line(silent));
-    }
-    if found.silent.is_empty() { Exit::InSync } else { Exit::NoAnswer }
 }

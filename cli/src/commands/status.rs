@@ -9,7 +9,7 @@ use crate::{
     exit::{Exit, Failure},
     json::Report,
     mounts::{Daemon, Found, select},
-    output::{complain, say},
+    output::say,
     render,
     storage::{self, ANSWER_TIMEOUT},
 };
@@ -61,9 +61,7 @@ async fn of_mounts(args: &Args) -> Result<Exit, Failure> {
         let details = if args.verbose { render::mount_details(mount) } else { Vec::new() };
         say(&format!("{line}\n{}", render::indented(&render::mount_notes(&mount.status), &details)))?;
     }
-    for silent in &found.silent {
-        complain(&render::silent_line(silent));
-    }
+    found.report_silent();
     Ok(exit)
 }
 

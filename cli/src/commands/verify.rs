@@ -49,11 +49,7 @@ struct Outcome {
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     let paths: Vec<PathBuf> = args.path.iter().cloned().collect();
     let found = select(&paths).await?;
-    let mut exit = Exit::InSync;
-    for silent in &found.silent {
-        complain(&render::silent_line(silent));
-        exit = Exit::NoAnswer;
-    }
+    let mut exit = found.report_silent();
     for mount in found.mounts {
         let below = match &args.path {
             None => PathBuf::new(),

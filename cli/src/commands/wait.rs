@@ -17,7 +17,6 @@ use crate::{
     exit::{Exit, Failure},
     mounts::{Mount, said, select},
     output::complain,
-    render,
 };
 
 /// How much later than its own timeout a daemon may answer.
@@ -52,11 +51,7 @@ pub fn milliseconds(timeout: Option<Duration>) -> u32 {
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     let paths: Vec<PathBuf> = args.path.iter().cloned().collect();
     let found = select(&paths).await?;
-    let mut exit = Exit::InSync;
-    for silent in &found.silent {
-        complain(&render::silent_line(silent));
-        exit = Exit::NoAnswer;
-    }
+    let mut exit = found.report_silent();
     let text = args.path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let mut waits = JoinSet::new();
     for mount in found.mounts {

@@ -33,9 +33,7 @@ pub struct Args {
 /// Runs until interrupted, or until no watched daemon is left.
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     let found = select(&args.mounts).await?;
-    for silent in &found.silent {
-        complain(&render::silent_line(silent));
-    }
+    found.report_silent();
     let (send, mut changes) = mpsc::channel(WAITING_MAX);
     let mut watchers = JoinSet::new();
     for mount in found.mounts {

@@ -14,10 +14,11 @@ use tonic::{Request, Response, Status};
 use super::{copying, wanted};
 use crate::{
     history::{
-        kept::{self, KeptData},
+        kept,
         reading::{self, Question},
     },
     ingest::service::status,
+    tree::read_full_at,
     trust::caller::{Caller, Role},
     volume::volumes::{Volume, Volumes},
 };
@@ -160,11 +161,11 @@ fn fetch(history: &std::path::Path, request: &pb::FetchRequest, out: &Out<pb::Pu
     if !put(Body::Node(kept.node)) {
         return Ok(());
     }
-    if let Some(file) = kept.file.map(KeptData) {
+    if let Some(file) = kept.file {
         let mut offset = 0;
         while offset < size {
             let mut data = vec![0; DATA_BYTES.min(usize::try_from(size - offset).unwrap_or(usize::MAX))];
-            let read = file.read_at(offset, &mut data).map_err(failed(&what))?;
+            let read = read_full_at(&file, offset, &mut data).map_err(failed(&what))?;
             if read == 0 {
                 return Err(Status::data_loss(format!("{what}: it got shorter while it was read")));
             }

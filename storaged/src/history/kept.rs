@@ -11,7 +11,7 @@ use std::{
     io,
     os::unix::{
         ffi::{OsStrExt as _, OsStringExt as _},
-        fs::{FileExt as _, MetadataExt as _},
+        fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
 };
@@ -207,25 +207,6 @@ fn xattrs(file: &File) -> io::Result<Vec<pb::Xattr>> {
         found.push(pb::Xattr { id: Bytes::new(), name: Bytes::copy_from_slice(name), value: Some(Bytes::from(value)) });
     }
     Ok(found)
-}
-
-/// Data of a kept file.
-pub struct KeptData(pub File);
-
-impl KeptData {
-    /// Reads at an offset until `buffer` is full or the file ends.
-    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buffer.len() {
-            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(read) => done += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
-    }
 }
 
 #[cfg(test)]

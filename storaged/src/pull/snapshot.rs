@@ -7,7 +7,6 @@
 use std::{
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read as _, Write as _},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -28,7 +27,7 @@ use super::{
     Stop,
     walk::{Extents, Sink, each_data},
 };
-use crate::volume::hold::Abort;
+use crate::{tree::read_full_at, volume::hold::Abort};
 
 /// Data of files up to this size is copied: cheaper than a file of its own.
 const COPIED_MAX_BYTES: u64 = 64 << 10;
@@ -160,16 +159,7 @@ struct Shared<'a>(&'a File);
 
 impl Extents for Shared<'_> {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buffer.len() {
-            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(read) => done += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
+        read_full_at(self.0, offset, buffer)
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<(u64, u64)>> {

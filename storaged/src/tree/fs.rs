@@ -217,6 +217,20 @@ fn node_type(file_type: FileType) -> io::Result<NodeType> {
     })
 }
 
+/// Reads at an offset until `buffer` is full or the file ends; how many bytes.
+pub fn read_full_at(file: impl AsFd, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match rustix::io::pread(&file, &mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
+}
+
 impl ReplicaTree for FsTree {
     type Node = FsNode;
 
@@ -373,16 +387,7 @@ impl ReplicaTree for FsTree {
     }
 
     fn read_at(&self, node: &FsNode, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buffer.len() {
-            match rustix::io::pread(&*node.fd, &mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(read) => done += read,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(done)
+        read_full_at(&*node.fd, offset, buffer)
     }
 
     fn write_at(&self, node: &FsNode, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -11,7 +11,7 @@ pub mod mem;
 use std::io;
 
 use bytes::Bytes;
-pub use fs::FsTree;
+pub use fs::{FsTree, read_full_at};
 pub use mem::MemTree;
 use tandem_proto::{
     op::{Attr, NodeKind, Timestamp},
