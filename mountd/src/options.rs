@@ -23,7 +23,9 @@ use tandem_web::Listen;
 use crate::{
     commit::{dirty::DIRTY_LIMIT_BYTES, marks::HOT_KEPT, shadow, throttle::Congestion},
     exclude::Excludes,
+    fuse::BUSY_POLL,
     link::{core::BACKOFF_MAX, start::Init},
+    mount::read_ahead,
     replication::DEFAULT_WINDOW_BYTES,
     verify,
     vfs::{CacheMode, FsyncMode, FsyncRules},
@@ -113,6 +115,10 @@ pub struct Settings {
     pub shadow_bytes: usize,
     /// `marks_hot=COUNT`.
     pub marks_hot: usize,
+    /// `busy_poll=MICROSECONDS`; zero: never.
+    pub busy_poll: Duration,
+    /// `read_ahead=SIZE`.
+    pub read_ahead_bytes: usize,
     /// `state=DIR`.
     pub state: PathBuf,
     /// `runtime=DIR`.
@@ -161,6 +167,8 @@ impl Default for Settings {
             dirty_bytes: DIRTY_LIMIT_BYTES,
             shadow_bytes: shadow::DEFAULT_LIMIT_BYTES,
             marks_hot: HOT_KEPT,
+            busy_poll: BUSY_POLL,
+            read_ahead_bytes: read_ahead::DEFAULT_BYTES,
             state: dirs::state_dir(),
             runtime: dirs::runtime_dir(),
             web: Listen::default(),
@@ -228,6 +236,12 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
         "memory in the runtime directory that keeps it if the daemon is killed (64M; 0: none)",
     ),
     ("marks_hot", Some("COUNT"), "cells that may be changed without a write to the activity log, the last used (1024)"),
+    (
+        "busy_poll",
+        Some("MICROSECONDS"),
+        "how long to look for the kernel's next request without sleeping, while they come quickly (40; 0: never)",
+    ),
+    ("read_ahead", Some("SIZE"), "how far the kernel reads ahead; needs root (1M)"),
     ("state", Some("DIR"), "where what must outlive the daemon is kept"),
     ("runtime", Some("DIR"), "where the daemon's socket is"),
     (
@@ -446,6 +460,8 @@ impl Settings {
                 Some(longest) => self.reconnect_max = longest,
                 None => return usage("option reconnect_max=0: write seconds, for example 2"),
             },
+            ("busy_poll", Some(value)) => self.busy_poll = busy_poll(&value)?,
+            ("read_ahead", Some(value)) => self.read_ahead_bytes = size("read_ahead", &value, 4 << 10, "4K")?,
             ("window", Some(value)) => self.window_bytes = window(&value)?,
             ("dirty_max", Some(value)) => self.dirty_bytes = size(key, &value, 1 << 20, "1M")?,
             ("shadow_max", Some(value)) => self.shadow_bytes = shadow_size(&value)?,
@@ -590,6 +606,13 @@ fn size(key: &str, value: &OsString, least: usize, least_text: &str) -> Result<u
 /// 0 switches the shadow off.
 fn shadow_size(value: &OsString) -> Result<usize, UsageError> {
     if value == "0" { Ok(0) } else { size("shadow_max", value, SHADOW_MIN_BYTES, "4M (0: none)") }
+}
+
+fn busy_poll(value: &OsString) -> Result<Duration, UsageError> {
+    match value.to_string_lossy().parse() {
+        Ok(micros @ 0..=10_000) => Ok(Duration::from_micros(micros)),
+        _ => usage(format!("option busy_poll={}: write microseconds, up to 10000", value.to_string_lossy())),
+    }
 }
 
 fn marks(value: &OsString) -> Result<usize, UsageError> {

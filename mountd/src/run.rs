@@ -217,6 +217,7 @@ fn serve(
         None => (mount::mount_by_helper(&place.dir, spec).map_err(fuse_failed)?, None),
     };
     let connection = Connection::open(fuse, vfs.clone()).map_err(fuse_failed)?;
+    let connection = connection.with_busy_poll(settings.busy_poll);
     let meters = connection.meters();
     let teller: Arc<OnceLock<Tell>> = Arc::default();
     let inside = teller.clone();
@@ -233,6 +234,9 @@ fn serve(
     }
     if let Some(connection) = mount::connection_name(&place.dir) {
         replication.note_mounted(&connection);
+    }
+    if let Err(error) = mount::read_ahead::set(&place.dir, settings.read_ahead_bytes) {
+        tracing::debug!(%error, "the kernel reads ahead as far as it likes");
     }
     let (flush_interval, flusher) = start_flusher(options, &place.dir, &vfs)?;
     let verifier = Verifier::start(

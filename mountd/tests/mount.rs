@@ -264,6 +264,71 @@ fn stores_through_a_shared_mapping_arrive_with_a_flush() {
 }
 
 #[test]
+fn large_writes_arrive_whole_while_the_memory_they_were_read_into_is_kept() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let Some(mount) = mount_over(dir.path()) else { return };
+    let block: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 251) as u8).collect();
+    thread::scope(|scope| {
+        for (number, readable) in [(0, true), (1, false)] {
+            let (path, block) = (mount.dir.join(format!("large-{number}")), &block);
+            scope.spawn(move || {
+                let mut file =
+                    OpenOptions::new().read(readable).write(true).create_new(true).open(path).expect("create");
+                for turn in 0..12 {
+                    // Each block has content of its own, so that memory used again too early would show.
+                    file.write_all(&block[turn * 1000..]).expect("write");
+                    file.write_all(&[turn as u8; 5000]).expect("write");
+                }
+            });
+        }
+    });
+    mount.check("after large writes");
+}
+
+#[test]
+fn what_is_written_past_the_kernels_cache_shows_to_readers_and_in_mappings() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let Some(mount) = mount_over(dir.path()) else { return };
+    let path = mount.dir.join("file");
+    fs::write(&path, [b'a'; 8192]).expect("write");
+    let (reader, writer) = (File::open(&path).expect("read"), OpenOptions::new().write(true).open(&path));
+    let writer = writer.expect("open for writing only");
+    let mut seen = [0; 2];
+    reader.read_exact_at(&mut seen, 4095).expect("read");
+    assert_eq!(&seen, b"aa");
+    // SAFETY: a fresh mapping of a file of two pages, unmapped below.
+    let memory = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            8192,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            std::os::fd::AsRawFd::as_raw_fd(&reader),
+            0,
+        )
+    };
+    assert_ne!(memory, libc::MAP_FAILED);
+    // SAFETY: the mapping is two pages long.
+    let mapped = |at: usize| unsafe { memory.cast::<u8>().add(at).read_volatile() };
+    assert_eq!(mapped(5000), b'a');
+    writer.write_all_at(&[b'b'; 100], 4990).expect("write");
+    reader.read_exact_at(&mut seen, 4989).expect("read");
+    assert_eq!((&seen, mapped(5000)), (b"ab", b'b'));
+    // Who writes and reads sees it as well, and is seen.
+    let both = OpenOptions::new().read(true).write(true).open(&path).expect("open for both");
+    both.write_all_at(b"c", 4990).expect("write");
+    reader.read_exact_at(&mut seen, 4990).expect("read");
+    assert_eq!(&seen, b"cb");
+    both.read_exact_at(&mut seen, 5089).expect("read");
+    assert_eq!(&seen, b"ba");
+    // SAFETY: made above, and not used after this.
+    unsafe { libc::munmap(memory, 8192) };
+    drop((reader, writer, both));
+    assert_eq!(fs::read(&path).expect("read")[4989..4992], *b"acb");
+    mount.check("after writes past the cache");
+}
+
+#[test]
 fn unusual_files_names_and_depths_work() {
     let dir = tempfile::tempdir().expect("dir");
     let Some(mount) = mount_over(dir.path()) else { return };

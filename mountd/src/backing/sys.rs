@@ -226,8 +226,13 @@ pub fn get_xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Bytes>> {
 
 /// Names of all extended attributes, each ended by NUL.
 pub fn list_xattr_raw(fd: impl AsFd) -> io::Result<Vec<u8>> {
-    let path = ProcPath::new(fd);
     let mut names = Vec::with_capacity(256);
+    // Without a path, where that is enough: not for O_PATH descriptors.
+    match rustix::fs::flistxattr(fd.as_fd(), rustix::buffer::spare_capacity(&mut names)) {
+        Ok(_) => return Ok(names),
+        Err(_) => names.clear(),
+    }
+    let path = ProcPath::new(fd);
     loop {
         match rustix::fs::listxattr(path.as_str(), rustix::buffer::spare_capacity(&mut names)) {
             Ok(_) => return Ok(names),

@@ -2,11 +2,13 @@
 
 use std::{ffi::OsStr, sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use fuser::{IoctlFlags, WriteFlags};
 
 use super::{
     WRITE_MAX,
     abi::{self, opcode},
+    buffers::Buffer,
     convert::{self, caller, errno},
     device::{Device, Reply},
     gate::Gate,
@@ -69,8 +71,9 @@ fn making<'a>(header: &Header, umask: u32, name: &'a OsStr) -> Making<'a> {
 }
 
 impl<J: Journal> Adapter<J> {
-    /// Answers the request in `bytes`, now or later. `scratch` is what reads read into.
-    pub fn handle(&self, bytes: &[u8], device: &Arc<Device>, scratch: &mut Vec<u8>) {
+    /// Answers the request of this length in `buffer`, now or later. `scratch` is what reads read into.
+    pub fn handle(&self, buffer: &Buffer, len: usize, device: &Arc<Device>, scratch: &mut Vec<u8>) {
+        let bytes = &buffer.bytes()[..len];
         let Ok((header, fields)) = wire::request(bytes) else {
             tracing::error!(len = bytes.len(), "a request of the kernel makes no sense");
             return;
@@ -78,18 +81,25 @@ impl<J: Journal> Adapter<J> {
         let held_back = header.opcode == opcode::WRITE
             && self.gate.holds_back(header.unique, fields, || self.vfs.journal().congested(), bytes, device);
         if !held_back {
-            self.call(header, fields, device, scratch);
+            self.call(header, fields, Some(buffer), device, scratch);
         }
     }
 
-    /// Answers a request that nothing holds back.
-    pub fn call(&self, header: Header, fields: Fields<'_>, device: &Arc<Device>, scratch: &mut Vec<u8>) {
+    /// Answers a request that nothing holds back. `buffer`: what it lies in, if parts of it can be kept there.
+    pub fn call(
+        &self,
+        header: Header,
+        fields: Fields<'_>,
+        buffer: Option<&Buffer>,
+        device: &Arc<Device>,
+        scratch: &mut Vec<u8>,
+    ) {
         let begin = Instant::now();
         let called = match header.opcode {
             // These have no answer.
             opcode::FORGET | opcode::BATCH_FORGET => self.forget(header, fields),
             opcode::INTERRUPT => self.interrupt(fields),
-            _ => self.call_answered(header, fields, Reply::new(header.unique, device), scratch),
+            _ => self.call_answered(header, fields, buffer, Reply::new(header.unique, device), scratch),
         };
         self.meters.called(header.opcode, begin);
         if let Err(Short) = called {
@@ -98,13 +108,20 @@ impl<J: Journal> Adapter<J> {
     }
 
     /// A reply that is dropped because the request is too short answers EIO.
-    fn call_answered(&self, header: Header, fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
+    fn call_answered(
+        &self,
+        header: Header,
+        fields: Fields<'_>,
+        buffer: Option<&Buffer>,
+        reply: Reply,
+        scratch: &mut Vec<u8>,
+    ) -> Called {
         if inside::is_inside(header.node) {
             return self.inside.call(header, fields, reply);
         }
         match header.opcode {
             opcode::READ => self.read(header, fields, reply, scratch),
-            opcode::WRITE => self.write(header, fields, reply),
+            opcode::WRITE => self.write(header, fields, buffer, reply),
             opcode::FSYNC | opcode::FSYNCDIR => self.fsync(header, fields, reply),
             opcode::LOOKUP | opcode::GETATTR | opcode::SETATTR | opcode::STATX | opcode::STATFS | opcode::READLINK => {
                 self.look(header, fields, reply)
@@ -199,12 +216,16 @@ impl<J: Journal> Adapter<J> {
         Ok(())
     }
 
-    fn write(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
+    fn write(&self, header: Header, mut fields: Fields<'_>, buffer: Option<&Buffer>, reply: Reply) -> Called {
         let (handle, offset, size, flags) = (fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?);
         fields.bytes(abi::WRITE_IN_BYTES - 24)?;
         let data = fields.bytes(size as usize)?;
         let kill = WriteFlags::from_bits_retain(flags).contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let result = self.vfs.write(caller(&header), handle, offset, data, kill);
+        let keep = |part: &[u8]| match buffer {
+            Some(buffer) => buffer.keep(part),
+            None => Bytes::copy_from_slice(part),
+        };
+        let result = self.vfs.write_keeping(caller(&header), handle, offset, data, kill, keep);
         if let Ok(written) = &result {
             self.meters.written(header.node, *written);
         }
@@ -250,7 +271,7 @@ impl<J: Journal> Adapter<J> {
     fn file(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
         if header.opcode == opcode::OPEN {
             let opened = self.vfs.open(header.node, fields.u32()? as i32);
-            answer(reply, opened, |reply, opened| reply.out(&convert::opened(Out::default(), opened.handle)));
+            answer(reply, opened, |reply, opened| reply.out(&convert::opened(Out::default(), opened)));
             return Ok(());
         }
         let handle = fields.u64()?;
@@ -314,7 +335,7 @@ impl<J: Journal> Adapter<J> {
                     _ => self.vfs.create(making, mode, flags),
                 };
                 answer(reply, created, |reply, (entry, opened)| {
-                    reply.out(&convert::opened(convert::entry(&entry), opened.handle));
+                    reply.out(&convert::opened(convert::entry(&entry), opened));
                 });
             }
             opcode::MKNOD => {

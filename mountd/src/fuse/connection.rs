@@ -1,6 +1,6 @@
 //! The connection to the kernel: handshake, and the threads that serve.
 
-use std::{io, os::fd::OwnedFd, sync::Arc, thread};
+use std::{io, os::fd::OwnedFd, sync::Arc, thread, time::Duration};
 
 use fuser::{InitFlags, consts::FUSE_MIN_READ_BUFFER};
 
@@ -8,11 +8,14 @@ use super::{
     WRITE_MAX,
     abi::{self, opcode},
     adapter::Adapter,
+    buffers::Buffers,
+    crew::Crew,
     device::{Device, Reply},
     dying,
     gate::Gate,
     inside::{Inside, Tell},
     interrupts::Interrupts,
+    serve::{self, Queue, SLOW_KINDS},
     wire::{self, Fields, Out},
 };
 use crate::{
@@ -20,8 +23,12 @@ use crate::{
     vfs::{CacheMode, Journal, Vfs},
 };
 
-/// Threads that take requests. Calls may block on the local disk (a cold mark, an fsync), so more than there are cores.
-const THREADS: usize = 4;
+/// Threads that serve, least and most; between them, as many as there are processors. Calls may block on the local disk (a cold mark, an
+/// fsync), so at least some.
+const THREADS: [usize; 2] = [4, 16];
+
+/// How long the next request is polled for while they come quickly, if the options do not say.
+pub const BUSY_POLL: Duration = Duration::from_micros(40);
 
 /// What a request may be long: the largest write, and a page for what stands before it.
 const BUFFER_BYTES: usize = WRITE_MAX as usize + 4096;
@@ -56,6 +63,7 @@ const WISHES: [InitFlags; 13] = [
 pub struct Connection<J: Journal> {
     device: Arc<Device>,
     adapter: Arc<Adapter<J>>,
+    busy_poll: Duration,
 }
 
 impl<J: Journal> Connection<J> {
@@ -73,7 +81,7 @@ impl<J: Journal> Connection<J> {
         vfs.when_asked_for_held(gate.count());
         let interrupts = Arc::new(Interrupts::default());
         let adapter = Adapter { vfs, interrupts, gate, meters: Arc::default(), inside: Inside::default() };
-        Ok(Connection { device, adapter: Arc::new(adapter) })
+        Ok(Connection { device, adapter: Arc::new(adapter), busy_poll: BUSY_POLL })
     }
 
     /// What was asked, and how long it took.
@@ -86,19 +94,29 @@ impl<J: Journal> Connection<J> {
         self.adapter.inside.show(tell);
     }
 
+    /// The same that polls so long for the next request while they come quickly; zero: never.
+    #[must_use]
+    pub fn with_busy_poll(mut self, busy_poll: Duration) -> Connection<J> {
+        self.busy_poll = busy_poll;
+        self
+    }
+
     /// Answers requests until the file system is unmounted.
     pub fn serve(self) -> io::Result<()> {
-        let Connection { device, adapter } = self;
+        let Connection { device, adapter, busy_poll } = self;
+        let count = thread::available_parallelism().map_or(THREADS[0], usize::from).clamp(THREADS[0], THREADS[1]);
+        let (crew, buffers) = (Arc::new(Crew::new(count, &SLOW_KINDS)), Buffers::new(BUFFER_BYTES));
         let mut devices = vec![device];
-        while devices.len() < THREADS {
+        while devices.len() < count {
             // Where it cannot be had, threads share one queue.
             let another = devices[0].another().map(Arc::new);
             devices.push(another.unwrap_or_else(|_| devices[0].clone()));
         }
         let mut threads = Vec::new();
         for (number, device) in devices.into_iter().enumerate() {
-            let adapter = adapter.clone();
-            let serve = move || serve_thread(&device, &adapter);
+            let (adapter, crew, buffers) = (adapter.clone(), crew.clone(), buffers.clone());
+            let queue = Queue::new(device, busy_poll);
+            let serve = move || serve::serve(number, &queue, &crew, &buffers, &adapter);
             threads.push(thread::Builder::new().name(format!("fuse-{number}")).spawn(serve)?);
         }
         let releasing = adapter.clone();
@@ -122,39 +140,12 @@ impl<J: Journal> Connection<J> {
     }
 }
 
-fn serve_thread<J: Journal>(device: &Arc<Device>, adapter: &Adapter<J>) -> io::Result<()> {
-    if adapter.vfs.cache_mode() == CacheMode::Writeback {
-        become_flusher();
-    }
-    let (mut buffer, mut scratch) = (vec![0; BUFFER_BYTES], Vec::new());
-    let journal = adapter.vfs.journal();
-    journal.hold_news();
-    while let Some(len) = device.take(&mut buffer)? {
-        adapter.handle(&buffer[..len], device, &mut scratch);
-        journal.tell_news();
-    }
-    Ok(())
-}
-
-/// `PR_SET_IO_FLUSHER`, since Linux 5.6.
-const PR_SET_IO_FLUSHER: libc::c_int = 57;
-
-/// Tells the kernel that its dirty pages are written by this thread, so that it neither makes it wait until there are fewer of them, nor
-/// reclaims memory by writing more. Where it may not say so, writes are slower when memory is short.
-fn become_flusher() {
-    // SAFETY: it sets two flags of this thread.
-    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
-    if result < 0 {
-        tracing::debug!(error = %io::Error::last_os_error(), "the kernel does not take this thread for a flusher");
-    }
-}
-
 /// Carries out writes that were held back, as soon as they may go on.
 fn release<J: Journal>(adapter: &Adapter<J>) {
     let mut scratch = Vec::new();
     while let Some(held) = adapter.gate.next(|| adapter.vfs.journal().congested()) {
         if let Ok((header, fields)) = wire::request(&held.bytes) {
-            adapter.call(header, fields, &held.device, &mut scratch);
+            adapter.call(header, fields, None, &held.device, &mut scratch);
         }
     }
 }

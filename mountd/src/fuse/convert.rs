@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     backing::sys::Stat,
-    vfs::{Caller, Entry, SetAttr, SetTime, VfsError},
+    vfs::{Access, Caller, Entry, Opened, SetAttr, SetTime, VfsError},
 };
 
 /// How long the kernel may believe names and attributes: the backing directory has one owner, which is the kernel's own cache.
@@ -89,8 +89,12 @@ pub fn nothing() -> Out {
 
 /// `struct fuse_open_out`. What was read stays valid over opens, because nobody else writes; mtimes are settled at release, so close
 /// costs no round trip.
-pub fn opened(out: Out, handle: u64) -> Out {
-    out.u64(handle).u32((FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH).bits()).u32(0)
+pub fn opened(out: Out, opened: Opened) -> Out {
+    let mut flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+    if opened.access == Access::Direct {
+        flags |= FopenFlags::FOPEN_DIRECT_IO;
+    }
+    out.u64(opened.handle).u32(flags.bits()).u32(0)
 }
 
 /// `struct fuse_statfs_out`.

@@ -13,6 +13,17 @@ use super::{
     wire::Out,
 };
 
+/// What a look for a request finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Took {
+    /// One of this length.
+    Request(usize),
+    /// None.
+    Nothing,
+    /// The file system is unmounted.
+    End,
+}
+
 /// A descriptor of the connection to the kernel.
 #[derive(Debug)]
 pub struct Device {
@@ -32,6 +43,22 @@ impl Device {
         // SAFETY: the ioctl reads one u32 from the pointer.
         let result = unsafe { libc::ioctl(fd.as_raw_fd(), DEV_IOC_CLONE, &raw mut source) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Device { fd }) }
+    }
+
+    /// Another descriptor, for [`Device::try_take`].
+    pub fn another_polled(&self) -> io::Result<Device> {
+        let device = self.another()?;
+        rustix::fs::fcntl_setfl(&device.fd, OFlags::NONBLOCK)?;
+        Ok(device)
+    }
+
+    /// Takes one request if there is one. For [`Device::another_polled`]; on another descriptor it waits.
+    pub fn try_take(&self, buffer: &mut [u8]) -> io::Result<Took> {
+        match rustix::io::read(&self.fd, &mut *buffer) {
+            Ok(len) => Ok(Took::Request(len)),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Ok(Took::Nothing),
+            Err(error) => end_of_connection(error.into()).map(|()| Took::End),
+        }
     }
 
     /// Takes one request; how long it is. `None`: the file system is unmounted.

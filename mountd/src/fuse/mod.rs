@@ -11,18 +11,21 @@
 
 mod abi;
 mod adapter;
+mod buffers;
 mod connection;
 mod convert;
+mod crew;
 mod device;
 mod dying;
 mod gate;
 mod inside;
 mod interrupts;
 mod listing;
+mod serve;
 mod wire;
 
 pub use self::{
-    connection::Connection,
+    connection::{BUSY_POLL, Connection},
     inside::{NAME as INSIDE_NAME, Tell},
 };
 

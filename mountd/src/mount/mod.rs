@@ -8,6 +8,7 @@
 
 pub mod budget;
 pub mod bypass;
+pub mod read_ahead;
 pub mod table;
 
 mod helper;

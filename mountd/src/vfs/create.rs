@@ -21,7 +21,6 @@ use super::{
     caller::adopt_umask,
     checked_name,
     data::backing_flags,
-    handles::OpenFile,
     inodes::{Inode, Locks, Privileges},
     mtime_change,
 };
@@ -58,11 +57,7 @@ impl<J: Journal> Vfs<J> {
             rustix::fs::openat(dir, name, open_flags, Mode::from_raw_mode(mode & 0o7777)).map(Some)
         });
         match result {
-            Ok((entry, fd, inode)) => {
-                let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
-                let handle = self.handles.insert(OpenFile { fd, inode, writable, readable: true });
-                Ok((entry, Opened { handle }))
-            }
+            Ok((entry, fd, inode)) => Ok((entry, self.opened(fd, inode, flags, true))),
             Err(VfsError::Backing(error))
                 if error.raw_os_error() == Some(libc::EEXIST) && flags & libc::O_EXCL == 0 =>
             {
@@ -84,7 +79,7 @@ impl<J: Journal> Vfs<J> {
                         Ok(opened)
                     }
                     Err(error) => {
-                        self.handles.remove(opened.handle);
+                        let _ = self.release(making.caller, opened.handle);
                         Err(error)
                     }
                 }

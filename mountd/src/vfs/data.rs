@@ -3,7 +3,11 @@
 //! Every write(2) arrives here before it returns (write-through), with the offset that the kernel chose, so the backing descriptor
 //! never appends by itself. Stores through a shared mapping arrive as writes when the kernel writes the page back.
 
-use std::{os::fd::AsFd, sync::Arc, time::Instant};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, SeekFrom};
@@ -11,7 +15,7 @@ use smallvec::{SmallVec, smallvec};
 use tandem_proto::{Change, Changes, InodeId, limits, stage::NodeType};
 
 use super::{
-    CacheMode, Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
+    Access, CacheMode, Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
     handles::OpenFile,
     inodes::{Inode, InodeState, Privileges},
     mtime_change,
@@ -30,6 +34,8 @@ use crate::{
 pub struct Opened {
     /// Its number.
     pub handle: u64,
+    /// How the kernel reads and writes it.
+    pub access: Access,
 }
 
 /// Name of the xattr that holds file capabilities.
@@ -75,11 +81,18 @@ impl<J: Journal> Vfs<J> {
             }
             other => (other?, true),
         };
-        Ok(Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable }) })
+        Ok(self.opened(fd, inode, flags, readable))
+    }
+
+    /// Keeps what was opened for a handle.
+    pub(super) fn opened(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32, readable: bool) -> Opened {
+        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let access = Access::of(flags, self.cache_mode);
+        Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable }), access }
     }
 
     /// Opens the object behind an inode.
-    pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<std::os::fd::OwnedFd> {
+    pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<OwnedFd> {
         if let Some(pin) = inode.pinned() {
             return Ok(sys::reopen(&pin, flags)?);
         }
@@ -108,7 +121,7 @@ impl<J: Journal> Vfs<J> {
         Ok(done)
     }
 
-    /// Writes; how much. `kill_privileges`: suid, sgid and file capabilities must go.
+    /// [`Vfs::write_keeping`] of data that is copied.
     pub fn write(
         &self,
         caller: Caller,
@@ -116,6 +129,19 @@ impl<J: Journal> Vfs<J> {
         offset: u64,
         data: &[u8],
         kill_privileges: bool,
+    ) -> VfsResult<usize> {
+        self.write_keeping(caller, handle, offset, data, kill_privileges, Bytes::copy_from_slice)
+    }
+
+    /// Writes; how much. `kill_privileges`: suid, sgid and file capabilities must go. `keep` keeps what was written, for its op.
+    pub fn write_keeping(
+        &self,
+        caller: Caller,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+        keep: impl FnOnce(&[u8]) -> Bytes,
     ) -> VfsResult<usize> {
         let file = self.file(handle)?;
         let data = &data[..data.len().min(limits::DATA_MAX)];
@@ -134,7 +160,7 @@ impl<J: Journal> Vfs<J> {
         };
         if let Some(slot) = slot {
             if written > 0 {
-                let data = Bytes::copy_from_slice(&data[..written]);
+                let data = keep(&data[..written]);
                 let mut changes: Changes = smallvec![Change::Data { id: inode.id, offset, data }];
                 let cleared = self.clear_privileges(&file, before, kill, &mut state, &mut changes);
                 let said = self.say_mtime(&file, &mut state, &mut changes);
@@ -238,10 +264,8 @@ impl<J: Journal> Vfs<J> {
 
     /// The last descriptor of the handle is closed.
     pub fn release(&self, caller: Caller, handle: u64) -> VfsResult<()> {
-        match self.handles.remove(handle) {
-            Some(file) if file.writable => self.settle(caller, &file.inode, Some(&file.fd)),
-            _ => Ok(()),
-        }
+        let Some(file) = self.handles.remove(handle) else { return Ok(()) };
+        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
     }
 
     /// Makes the file durable as the mount promises, then calls `done`, perhaps later and from another thread. The ticket is of who

@@ -12,6 +12,7 @@
 //! One family of calls per file: [`lookup`](self) and attributes, `create`, `remove`, `rename`, `data`, `extents`, `xattr`,
 //! `dirs`; `settle` replicates the mtime of files under write.
 
+pub mod access;
 pub mod cache_mode;
 pub mod caller;
 pub mod error;
@@ -59,6 +60,7 @@ use crate::{
 };
 
 pub use self::{
+    access::Access,
     cache_mode::CacheMode,
     caller::Caller,
     create::Making,

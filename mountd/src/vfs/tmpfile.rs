@@ -15,7 +15,6 @@ use super::{
     caller::adopt_umask,
     create::{Born, link_fd},
     data::{backing_flags, read_back},
-    handles::OpenFile,
     inodes::{Inode, InodeState, Privileges},
 };
 use crate::{
@@ -33,8 +32,8 @@ impl<J: Journal> Vfs<J> {
         let dir = self.inode(making.parent)?;
         let dir_fd = self.fd(&dir)?;
         adopt_umask(making.umask)?;
-        let flags = backing_flags(flags) | OFlags::RDWR | OFlags::TMPFILE;
-        let fd = rustix::fs::openat(&dir_fd, c".", flags, Mode::from_raw_mode(mode & 0o7777))?;
+        let open_flags = backing_flags(flags) | OFlags::RDWR | OFlags::TMPFILE;
+        let fd = rustix::fs::openat(&dir_fd, c".", open_flags, Mode::from_raw_mode(mode & 0o7777))?;
         let (Born { id, stat, fd }, _) = self.adopt(making.caller, &dir_fd, making.name, Some(fd))?;
         let pin = sys::reopen(&fd, OFlags::PATH)?;
         let inode = self.inodes.remember(id, &stat);
@@ -46,8 +45,7 @@ impl<J: Journal> Vfs<J> {
         drop(state);
         inode.pin(Some(Arc::new(pin)));
         let entry = self.entry(&inode, stat);
-        let handle = self.handles.insert(OpenFile { fd, inode, writable: true, readable: true });
-        Ok((entry, Opened { handle }))
+        Ok((entry, self.opened(fd, inode, flags, true)))
     }
 
     /// Gives a file without names its first one. The locks of both are held, and `state` is the file's.

@@ -16,7 +16,7 @@ use tandem_tests::{
 
 const USAGE: &str = "usage: tandem-bench fsync [--writes N] [--no-bound]
        tandem-bench steady [--rate BYTES] [--seconds S] [--no-bound]
-       tandem-bench speed [--runs N] [--kinds paused,live,absent,bindfs] [--families data,names,programs,pgbench] [--options LIST]
+       tandem-bench speed [--runs N] [--kinds paused,live,absent,bindfs,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
                           [--mib N] [--files N] [--tree N] [--fsyncs N] [--pgbench S] [--json FILE] [--against FILE] [--no-bound]";
 
 /// A durable fsync may cost so many times the sum of its parts.
@@ -111,7 +111,12 @@ fn bench_speed(args: &Args) -> Result<bool, String> {
     };
     let options = args.text("--options").unwrap_or_default();
     let kinds = args.list("--kinds", "paused,live").into_iter();
-    let kinds = kinds.map(|state| report::Kind { state, options: options.to_owned() }).collect();
+    // `paused+busy_poll=0`: a state, and options of its own.
+    let kinds = kinds.map(|kind| {
+        let (state, own) = kind.split_once('+').unwrap_or((&kind, options));
+        report::Kind { state: state.to_owned(), options: own.replace('+', ",") }
+    });
+    let kinds = kinds.collect();
     let plan = Plan { scale, runs: args.value("--runs", 5)? as usize, kinds, families: args.list("--families", "") };
     let before = match args.text("--against") {
         Some(path) => Some(fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?),

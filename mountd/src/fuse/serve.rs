@@ -1,0 +1,160 @@
+//! A thread that serves: takes requests while it has a place among the takers, answers them, and polls while they come quickly.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    abi,
+    adapter::Adapter,
+    buffers::{Buffer, Buffers},
+    crew::{Crew, Poll},
+    device::{Device, Took},
+    wire,
+};
+use crate::vfs::{CacheMode, Journal};
+
+/// What a thread takes requests from.
+#[derive(Debug)]
+pub struct Queue {
+    /// Sleeps until there is one.
+    waiting: Arc<Device>,
+    /// Says at once that there is none; `None`: polling is off, or cannot be had.
+    polling: Option<Arc<Device>>,
+    /// How long to poll.
+    limit: Duration,
+}
+
+/// A request that was taken.
+struct Request<'a> {
+    len: usize,
+    device: &'a Arc<Device>,
+    at_once: bool,
+}
+
+enum Next<'a> {
+    Request(Request<'a>),
+    /// Nothing came while it was polled for.
+    Nothing,
+    /// The file system is unmounted.
+    End,
+}
+
+impl Queue {
+    /// Over descriptors of one connection.
+    pub fn new(waiting: Arc<Device>, limit: Duration) -> Queue {
+        let polling = if limit.is_zero() { None } else { waiting.another_polled().map(Arc::new).ok() };
+        Queue { waiting, polling, limit }
+    }
+
+    fn poll(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant) -> io::Result<Next<'_>> {
+        let patience = poll.patience(self.limit);
+        let Some(device) = self.polling.as_ref().filter(|_| !patience.is_zero()) else { return Ok(Next::Nothing) };
+        let mut at_once = true;
+        loop {
+            match device.try_take(buffer)? {
+                Took::Request(len) => {
+                    poll.handle_waited(since.elapsed(), self.limit);
+                    return Ok(Next::Request(Request { len, device, at_once }));
+                }
+                Took::Nothing if since.elapsed() > patience => return Ok(Next::Nothing),
+                Took::Nothing => at_once = false,
+                Took::End => return Ok(Next::End),
+            }
+        }
+    }
+
+    fn wait(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant) -> io::Result<Next<'_>> {
+        let Some(len) = self.waiting.take(buffer)? else { return Ok(Next::End) };
+        poll.handle_waited(since.elapsed(), self.limit);
+        Ok(Next::Request(Request { len, device: &self.waiting, at_once: false }))
+    }
+}
+
+/// Serves as thread `number` until the file system is unmounted.
+pub fn serve<J: Journal>(
+    number: usize,
+    queue: &Queue,
+    crew: &Crew,
+    buffers: &Arc<Buffers>,
+    adapter: &Adapter<J>,
+) -> io::Result<()> {
+    let (mut buffer, mut scratch, mut poll) = (buffers.buffer(), Vec::new(), Poll::default());
+    if adapter.vfs.cache_mode() == CacheMode::Writeback {
+        become_flusher();
+    }
+    adapter.vfs.journal().hold_news();
+    while crew.enter(|| buffers.trim()) {
+        let ended = take_turns(number, queue, crew, (&mut buffer, &mut scratch), &mut poll, adapter);
+        match ended {
+            Ok(false) => {}
+            Ok(true) => crew.stop(),
+            Err(error) => {
+                crew.stop();
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As long as the thread has its place; whether the file system is unmounted.
+fn take_turns<J: Journal>(
+    number: usize,
+    queue: &Queue,
+    crew: &Crew,
+    (buffer, scratch): (&mut Buffer, &mut Vec<u8>),
+    poll: &mut Poll,
+    adapter: &Adapter<J>,
+) -> io::Result<bool> {
+    let mut backlog = 0;
+    loop {
+        let since = Instant::now();
+        let mut next = queue.poll(buffer.for_reading(), poll, since)?;
+        if matches!(next, Next::Nothing) {
+            if crew.retire() {
+                return Ok(false);
+            }
+            next = queue.wait(buffer.for_reading(), poll, since)?;
+        }
+        let Request { len, device, at_once } = match next {
+            Next::Request(request) => request,
+            Next::Nothing => continue,
+            Next::End => return Ok(true),
+        };
+        let kind = wire::request(&buffer.bytes()[..len]).map_or(0, |(header, _)| header.opcode);
+        if crew.is_slow(kind) {
+            crew.leave();
+            let begun = Instant::now();
+            adapter.handle(buffer, len, device, scratch);
+            adapter.vfs.journal().tell_news();
+            crew.note(kind, begun.elapsed());
+            return Ok(false);
+        }
+        let begun = crew.begin(number, &mut backlog, at_once);
+        adapter.handle(buffer, len, device, scratch);
+        adapter.vfs.journal().tell_news();
+        if !crew.done(number, kind, begun) {
+            return Ok(false);
+        }
+    }
+}
+
+/// Kinds of requests that are taken for slow until they are known: they wait for a disk.
+pub const SLOW_KINDS: [u32; 4] =
+    [abi::opcode::FSYNC, abi::opcode::FSYNCDIR, abi::opcode::FALLOCATE, abi::opcode::COPY_FILE_RANGE];
+
+/// `PR_SET_IO_FLUSHER`, since Linux 5.6.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Tells the kernel that its dirty pages are written by this thread, so that it neither makes it wait until there are fewer of them, nor
+/// reclaims memory by writing more. Where it may not say so, writes are slower when memory is short.
+fn become_flusher() {
+    // SAFETY: it sets two flags of this thread.
+    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    if result < 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "the kernel does not take this thread for a flusher");
+    }
+}

@@ -1,0 +1,26 @@
+//! How the kernel reads and writes an open file: through its cache, or with the caller's own pages.
+//!
+//! What is opened for writing only can neither be read nor mapped through that descriptor, so its writes need not pass the cache: that
+//! saves a copy, and the question whether the first write takes privileges away. What can be read may be mapped, which needs the cache.
+//! In `cache=writeback` the kernel owns what is written, so nothing may pass its pages by.
+
+use super::CacheMode;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Pages stay in the kernel's cache.
+    Cached,
+    /// Each write is a request.
+    Direct,
+}
+
+impl Access {
+    /// Of a file that is opened with these flags.
+    pub fn of(flags: i32, cache_mode: CacheMode) -> Access {
+        match cache_mode {
+            CacheMode::Strict if flags & libc::O_ACCMODE == libc::O_WRONLY => Access::Direct,
+            _ => Access::Cached,
+        }
+    }
+}
