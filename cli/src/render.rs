@@ -195,6 +195,7 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
             ),
         ),
         ("wire", format!("{} sent, {} received", bytes(status.sent_bytes), bytes(status.received_bytes))),
+        ("link", link(status)),
         ("modes", format!("cache={} fsync={} congestion={}", status.cache_mode, status.fsync_mode, status.congestion)),
         ("order", order(status)),
         (
@@ -261,6 +262,20 @@ fn verified(verify: &VerifyStatus) -> String {
         let _ = write!(out, "; next {}", verify.next);
     }
     out
+}
+
+fn link(status: &MountStatus) -> String {
+    let rate = match status.link_rate {
+        0 => "never the bottleneck".to_owned(),
+        rate => format!("{}/s", bytes(rate)),
+    };
+    let limit = match status.bandwidth_limit {
+        0 => String::new(),
+        limit => format!(", limited to {}/s", bytes(limit)),
+    };
+    let held = if status.holding { ", bulk data held back to be offered by digest" } else { "" };
+    let offered = count(status.offered_rounds, "backlog", "backlogs");
+    format!("{rate}{limit}{held}; {offered} offered by digest; compression {}", status.compression)
 }
 
 /// The details of a storage daemon's volume.

@@ -40,6 +40,8 @@ const FLUSH_INTERVAL_MAX: Duration = Duration::from_secs(30);
 const DIRTY_PERCENT: u32 = 60;
 /// Smallest window: a batch and some ops beside it.
 const WINDOW_MIN_BYTES: usize = 4 << 20;
+/// Below it not even the questions whether the other side is there would get through in time.
+const BANDWIDTH_MIN: usize = 16 << 10;
 /// Smallest shadow.
 const SHADOW_MIN_BYTES: usize = 4 << 20;
 
@@ -109,6 +111,8 @@ pub struct Settings {
     pub verify: verify::Rule,
     /// `window=SIZE`.
     pub window_bytes: usize,
+    /// `bwlimit=SIZE`, in bytes a second; `None`: no limit.
+    pub bandwidth_limit: Option<u64>,
     /// `dirty_max=SIZE`.
     pub dirty_bytes: usize,
     /// `shadow_max=SIZE`; 0: none.
@@ -164,6 +168,7 @@ impl Default for Settings {
             exclude: Excludes::default(),
             verify: verify::Rule::default(),
             window_bytes: DEFAULT_WINDOW_BYTES,
+            bandwidth_limit: None,
             dirty_bytes: DIRTY_LIMIT_BYTES,
             shadow_bytes: shadow::DEFAULT_LIMIT_BYTES,
             marks_hot: HOT_KEPT,
@@ -224,6 +229,7 @@ const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("fsync_timeout", Some("SECONDS"), "fail a durable fsync with EIO after this time (0: wait)"),
     ("keepalive", Some("SECONDS"), "how soon a connection that swallows everything is given up (2; 0: never)"),
     ("reconnect_max", Some("SECONDS"), "longest pause between attempts to connect (2)"),
+    ("bwlimit", Some("SIZE"), "bytes a second that may be sent; 0: as fast as the link goes (0)"),
     ("window", Some("SIZE"), "memory for changes that wait to be sent (64M)"),
     (
         "dirty_max",
@@ -462,6 +468,7 @@ impl Settings {
             },
             ("busy_poll", Some(value)) => self.busy_poll = busy_poll(&value)?,
             ("read_ahead", Some(value)) => self.read_ahead_bytes = size("read_ahead", &value, 4 << 10, "4K")?,
+            ("bwlimit", Some(value)) => self.bandwidth_limit = bandwidth(&value)?,
             ("window", Some(value)) => self.window_bytes = window(&value)?,
             ("dirty_max", Some(value)) => self.dirty_bytes = size(key, &value, 1 << 20, "1M")?,
             ("shadow_max", Some(value)) => self.shadow_bytes = shadow_size(&value)?,
@@ -586,6 +593,14 @@ fn seconds(key: &str, value: &OsString) -> Result<Option<Duration>, UsageError> 
 
 fn window(value: &OsString) -> Result<usize, UsageError> {
     size("window", value, WINDOW_MIN_BYTES, "4M")
+}
+
+/// Bytes a second; 0: no limit.
+fn bandwidth(value: &OsString) -> Result<Option<u64>, UsageError> {
+    if value == "0" {
+        return Ok(None);
+    }
+    size("bwlimit", value, BANDWIDTH_MIN, "16K").map(|bytes| Some(bytes as u64))
 }
 
 /// A number of bytes, with K, M or G behind it.

@@ -8,8 +8,8 @@ use crate::{
     chunk::Digest,
     ids::{InodeId, Name, Uuid},
     limits::{
-        CHANGES_MAX, DATA_MAX, NAME_MAX, OFFSET_MAX, PIECES_MAX, STAGE_ENTRIES_MAX, TARGET_MAX, XATTR_NAME_MAX,
-        XATTR_VALUE_MAX,
+        CHANGES_MAX, COPY_MAX, DATA_MAX, GROUP_MAX, NAME_MAX, OFFSET_MAX, PIECES_MAX, STAGE_ENTRIES_MAX, TARGET_MAX,
+        XATTR_NAME_MAX, XATTR_VALUE_MAX,
     },
     op::{Attr, AttrPatch, Change, NodeKind, Op, Origin, Timestamp},
     pb,
@@ -260,6 +260,14 @@ impl From<&Change> for pb::Change {
             Change::Data { id, offset, data } => {
                 Kind::Data(pb::Data { id: id_bytes(id), offset: *offset, data: data.clone() })
             }
+            Change::Copy { id, offset, from, from_offset, len, data } => Kind::Copy(pb::Copy {
+                id: id_bytes(id),
+                offset: *offset,
+                from: id_bytes(from),
+                from_offset: *from_offset,
+                len: *len,
+                data: data.clone().unwrap_or_default(),
+            }),
             Change::Hole { id, offset, len } => Kind::Hole(pb::Hole { id: id_bytes(id), offset: *offset, len: *len }),
             Change::Size { id, size } => Kind::Size(pb::Size { id: id_bytes(id), size: *size }),
         };
@@ -299,6 +307,22 @@ impl TryFrom<pb::Change> for Change {
                 }
                 extent("data.offset", data.offset, data.data.len() as u64)?;
                 Change::Data { id: node_id("data.id", &data.id)?, offset: data.offset, data: data.data }
+            }
+            Some(Kind::Copy(copy)) => {
+                if copy.len == 0 || copy.len > COPY_MAX || !(copy.data.is_empty() || copy.data.len() as u64 == copy.len)
+                {
+                    return invalid("copy.len", format!("{} bytes, with {} of data", copy.len, copy.data.len()));
+                }
+                extent("copy.offset", copy.offset, copy.len)?;
+                extent("copy.from_offset", copy.from_offset, copy.len)?;
+                Change::Copy {
+                    id: node_id("copy.id", &copy.id)?,
+                    offset: copy.offset,
+                    from: node_id("copy.from", &copy.from)?,
+                    from_offset: copy.from_offset,
+                    len: copy.len,
+                    data: (!copy.data.is_empty()).then_some(copy.data),
+                }
             }
             Some(Kind::Hole(hole)) => {
                 extent("hole.offset", hole.offset, hole.len)?;
@@ -356,6 +380,18 @@ pub fn op(seq: Seq, op: pb::Op) -> Result<Op, Invalid> {
 
 /// The chain after this op, over its protobuf encoding. `scratch` is reused between calls to save allocations.
 pub fn chain_after(before: &Chain, seq: Seq, op: &pb::Op, scratch: &mut Vec<u8>) -> Chain {
+    use pb::change::Kind;
+    let made = |change: &pb::Change| matches!(&change.kind, Some(Kind::Copy(copy)) if !copy.data.is_empty());
+    let as_sent = op.changes.iter().any(made).then(|| {
+        let mut op = op.clone();
+        for change in &mut op.changes {
+            if let Some(Kind::Copy(copy)) = &mut change.kind {
+                copy.data.clear();
+            }
+        }
+        op
+    });
+    let op = as_sent.as_ref().unwrap_or(op);
     scratch.clear();
     scratch.reserve(op.encoded_len());
     // Encoding into a Vec that has the room cannot fail.
@@ -489,6 +525,7 @@ pub fn piece_messages(pieces: &[Piece]) -> Vec<pb::Piece> {
             offset: piece.offset,
             len: piece.len,
             digest: piece.digest.map_or_else(Bytes::new, |digest| Bytes::copy_from_slice(&digest.0)),
+            first: piece.first.map_or_else(Bytes::new, |digest| Bytes::copy_from_slice(&digest.0)),
         })
         .collect()
 }
@@ -508,10 +545,12 @@ pub fn pieces(pieces: Vec<pb::Piece>) -> Result<Vec<Piece>, Invalid> {
             }
             end = piece.offset + piece.len;
             let digest = digest("piece.digest", &piece.digest)?;
-            if digest.is_some() && piece.len > DATA_MAX as u64 {
+            let first = self::digest("piece.first", &piece.first)?;
+            let longest = if first.is_some() { GROUP_MAX } else { DATA_MAX as u64 };
+            if digest.is_some() && piece.len > longest {
                 return invalid("piece.len", format!("{} bytes in one chunk", piece.len));
             }
-            Ok(Piece { offset: piece.offset, len: piece.len, digest })
+            Ok(Piece { offset: piece.offset, len: piece.len, digest, first })
         })
         .collect()
 }

@@ -11,6 +11,7 @@ pub mod figures;
 pub mod ids;
 pub mod limits;
 pub mod op;
+pub mod packed;
 pub mod position;
 pub mod pull;
 pub mod stage;

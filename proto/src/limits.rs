@@ -35,3 +35,13 @@ pub const MARK_BLOCK: u64 = 4 << 20;
 pub const COMPARE_BLOCK: u64 = 64 << 10;
 /// Runs that an attach may name: a client remembers those that may have opened an epoch and did not hear of it.
 pub const ATTACH_RUNS_MAX: usize = 64;
+/// [`Attached.features`](crate::pb::Attached): pieces longer than a chunk, with the digest of their first chunk.
+pub const FEATURE_GROUPS: u32 = 1;
+/// Copies from another file of the volume, as ops.
+pub const FEATURE_COPIES: u32 = 2;
+/// Longest copy in one op: 256 MiB are eight of them. The replica holds one in memory while it is logged.
+pub const COPY_MAX: u64 = 32 << 20;
+/// Compressed messages.
+pub const FEATURE_PACKED: u32 = 4;
+/// Longest piece with a digest; longer than [`DATA_MAX`] it is a group of chunks. The replica reads it at once to check it.
+pub const GROUP_MAX: u64 = 8 << 20;

@@ -139,6 +139,21 @@ pub enum Change {
         /// What it holds now.
         data: Bytes,
     },
+    /// `extent := what another extent holds`, just before this op; a shorter file grows to the extent's end.
+    Copy {
+        /// The file.
+        id: InodeId,
+        /// Where in it.
+        offset: u64,
+        /// The file that is read; may be the same.
+        from: InodeId,
+        /// Where in it.
+        from_offset: u64,
+        /// How long.
+        len: u64,
+        /// What it was, once the replica has made bytes of it.
+        data: Option<Bytes>,
+    },
     /// `extent := zeroes`; never grows the file.
     Hole {
         /// The file.
@@ -162,9 +177,17 @@ impl Change {
     pub fn data_len(&self) -> usize {
         match self {
             Change::Data { data, .. } => data.len(),
+            Change::Copy { data: Some(data), .. } => data.len(),
             Change::Xattr { value: Some(value), .. } => value.len(),
             _ => 0,
         }
+    }
+}
+
+impl Op {
+    /// Whether it copies what the replica has.
+    pub fn copies(&self) -> bool {
+        self.changes.iter().any(|change| matches!(change, Change::Copy { .. }))
     }
 }
 

@@ -140,6 +140,15 @@ pub struct Piece {
     pub len: u64,
     /// Of its bytes; `None`: zeroes.
     pub digest: Option<Digest>,
+    /// Of its first chunk, if it is a group of chunks.
+    pub first: Option<Digest>,
+}
+
+impl Piece {
+    /// One chunk, or zeroes.
+    pub fn chunk(offset: u64, len: u64, digest: Option<Digest>) -> Piece {
+        Piece { offset, len, digest, first: None }
+    }
 }
 
 /// What extents of a staged file hold.

@@ -355,7 +355,7 @@ async fn stage_by_digest(writer: &mut Writer, data: &[u8]) -> Vec<pb::Piece> {
     writer.stage_node(file, NodeKind::Regular, data.len() as u64).await;
     let pieces = data.chunks(64 << 10).zip(0..).map(|(bytes, at)| {
         let (offset, len) = (at * (64 << 10), bytes.len() as u64);
-        tandem_proto::stage::Piece { offset, len, digest: Some(tandem_proto::chunk::Digest::of(bytes)) }
+        tandem_proto::stage::Piece::chunk(offset, len, Some(tandem_proto::chunk::Digest::of(bytes)))
     });
     let pieces = tandem_proto::convert::piece_messages(&pieces.collect::<Vec<_>>());
     let id = file.as_bytes().to_vec().into();

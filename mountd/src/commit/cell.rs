@@ -89,7 +89,9 @@ pub fn put_changes(out: &mut Vec<u8>, changes: &Changes) {
             Change::Attr { id, patch } if patch.mtime.is_some() => put_id(out, TIMED, id),
             Change::Attr { id, .. } | Change::Xattr { id, .. } => put_id(out, NODE, id),
             Change::Data { id, offset, data } => put_range(out, id, *offset, offset + data.len() as u64),
-            Change::Hole { id, offset, len } => put_range(out, id, *offset, offset.saturating_add(*len)),
+            Change::Copy { id, offset, len, .. } | Change::Hole { id, offset, len } => {
+                put_range(out, id, *offset, offset.saturating_add(*len))
+            }
             Change::Size { id, size } => put_range(out, id, *size, u64::MAX),
         }
     }
@@ -208,7 +210,10 @@ impl Untimed {
     pub fn handle_changes(&mut self, changes: &Changes) {
         for change in changes {
             match change {
-                Change::Data { id, .. } | Change::Hole { id, .. } | Change::Size { id, .. } => {
+                Change::Data { id, .. }
+                | Change::Copy { id, .. }
+                | Change::Hole { id, .. }
+                | Change::Size { id, .. } => {
                     self.0.insert(*id);
                 }
                 Change::Attr { id, patch } if patch.mtime.is_some() => {

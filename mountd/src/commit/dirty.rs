@@ -176,7 +176,9 @@ impl DirtySet {
             Change::Entry { dir, name, .. } => self.insert_name(*dir, name),
             Change::Attr { id, .. } | Change::Xattr { id, .. } => self.insert_attributes(*id),
             Change::Data { id, offset, data } => self.insert_range(*id, *offset, offset + data.len() as u64),
-            Change::Hole { id, offset, len } => self.insert_range(*id, *offset, offset + len),
+            Change::Copy { id, offset, len, .. } | Change::Hole { id, offset, len } => {
+                self.insert_range(*id, *offset, offset + len)
+            }
             // What lay behind the new end is gone even if the file grows again later, so it counts as changed.
             Change::Size { id, size } => self.insert_range(*id, *size, u64::MAX),
         }
@@ -377,7 +379,9 @@ mod tests {
             Change::Data { id, offset, data } => {
                 (*offset..offset + data.len() as u64).map(|at| Cell::Byte(*id, at)).collect()
             }
-            Change::Hole { id, offset, len } => (*offset..offset + len).map(|at| Cell::Byte(*id, at)).collect(),
+            Change::Copy { id, offset, len, .. } | Change::Hole { id, offset, len } => {
+                (*offset..offset + len).map(|at| Cell::Byte(*id, at)).collect()
+            }
             Change::Size { id, size } => (*size..130).map(|at| Cell::Byte(*id, at)).collect(),
         }
     }

@@ -84,6 +84,8 @@ struct Inner {
     shadowed: Shadowed,
     /// Cells that the backing directory could not make durable, since the start.
     suspects: u64,
+    /// Who receives the stream makes bytes of copies.
+    takes_copies: bool,
 }
 
 /// Shared by FUSE threads, link and resync: `Arc<Commit>`. See the module.
@@ -170,6 +172,7 @@ impl Commit {
                 stopping: false,
                 shadowed: Shadowed::default(),
                 suspects: 0,
+                takes_copies: false,
             }),
             log: Mutex::new(log),
             read_only: AtomicBool::new(false),
@@ -284,6 +287,11 @@ impl Commit {
     /// What to do when the link is slower than the writer.
     pub fn set_congestion(&self, congestion: Congestion) {
         self.throttles.store(congestion == Congestion::Throttle, Ordering::Relaxed);
+    }
+
+    /// Whether writers are slowed rather than left to outrun the link.
+    pub fn throttles(&self) -> bool {
+        self.throttles.load(Ordering::Relaxed)
     }
 
     /// Whether there is a connection over which the window can drain.

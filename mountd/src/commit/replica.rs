@@ -210,6 +210,27 @@ impl Commit {
         }
     }
 
+    /// Whether who receives the stream makes bytes of copies.
+    pub fn set_takes_copies(&self, takes: bool) {
+        self.inner.lock().takes_copies = takes;
+    }
+
+    /// Whether a copy may be committed as one: the stream is whole, so the replica will have what is copied when its turn comes.
+    pub fn takes_copies(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.takes_copies && inner.window.is_keeping() && inner.dirty.is_empty() && inner.frozen.is_none()
+    }
+
+    /// What waits is not sent as ops: its cells differ, and a resync says how.
+    pub fn give_up_window(&self) {
+        let mut inner = self.inner.lock();
+        for op in inner.window.give_up() {
+            inner.dirty.insert_op(&op);
+        }
+        let base = inner.window.base();
+        inner.shadow(&[Event::Dropped(base)]);
+    }
+
     /// What the replica has is not what we thought: everything differs, by name and content.
     pub fn distrust(&self) {
         let mut inner = self.inner.lock();

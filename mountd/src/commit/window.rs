@@ -92,6 +92,7 @@ impl Window {
             | Change::Attr { id: of, .. }
             | Change::Xattr { id: of, .. }
             | Change::Data { id: of, .. }
+            | Change::Copy { id: of, .. }
             | Change::Hole { id: of, .. }
             | Change::Size { id: of, .. } => of == id,
             Change::Entry { dir, old, new, .. } => dir == id || old.as_ref() == Some(id) || new.as_ref() == Some(id),

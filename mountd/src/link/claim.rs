@@ -47,7 +47,7 @@ pub fn fence_blocking(claimant: &Claimant<'_>) -> Result<(), String> {
 async fn fence(claimant: &Claimant<'_>) -> Result<(), String> {
     let server = claimant.server;
     let mut connection =
-        client::connect(server, CLAIM_TIMEOUT, Some(KEEPALIVE)).await.map_err(|error| error.to_string())?;
+        client::connect(server, CLAIM_TIMEOUT, Some(KEEPALIVE), None).await.map_err(|error| error.to_string())?;
     let id = |id: Uuid| bytes::Bytes::copy_from_slice(&id.0);
     let attach = pb::Attach {
         protocol: PROTOCOL_VERSION,

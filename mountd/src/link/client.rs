@@ -1,13 +1,16 @@
 //! Asking a storage daemon about a volume, and connecting to it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tandem_proto::{
     Position, Uuid, VolumeName, convert,
     limits::MESSAGE_MAX_BYTES,
     pb::{self, replication_client::ReplicationClient},
 };
-use tandem_runtime::connect::{Credentials, KEEPALIVE, NotAllowed, ServerAddress};
+use tandem_runtime::{
+    connect::{Credentials, KEEPALIVE, NotAllowed, ServerAddress},
+    gauge::Gauge,
+};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// A connection that carries the local secret.
@@ -64,15 +67,18 @@ pub enum DescribeError {
     NotAllowed(#[from] NotAllowed),
 }
 
-/// Connects. Plaintext is for loopback only, unless it was asked for. `keepalive`: how soon a connection that swallows everything is given up.
+/// Connects. Plaintext is for loopback only, unless it was asked for. `keepalive`: how soon a connection that swallows everything is given up. `gauge`
+/// measures and limits what is sent.
 pub async fn connect(
     server: &ServerAddress,
     timeout: Duration,
     keepalive: Option<Duration>,
+    gauge: Option<Arc<Gauge>>,
 ) -> Result<Client, DescribeError> {
     server.may_connect()?;
     let unreachable = |why: String| DescribeError::Unreachable { server: server.to_string(), why };
-    let channel = server.connect(timeout, keepalive).await.map_err(|error| unreachable(root_cause(&error)))?;
+    let channel =
+        server.connect_gauged(timeout, keepalive, gauge).await.map_err(|error| unreachable(root_cause(&error)))?;
     // The secret is read at each connection: a storaged that was restarted has a new one.
     Ok(ReplicationClient::with_interceptor(channel, server.credentials())
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
@@ -107,7 +113,7 @@ pub async fn describe(
     timeout: Duration,
 ) -> Result<Described, DescribeError> {
     let work = async {
-        let mut client = connect(server, timeout, Some(KEEPALIVE)).await?;
+        let mut client = connect(server, timeout, Some(KEEPALIVE), None).await?;
         let request = pb::DescribeRequest { volume: volume.to_string() };
         let refused = |why: String| DescribeError::Refused { server: server.to_string(), why };
         let reply = match client.describe(request).await {

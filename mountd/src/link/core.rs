@@ -12,25 +12,30 @@
 //! round of the same staging begins. If the connection breaks, everything that was taken differs again.
 
 mod attach;
+pub mod early;
 mod round;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tandem_proto::{
     Chain, Epoch, InodeId, Position, Seq, Uuid, VolumeName, convert,
+    limits::FEATURE_PACKED,
     pb::{self, client_message::Body},
 };
 
 use crate::{
     commit::{Commit, Watermarks, activity_log::Header},
-    link::state::LinkState,
+    link::{
+        core::early::{Experience, Gate},
+        state::LinkState,
+    },
     resync::plan::{Manner, Plan, PlanProgress, StepDone},
 };
 
-/// Sent and not acknowledged: above this the link waits ...
-pub const IN_FLIGHT_HIGH_BYTES: usize = 16 << 20;
-/// ... until it is below this.
-pub const IN_FLIGHT_LOW_BYTES: usize = 8 << 20;
+/// Sent and not acknowledged: above this the link waits until it is below half of it.
+pub const IN_FLIGHT_MAX_BYTES: usize = 16 << 20;
+/// On a slow link it is what that carries in a quarter of a second, and at least this: what is on its way cannot be held back any more.
+pub const IN_FLIGHT_MIN_BYTES: usize = 256 << 10;
 /// Longest pause between two attempts to connect, if nobody says otherwise.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// After so many refused streams in a row only a person can go on.
@@ -84,6 +89,8 @@ struct Round {
     left: usize,
     moves_until: Option<Seq>,
     full: bool,
+    /// It is made of what the link could not carry, though the stream was whole.
+    early: bool,
     began: Duration,
 }
 
@@ -111,6 +118,16 @@ struct Stream {
     empty: bool,
     /// The replica has bytes of a resync that was not finished.
     staged: bool,
+    /// What the storage daemon understands, see `limits.rs` of the protocol.
+    features: u32,
+    /// The link is slow, see [`early`].
+    slow: bool,
+    in_flight_max: usize,
+    gate: Gate,
+    /// Bulk data is held back: whether to go on is to be looked at again soon.
+    gated: bool,
+    /// The next resync is made of what the link could not carry.
+    early: bool,
 }
 
 #[derive(Debug)]
@@ -162,6 +179,11 @@ pub struct LinkCore {
     /// The replica answers checks.
     verifies: bool,
     now: Duration,
+    /// What the link carries in bytes a second, if that is known.
+    rate: Option<u64>,
+    experience: Experience,
+    /// Resyncs that were begun because the link could not carry the data.
+    early_rounds: u64,
 }
 
 impl std::fmt::Debug for Commit {
@@ -191,6 +213,10 @@ pub struct LinkFacts {
     pub round_cells: usize,
     /// Of the resync under way.
     pub progress: Option<(&'static str, PlanProgress, f64)>,
+    /// Resyncs that offered by digest what the link could not carry, since the start.
+    pub early_rounds: u64,
+    /// Bulk data is held back, to see whether digests will do.
+    pub gated: bool,
 }
 
 impl LinkCore {
@@ -216,6 +242,9 @@ impl LinkCore {
             mistakes: 0,
             verifies: false,
             now: Duration::ZERO,
+            rate: None,
+            experience: Experience::default(),
+            early_rounds: 0,
         }
     }
 
@@ -263,6 +292,8 @@ impl LinkCore {
             round: round.map_or(0, |(round, _)| round.number),
             round_cells: round.map_or(0, |(round, _)| round.left),
             progress,
+            early_rounds: self.early_rounds,
+            gated: self.is_gated(),
         }
     }
 
@@ -340,6 +371,22 @@ impl LinkCore {
             self.phase = Phase::Disconnected { retry_at: now };
             self.become_state(LinkState::Offline, "connecting");
         }
+    }
+
+    /// What time it is, and what the link carries in bytes a second, as far as that is known. Told before messages are asked for.
+    pub fn handle_rate(&mut self, rate: Option<u64>, now: Duration) {
+        (self.now, self.rate) = (now, rate);
+    }
+
+    /// Whether messages should be compressed if that makes them shorter.
+    pub fn packs(&self) -> bool {
+        let understood = |stream: &Stream| stream.features & FEATURE_PACKED != 0;
+        early::is_slow(self.rate) && matches!(&self.phase, Phase::Streaming(stream) if understood(stream))
+    }
+
+    /// Whether bulk data is held back, so that messages should be asked for again soon though nothing happens.
+    pub fn is_gated(&self) -> bool {
+        matches!(&self.phase, Phase::Streaming(stream) if stream.gated)
     }
 
     /// Time passed.
@@ -464,6 +511,7 @@ impl LinkCore {
             self.listed += round.plan.progress().listed;
             self.nodes += round.plan.progress().nodes_done;
         }
+        self.commit.set_takes_copies(false);
         self.commit.thaw();
     }
 

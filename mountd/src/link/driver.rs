@@ -24,7 +24,7 @@ use tandem_proto::{
     pb::{self, client_message::Body},
     stage::Stage,
 };
-use tandem_runtime::connect::ServerAddress;
+use tandem_runtime::{connect::ServerAddress, gauge::Gauge};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -33,6 +33,7 @@ use crate::{
     link::{
         client,
         core::{Effect, LinkCore, LinkFacts},
+        packer::Packer,
     },
     resync::{
         StateReader,
@@ -45,6 +46,8 @@ use crate::{
 const OUTGOING_MAX: usize = 16;
 /// How long connecting and attaching may take before the attempt counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often bulk data that is held back is looked at.
+const GATE_TICK: Duration = Duration::from_millis(10);
 /// How often time is told to the core.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -77,6 +80,10 @@ pub struct LinkShared {
     pub changed: watch::Sender<u64>,
     /// Counters.
     pub traffic: Traffic,
+    /// What the link carries, and may carry.
+    pub gauge: Arc<Gauge>,
+    /// Whether messages are compressed.
+    pub packer: Packer,
 }
 
 struct Job {
@@ -128,7 +135,8 @@ fn read_jobs(
 ) {
     while let Ok(job) = jobs.recv() {
         let send = |message: pb::ClientMessage| {
-            shared.traffic.sent_bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+            let (message, len) = shared.packer.pack(message);
+            shared.traffic.sent_bytes.fetch_add(len, Ordering::Relaxed);
             job.out.blocking_send(message).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
         };
         let result = match &job.step {
@@ -278,9 +286,10 @@ impl Driver {
     async fn session(&mut self) -> SessionEnd {
         self.connection += 1;
         let timeout = self.keepalive.map_or(CONNECT_TIMEOUT, |bound| bound.min(CONNECT_TIMEOUT));
+        let gauge = Some(self.shared.gauge.clone());
         let mut connection =
             // No longer than a dead connection is kept: what the network swallowed is sent anew by an attempt of its own.
-            match tokio::time::timeout(timeout, client::connect(&self.server, timeout, self.keepalive)).await {
+            match tokio::time::timeout(timeout, client::connect(&self.server, timeout, self.keepalive, gauge)).await {
                 Ok(Ok(connection)) => connection,
                 Ok(Err(error)) => return SessionEnd::Cut(error.to_string()),
                 Err(_) => return SessionEnd::Cut(format!("{} does not answer", self.server)),
@@ -301,9 +310,13 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let now = self.now();
+            self.core.handle_rate(self.shared.gauge.rate(), now);
+            self.shared.packer.set_wanted(self.core.packs());
             if let Some(end) = self.hand_out(&out).await {
                 return end;
             }
+            let gated = self.core.is_gated();
             let full = out.capacity() == 0;
             tokio::select! {
                 message = inbound.message() => match message {
@@ -325,6 +338,7 @@ impl Driver {
                     return end;
                 },
                 control = self.control.recv() => self.handle_control(control),
+                () = tokio::time::sleep(GATE_TICK), if gated => {}
                 _ = tick.tick() => {
                     let now = self.now();
                     self.core.handle_tick(now);
@@ -380,7 +394,8 @@ impl Driver {
             while let Ok(permit) = out.try_reserve() {
                 let Some(message) = self.core.poll_message() else { break };
                 idle = false;
-                self.shared.traffic.sent_bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+                let (message, len) = self.shared.packer.pack(message);
+                self.shared.traffic.sent_bytes.fetch_add(len, Ordering::Relaxed);
                 permit.send(message);
             }
             while let Some((step, manner, session)) = self.core.poll_step() {

@@ -5,6 +5,7 @@ pub mod claim;
 pub mod client;
 pub mod core;
 pub mod driver;
+pub mod packer;
 #[cfg(test)]
 mod sim;
 pub mod start;

@@ -17,7 +17,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tandem_proto::{Position, Seq, Timestamp, Uuid, VolumeName, ids::hex};
-use tandem_runtime::connect::ServerAddress;
+use tandem_runtime::{connect::ServerAddress, gauge::Gauge};
 use tokio::sync::{mpsc, watch};
 
 use self::renewal::Renewal;
@@ -32,6 +32,7 @@ use crate::{
     link::{
         core::{Claim, CoreConfig, LinkCore},
         driver::{Control, Driver, LinkShared, Traffic},
+        packer::Packer,
         start::{Decided, Start},
     },
     resync::StateReader,
@@ -65,6 +66,8 @@ pub struct ReplicationConfig {
     pub client_name: String,
     /// Bound of the window; [`DEFAULT_WINDOW_BYTES`].
     pub window_bytes: usize,
+    /// Bytes a second that may be sent.
+    pub bandwidth_limit: Option<u64>,
     /// Bound of the dirty set's memory; [`crate::commit::dirty::DIRTY_LIMIT_BYTES`].
     pub dirty_bytes: usize,
     /// Marks that stay hot without use; [`crate::commit::marks::HOT_KEPT`].
@@ -247,6 +250,8 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         facts: Mutex::new(core.facts()),
         changed: watch::Sender::new(0),
         traffic: Traffic::default(),
+        gauge: Arc::new(Gauge::new(config.bandwidth_limit)),
+        packer: Packer::default(),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One: what a message is handed through from the window to the socket wakes nobody. There is one connection.

@@ -59,6 +59,8 @@ pub struct Manner {
     pub direct: bool,
     /// It has bytes of a resync that was not finished: ask for all but the smallest.
     pub ask: bool,
+    /// The link is slow, and the replica understands groups: name as much as possible by as few digests as possible.
+    pub thrifty: bool,
     /// See [`Scope`].
     pub scope: Scope,
     /// See [`DirtySet::born_since`].
@@ -80,6 +82,8 @@ pub struct StepDone {
     pub bytes: u64,
     /// Bytes of files whose names were sent.
     pub bytes_listed: u64,
+    /// Bytes of data sent.
+    pub sent: u64,
 }
 
 /// What to do now.
@@ -115,6 +119,8 @@ pub struct PlanProgress {
     pub bytes_done: u64,
     /// Bytes of all files that were listed; of a first sync that is what has to be sent, as far as it is known.
     pub bytes_listed: u64,
+    /// Bytes sent.
+    pub bytes_sent: u64,
 }
 
 /// Queued or sent whole.
@@ -198,6 +204,11 @@ impl Plan {
     /// The replica has bytes of a resync that was not finished: they are not sent again.
     pub fn ask_for_all(&mut self) {
         (self.manner.direct, self.manner.ask) = (false, true);
+    }
+
+    /// The link is slow, and the replica understands groups.
+    pub fn save_bytes(&mut self) {
+        self.manner.thrifty = true;
     }
 
     /// Adds what was frozen for a further round of the same staging. All steps that were handed out must be done.
@@ -359,6 +370,7 @@ impl Plan {
         self.progress.nodes_done += done.nodes;
         self.progress.bytes_done += done.bytes;
         self.progress.bytes_listed += done.bytes_listed;
+        self.progress.bytes_sent += done.sent;
         self.progress.listed += u64::from(done.names > 0);
         for dir in &done.directories {
             if !self.listed.contains(dir) {
@@ -469,7 +481,7 @@ mod tests {
     }
 
     fn pieces() -> Vec<Piece> {
-        vec![Piece { offset: 0, len: 5000, digest: None }]
+        vec![Piece::chunk(0, 5000, None)]
     }
 
     /// A plan that has sent one file whole.

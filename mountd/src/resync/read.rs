@@ -10,7 +10,7 @@ use tandem_proto::{
     Digest, InodeId, Name,
     chunk::CHUNK_MAX,
     chunks,
-    limits::{COMPARE_BLOCK, DATA_MAX, PIECES_MAX, STAGE_ENTRIES_MAX},
+    limits::{COMPARE_BLOCK, DATA_MAX, GROUP_MAX, PIECES_MAX, STAGE_ENTRIES_MAX},
     stage::{
         Content, Listing, NodeState, NodeType, Piece, Stage, StageData, StageDir, StageEntry, StageNode, StageRecipe,
         stamp,
@@ -30,6 +30,10 @@ const SMALL_FILE: u64 = if cfg!(test) { 8 } else { 4096 };
 /// Dirty extents from this length on are compared by digest before they are sent; where an unfinished resync left bytes, from
 /// [`SMALL_FILE`] on.
 const COMPARE_FROM: u64 = 1 << 20;
+/// From this length on an extent is named by groups of chunks where the link is slow.
+const GROUPS_FROM: u64 = 512 << 10;
+/// Chunks of a group on average: 4 MiB.
+const GROUP_CHUNKS: u8 = 64;
 /// Read at once while chunks are cut.
 const READ_BYTES: usize = 1 << 20;
 
@@ -165,11 +169,11 @@ fn send_node(
         Wanted::Attributes => sink(stage_node(id, &view, Content::Unchanged))?,
         Wanted::Ranges(ranges) => {
             sink(stage_node(id, &view, Content::Ranges))?;
-            done.bytes = send_ranges(id, ranges, view.size, manner, reader, sink)?;
+            send_ranges(id, (ranges, view.size), manner, reader, &mut done, sink)?;
         }
         Wanted::Whole => {
             sink(stage_node(id, &view, Content::Whole))?;
-            done.bytes = send_whole(id, view.size, manner, reader, sink)?;
+            send_whole(id, view.size, manner, reader, &mut done, sink)?;
         }
     }
     Ok(done)
@@ -177,20 +181,19 @@ fn send_node(
 
 fn send_ranges(
     id: InodeId,
-    ranges: &Intervals,
-    size: u64,
+    (ranges, size): (&Intervals, u64),
     manner: Manner,
     reader: &dyn StateReader,
+    done: &mut StepDone,
     sink: Sink<'_>,
-) -> io::Result<u64> {
-    let Some(file) = reader.open(&id)? else { return Ok(0) };
-    let mut bytes = 0;
+) -> io::Result<()> {
+    let Some(file) = reader.open(&id)? else { return Ok(()) };
     for (start, end) in ranges.iter() {
         let end = end.min(size);
         if start >= end {
             continue;
         }
-        bytes += end - start;
+        done.bytes += end - start;
         let from = if manner.ask { SMALL_FILE } else { COMPARE_FROM };
         let compare = !manner.direct && end - start >= from;
         let mut at = start;
@@ -200,28 +203,38 @@ fn send_ranges(
                 _ => (end, end),
             };
             if data.0 > at {
-                let hole = Piece { offset: at, len: data.0 - at, digest: None };
+                let hole = Piece::chunk(at, data.0 - at, None);
                 sink(Stage::Recipe(StageRecipe { id, pieces: vec![hole] }))?;
             }
             if data.0 < data.1 {
-                if compare {
+                if manner.thrifty && data.1 - data.0 >= GROUPS_FROM {
+                    send_groups(id, data.0, data.1, &*file, sink)?;
+                } else if compare {
                     send_blocks(id, data.0, data.1, &*file, sink)?;
                 } else {
-                    send_bytes(id, data.0, data.1, &*file, sink)?;
+                    done.sent += send_bytes(id, data.0, data.1, &*file, sink)?;
                 }
             }
             at = data.1.max(at + 1);
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Everything of a file; holes are not sent.
-fn send_whole(id: InodeId, size: u64, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<u64> {
+fn send_whole(
+    id: InodeId,
+    size: u64,
+    manner: Manner,
+    reader: &dyn StateReader,
+    done: &mut StepDone,
+    sink: Sink<'_>,
+) -> io::Result<()> {
     if size == 0 {
-        return Ok(0);
+        return Ok(());
     }
-    let Some(file) = reader.open(&id)? else { return Ok(0) };
+    let Some(file) = reader.open(&id)? else { return Ok(()) };
+    done.bytes += size;
     let mut at = 0;
     while at < size {
         let Some((start, end)) = file.next_data(at)? else { break };
@@ -230,17 +243,19 @@ fn send_whole(id: InodeId, size: u64, manner: Manner, reader: &dyn StateReader, 
             break;
         }
         if manner.direct || size <= SMALL_FILE {
-            send_bytes(id, start, end, &*file, sink)?;
+            done.sent += send_bytes(id, start, end, &*file, sink)?;
+        } else if manner.thrifty && end - start >= GROUPS_FROM {
+            send_groups(id, start, end, &*file, sink)?;
         } else {
             send_chunks(id, start, end, &*file, sink)?;
         }
         at = end;
     }
-    Ok(size)
+    Ok(())
 }
 
 /// Bytes without asking.
-fn send_bytes(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Sink<'_>) -> io::Result<()> {
+fn send_bytes(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Sink<'_>) -> io::Result<u64> {
     let mut at = start;
     while at < end {
         let len = (end - at).min(DATA_MAX as u64) as usize;
@@ -253,7 +268,7 @@ fn send_bytes(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Si
         sink(Stage::Data(StageData { id, offset: at, data: Bytes::from(buffer) }))?;
         at += read as u64;
     }
-    Ok(())
+    Ok(at - start)
 }
 
 /// Fixed pieces by digest: for extents of a known file, whose unchanged blocks lie where they were.
@@ -274,11 +289,19 @@ fn send_blocks(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: S
     flush_pieces(id, &mut pieces, sink)
 }
 
+/// Takes the content-defined chunks of an extent, in order.
+type EachChunk<'a> = &'a mut dyn FnMut(u64, &[u8]) -> io::Result<()>;
+
 /// Content-defined pieces by digest: found wherever the replica has them.
 fn send_chunks(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Sink<'_>) -> io::Result<()> {
+    let mut pieces = Vec::new();
+    each_chunk(start, end, file, &mut |offset, bytes| push_piece(id, offset, bytes, &mut pieces, sink))?;
+    flush_pieces(id, &mut pieces, sink)
+}
+
+fn each_chunk(start: u64, end: u64, file: &dyn FileReader, each: EachChunk<'_>) -> io::Result<()> {
     let mut buffer = vec![0; READ_BYTES.min((end - start) as usize).max(1)];
     let (mut have, mut at) = (0usize, start);
-    let mut pieces = Vec::new();
     loop {
         let want = ((end - at) as usize).min(buffer.len());
         if want > have {
@@ -292,7 +315,7 @@ fn send_chunks(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: S
         let usable = if last || have < CHUNK_MAX { cuts.len() } else { cuts.len() - 1 };
         let mut used = 0;
         for (offset, len) in &cuts[..usable] {
-            push_piece(id, at + *offset as u64, &buffer[*offset..offset + len], &mut pieces, sink)?;
+            each(at + *offset as u64, &buffer[*offset..offset + len])?;
             used = offset + len;
         }
         buffer.copy_within(used..have, 0);
@@ -302,12 +325,67 @@ fn send_chunks(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: S
             break;
         }
     }
+    Ok(())
+}
+
+/// Chunks that are named by one digest.
+struct Group {
+    offset: u64,
+    len: u64,
+    chunks: u32,
+    first: Digest,
+    hasher: blake3::Hasher,
+}
+
+impl Group {
+    fn begin(offset: u64, bytes: &[u8], digest: Digest) -> Group {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(bytes);
+        Group { offset, len: bytes.len() as u64, chunks: 1, first: digest, hasher }
+    }
+
+    fn piece(&self) -> Piece {
+        // A group of one chunk is that chunk.
+        let first = (self.chunks > 1).then_some(self.first);
+        let digest = Digest(*self.hasher.finalize().as_bytes());
+        Piece { offset: self.offset, len: self.len, digest: Some(digest), first }
+    }
+}
+
+/// Groups of chunks by digest: what nearly nothing is known of, nor changed of, costs next to nothing. Groups end where a chunk's digest
+/// says so, hence the same chunks are the same groups, wherever they lie. What the replica lacks it asks for: then come the chunks.
+fn send_groups(id: InodeId, start: u64, end: u64, file: &dyn FileReader, sink: Sink<'_>) -> io::Result<()> {
+    let mut pieces = Vec::new();
+    let mut open: Option<Group> = None;
+    each_chunk(start, end, file, &mut |offset, bytes| {
+        if bytes.iter().all(|byte| *byte == 0) {
+            pieces.extend(open.take().map(|group| group.piece()));
+            return push_piece(id, offset, bytes, &mut pieces, sink);
+        }
+        let digest = Digest::of(bytes);
+        let group = match &mut open {
+            Some(group) => {
+                group.hasher.update(bytes);
+                group.len += bytes.len() as u64;
+                group.chunks += 1;
+                group
+            }
+            None => open.insert(Group::begin(offset, bytes, digest)),
+        };
+        let ends = digest.0[0].is_multiple_of(GROUP_CHUNKS) || group.len + CHUNK_MAX as u64 > GROUP_MAX;
+        if ends {
+            pieces.push(group.piece());
+            open = None;
+        }
+        if pieces.len() >= PIECES_MAX { flush_pieces(id, &mut pieces, sink) } else { Ok(()) }
+    })?;
+    pieces.extend(open.take().map(|group| group.piece()));
     flush_pieces(id, &mut pieces, sink)
 }
 
 fn push_piece(id: InodeId, offset: u64, bytes: &[u8], pieces: &mut Vec<Piece>, sink: Sink<'_>) -> io::Result<()> {
     let digest = if bytes.iter().all(|byte| *byte == 0) { None } else { Some(Digest::of(bytes)) };
-    pieces.push(Piece { offset, len: bytes.len() as u64, digest });
+    pieces.push(Piece::chunk(offset, bytes.len() as u64, digest));
     if pieces.len() >= PIECES_MAX { flush_pieces(id, pieces, sink) } else { Ok(()) }
 }
 
@@ -319,13 +397,20 @@ fn flush_pieces(id: InodeId, pieces: &mut Vec<Piece>, sink: Sink<'_>) -> io::Res
 }
 
 fn send_pieces(id: InodeId, pieces: &[Piece], reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<StepDone> {
+    let mut done = StepDone::default();
     // A file that is gone by now leaves the pieces unanswered: the op that removed it follows.
     if let Some(file) = reader.open(&id)? {
         for piece in pieces {
-            send_bytes(id, piece.offset, piece.offset.saturating_add(piece.len), &*file, sink)?;
+            let end = piece.offset.saturating_add(piece.len);
+            if piece.len > CHUNK_MAX as u64 {
+                // A group: some of its chunks may be there all the same.
+                send_chunks(id, piece.offset, end, &*file, sink)?;
+            } else {
+                done.sent += send_bytes(id, piece.offset, end, &*file, sink)?;
+            }
         }
     }
-    Ok(StepDone::default())
+    Ok(done)
 }
 
 fn read_full(file: &dyn FileReader, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {

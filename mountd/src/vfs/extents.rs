@@ -2,11 +2,13 @@
 
 use rustix::fs::FallocateFlags;
 use smallvec::smallvec;
-use tandem_proto::{Change, Changes, limits};
+use tandem_proto::{Change, Changes, limits, stage::NodeType};
 
 use super::{
     Caller, Journal, Reserved as _, Vfs, VfsError, VfsResult,
     data::{data_cells, read_back},
+    handles::OpenFile,
+    inodes::Locks,
     mtime_change,
 };
 use crate::{
@@ -18,6 +20,9 @@ use crate::{
 fn unprivileged(caller: &Caller) -> Option<&Caller> {
     (caller.uid != 0).then_some(caller)
 }
+
+/// A copy from this length on is said as one: a shorter one costs its bytes and no turn of its own on the replica.
+const COPY_FROM: usize = 64 << 10;
 
 /// An extent of a copy: where it comes from and where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -98,24 +103,27 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// Copies between files inside the backing file system; how much. The op carries the bytes that resulted, and one call copies
-    /// at most what one op can carry, so that no half of it is ever a state of the replica.
+    /// Copies between files inside the backing file system; how much. Where the replica has what is copied, the op only says what was;
+    /// else it carries the bytes that resulted. One call copies at most what one op can say, so that no half of it is ever a state of the
+    /// replica.
     pub fn copy_file_range(&self, caller: Caller, copy: CopyRange) -> VfsResult<usize> {
         let (from, to) = (self.file(copy.from)?, self.file(copy.to)?);
+        let len = usize::try_from(copy.len).unwrap_or(usize::MAX);
+        if len >= COPY_FROM && self.journal.takes_copies() && from.inode.node_type == NodeType::Regular {
+            return self.copy_by_reference(caller, copy, &from, &to);
+        }
         if !to.readable {
             // Then the bytes that result cannot be read back; the kernel falls back to read and write.
             return Err(VfsError::Unsupported);
         }
-        let len = usize::try_from(copy.len).unwrap_or(usize::MAX).min(limits::DATA_MAX);
+        let len = len.min(limits::DATA_MAX);
         let inode = &*to.inode;
         let cells = data_cells(inode.id, copy.to_offset, len as u64);
         let _mark = self.mark_of(inode, &cells)?;
         let mut state = inode.lock();
         let privileged = self.before_content(&to, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
-        let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
-        let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len);
-        let copied = self.failed(&cells, copied.map_err(Into::into))?;
+        let copied = self.failed(&cells, copy_locally(&from, &to, copy, len))?;
         let (mut changes, mut cleared) = (Changes::new(), Ok(()));
         if copied > 0 {
             if slot.is_some() {
@@ -131,4 +139,44 @@ impl<J: Journal> Vfs<J> {
         cleared?;
         Ok(copied)
     }
+
+    /// The same, said as a copy. Both files are locked: what is copied is what the ops before this one made of the source.
+    fn copy_by_reference(&self, caller: Caller, copy: CopyRange, from: &OpenFile, to: &OpenFile) -> VfsResult<usize> {
+        let len = usize::try_from(copy.len).unwrap_or(usize::MAX).min(limits::COPY_MAX as usize);
+        let cells = data_cells(to.inode.id, copy.to_offset, len as u64);
+        let _mark = self.mark(&cells)?;
+        let mut locks = Locks::take(&[&from.inode, &to.inode]);
+        if locks.of(&from.inode).unnamed {
+            // The replica has no file that has no name.
+            return Err(VfsError::Unsupported);
+        }
+        let privileged = self.before_content(to, locks.of(&to.inode))?;
+        let slot = (!locks.of(&to.inode).unnamed).then(|| self.journal.reserve());
+        let copied = self.failed(&cells, copy_locally(from, to, copy, len))?;
+        let (mut changes, mut cleared) = (Changes::new(), Ok(()));
+        if copied > 0 {
+            changes = smallvec![Change::Copy {
+                id: to.inode.id,
+                offset: copy.to_offset,
+                from: from.inode.id,
+                from_offset: copy.from_offset,
+                len: copied as u64,
+                data: None,
+            }];
+            let state = locks.of(&to.inode);
+            cleared = self.clear_privileges(to, privileged, unprivileged(&caller), state, &mut changes);
+            self.note_write(&to.inode, state);
+        }
+        if let Some(slot) = slot {
+            slot.fill(caller.origin(), changes);
+        }
+        cleared?;
+        Ok(copied)
+    }
+}
+
+fn copy_locally(from: &OpenFile, to: &OpenFile, copy: CopyRange, len: usize) -> VfsResult<usize> {
+    let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
+    let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len);
+    Ok(copied?)
 }

@@ -34,6 +34,10 @@ pub trait Journal: Send + Sync + 'static {
     fn congested(&self) -> bool;
     /// See [`Commit::read_only`].
     fn read_only(&self) -> bool;
+    /// See [`Commit::takes_copies`].
+    fn takes_copies(&self) -> bool {
+        false
+    }
     /// See [`Commit::unnamed`].
     fn unnamed(&self, _id: &InodeId) {}
     /// See [`Commit::position_of`].
@@ -100,6 +104,10 @@ impl Journal for Commit {
 
     fn read_only(&self) -> bool {
         Commit::read_only(self)
+    }
+
+    fn takes_copies(&self) -> bool {
+        Commit::takes_copies(self)
     }
 
     fn unnamed(&self, id: &InodeId) {

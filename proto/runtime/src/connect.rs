@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
     path::PathBuf,
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use tonic::{
 };
 
 use crate::{
+    gauge::Gauge,
     secret,
     tls::{ClientTls, Fingerprint, HANDSHAKE_TIMEOUT, Identity, Trusting, Wire, identities, path_for},
     watched::Watched,
@@ -127,9 +129,19 @@ impl ServerAddress {
         connect_timeout: Duration,
         keepalive: Option<Duration>,
     ) -> Result<Channel, tonic::transport::Error> {
+        self.connect_gauged(connect_timeout, keepalive, None).await
+    }
+
+    /// The same; what is sent is measured, and limited, by `gauge`.
+    pub async fn connect_gauged(
+        &self,
+        connect_timeout: Duration,
+        keepalive: Option<Duration>,
+        gauge: Option<Arc<Gauge>>,
+    ) -> Result<Channel, tonic::transport::Error> {
         let server = self.clone();
         // Looked at for each connection: an identity may have been renewed.
-        self.connect_by(connect_timeout, keepalive, move || server.route()).await
+        self.connect_by(connect_timeout, keepalive, gauge, move || server.route()).await
     }
 
     /// Connects to a storage daemon that was not joined yet: its CA has this fingerprint, and we have no certificate.
@@ -139,13 +151,14 @@ impl ServerAddress {
         ca: Fingerprint,
     ) -> Result<Channel, tonic::transport::Error> {
         let route = move || ClientTls::new(Trusting::Introduced(ca)).map(Route::Tls).map_err(io::Error::other);
-        self.connect_by(connect_timeout, Some(KEEPALIVE), route).await
+        self.connect_by(connect_timeout, Some(KEEPALIVE), None, route).await
     }
 
     async fn connect_by(
         &self,
         connect_timeout: Duration,
         keepalive: Option<Duration>,
+        gauge: Option<Arc<Gauge>>,
         route: impl Fn() -> io::Result<Route> + Clone + Send + 'static,
     ) -> Result<Channel, tonic::transport::Error> {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
@@ -162,13 +175,17 @@ impl ServerAddress {
         }
         let (host, port) = (self.host.clone(), self.port);
         let connector = move |_| {
-            let (host, route) = (host.clone(), route.clone());
+            let (host, route, gauge) = (host.clone(), route.clone(), gauge.clone());
             async move {
                 let route = route()?;
                 let stream =
                     tokio::time::timeout(connect_timeout, tokio::net::TcpStream::connect((host.as_str(), port)));
                 let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 let watched = Watched::new(stream, keepalive)?;
+                let watched = match gauge {
+                    Some(gauge) => watched.gauged(gauge),
+                    None => watched,
+                };
                 Ok::<_, io::Error>(TokioIo::new(match route {
                     Route::Plain => Wire::Plain(watched),
                     Route::Tls(tls) => Wire::Tls(Box::new(tls.connect(watched).await?.into())),

@@ -11,8 +11,8 @@ use crc32c::{crc32c, crc32c_append};
 /// Length of a record's header in bytes.
 pub const HEADER_LEN: usize = 20;
 const MAGIC: u32 = u32::from_le_bytes(*b"TdRc");
-/// No record is longer. It bounds what a hostile length can make us read; a batch is at most 8 MiB.
-pub const PAYLOAD_MAX: usize = 16 << 20;
+/// No record is longer. It bounds what a hostile length can make us read; a batch is at most 8 MiB, a copy with its bytes 32 MiB.
+pub const PAYLOAD_MAX: usize = 33 << 20;
 
 /// A record as it stands in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,9 @@ pub mod connect;
 pub mod dirs;
 pub mod durable;
 pub mod frame;
+pub mod gauge;
 pub mod memory;
+
 pub mod mutant;
 pub mod notify;
 pub mod secret;

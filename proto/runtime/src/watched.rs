@@ -3,23 +3,29 @@
 //! HTTP/2's pings see to it that something comes in regularly. Their answers alone are no measure: on a slow link with deep queues one may
 //! come seconds late behind our own data, and ending the connection would end the very transfer that delays it. So a connection is dead
 //! when for some time nothing at all was read and the other kernel has acknowledged next to nothing either.
+//!
+//! With a [`Gauge`] it also measures what the network carries, and sends no faster than its limit.
 
 use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _},
     pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{Interval, MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, Sleep, interval, sleep},
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::connect::{Heartbeat, prepare_socket};
+use crate::{
+    connect::{Heartbeat, prepare_socket},
+    gauge::{Gauge, Look},
+};
 
 /// Looks at a connection until it counts as dead. Looks are counted, not time, so that a process that was stopped meanwhile does not end
 /// connections that only waited for it.
@@ -31,6 +37,9 @@ const PROGRESS_MIN_BYTES: u64 = 1 << 10;
 pub struct Watched {
     stream: TcpStream,
     watch: Option<Watch>,
+    gauge: Option<Arc<Gauge>>,
+    /// Until the limit lets the next bytes go.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 struct Watch {
@@ -49,7 +58,42 @@ impl Watched {
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             Watch { looks, silent: 0, acked: 0 }
         });
-        Ok(Watched { stream, watch })
+        Ok(Watched { stream, watch, gauge: None, pause: None })
+    }
+
+    /// Measures with this gauge, and keeps to its limit.
+    pub fn gauged(mut self, gauge: Arc<Gauge>) -> Watched {
+        gauge.begin();
+        self.gauge = Some(gauge);
+        self
+    }
+
+    /// How many of `wanted` bytes may go now.
+    fn poll_limit(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<usize> {
+        let Some(gauge) = &self.gauge else { return Poll::Ready(wanted) };
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            match gauge.may_send(wanted, Instant::now()) {
+                Ok(part) => return Poll::Ready(part),
+                Err(wait) => self.pause = Some(Box::pin(sleep(wait))),
+            }
+        }
+    }
+
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        let Some(gauge) = &self.gauge else { return };
+        if let Poll::Ready(Ok(bytes)) = result {
+            gauge.sent(*bytes);
+        }
+        let now = Instant::now();
+        if gauge.wants_look(now)
+            && let Some((acked, unsent)) = progress(&self.stream)
+        {
+            gauge.handle_look(Look { at: now, acked, unsent });
+        }
     }
 
     /// Nothing can be done on the connection now: is it dead?
@@ -78,18 +122,25 @@ impl Watch {
 
 /// What the other kernel has acknowledged; 0 if ours does not tell.
 fn bytes_acked(stream: &TcpStream) -> u64 {
-    /// Where `struct tcp_info` has `tcpi_bytes_acked`, since Linux 4.1.
-    const AT: usize = 120;
-    let mut info = [0u8; AT + 8];
+    progress(stream).map_or(0, |(acked, _)| acked)
+}
+
+/// What the other kernel has acknowledged, and what ours has not sent yet; `None` if it does not tell.
+fn progress(stream: &TcpStream) -> Option<(u64, u32)> {
+    /// Where `struct tcp_info` has `tcpi_bytes_acked`, since Linux 4.1, and `tcpi_notsent_bytes`, since 4.6.
+    const ACKED: usize = 120;
+    const UNSENT: usize = 144;
+    let mut info = [0u8; UNSENT + 4];
     let mut len = info.len() as libc::socklen_t;
     // SAFETY: the buffer is live and its length is given; the kernel writes no more than that.
     let result = unsafe {
         libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
     };
-    match info[AT..].try_into() {
-        Ok(bytes) if result == 0 && len as usize == info.len() => u64::from_ne_bytes(bytes),
-        _ => 0,
+    if result != 0 || len as usize != info.len() {
+        return None;
     }
+    let acked = info[ACKED..ACKED + 8].try_into().map(u64::from_ne_bytes).ok()?;
+    Some((acked, info[UNSENT..].try_into().map(u32::from_ne_bytes).ok()?))
 }
 
 impl AsyncRead for Watched {
@@ -106,7 +157,9 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let result = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        let Poll::Ready(part) = this.poll_limit(cx, bytes.len()) else { return this.or_dead(cx, Poll::Pending) };
+        let result = Pin::new(&mut this.stream).poll_write(cx, &bytes[..part]);
+        this.wrote(&result);
         this.or_dead(cx, result)
     }
 
@@ -116,7 +169,15 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let result = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        let Poll::Ready(part) = this.poll_limit(cx, wanted) else { return this.or_dead(cx, Poll::Pending) };
+        let result = if part == wanted {
+            Pin::new(&mut this.stream).poll_write_vectored(cx, slices)
+        } else {
+            let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+            Pin::new(&mut this.stream).poll_write(cx, &first[..part.min(first.len())])
+        };
+        this.wrote(&result);
         this.or_dead(cx, result)
     }
 

@@ -118,7 +118,10 @@ impl Changeset {
                 Change::Xattr { id, name, value } => {
                     self.nodes.entry(*id).or_default().set_xattr(name, value.as_ref());
                 }
-                Change::Data { id, .. } | Change::Hole { id, .. } | Change::Size { id, .. } => {
+                Change::Data { id, .. }
+                | Change::Copy { id, .. }
+                | Change::Hole { id, .. }
+                | Change::Size { id, .. } => {
                     self.nodes.entry(*id).or_default().data = true;
                 }
             }

@@ -66,7 +66,7 @@ impl<T: ReplicaTree> Objects<T> {
     }
 
     /// Bytes of a file of the tree, if it has so many there.
-    fn read_exactly(&mut self, id: &InodeId, offset: u64, len: u64) -> Result<Option<Vec<u8>>, ApplyError> {
+    pub(super) fn read_exactly(&mut self, id: &InodeId, offset: u64, len: u64) -> Result<Option<Vec<u8>>, ApplyError> {
         let node = self.open(id)?;
         let mut bytes = vec![0; len as usize];
         let read = self.tree.read_at(&node, offset, &mut bytes).on("read", id)?;
@@ -288,7 +288,7 @@ impl Staging {
         let target = self.target(id)?;
         let object = if target == Target::Ranges { self.object_of(objects, id)? } else { None };
         for piece in &recipe.pieces {
-            let Piece { offset, len, digest } = *piece;
+            let Piece { offset, len, digest, first } = *piece;
             let Some(digest) = digest else {
                 if target == Target::Ranges {
                     self.note(id, Extent { offset, len, source: ExtentSource::Hole }, reply)?;
@@ -303,9 +303,13 @@ impl Staging {
             {
                 continue;
             }
-            match Self::find_chunk(objects, chunks, len, &digest)? {
+            let found = match &first {
+                None => Self::find_chunk(objects, chunks, len, &digest)?,
+                Some(first) => Self::find_group(objects, chunks, len, first, &digest)?,
+            };
+            match found {
                 Some(bytes) => self.put(objects, id, offset, &bytes, reply)?,
-                None => reply.need_pieces.push(Piece { offset, len, digest: None }),
+                None => reply.need_pieces.push(Piece::chunk(offset, len, None)),
             }
         }
         Ok(())
@@ -395,6 +399,28 @@ impl Staging {
                 continue;
             }
             // A hint may be stale in any way, so a failure to read is no failure.
+            if let Ok(Some(bytes)) = objects.read_exactly(&place.id, place.offset, len)
+                && Digest::of(&bytes) == *digest
+            {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A group lies where its first chunk lies, if the file that has that one goes on in the same way.
+    fn find_group<T: ReplicaTree>(
+        objects: &mut Objects<T>,
+        chunks: &dyn ChunkSource,
+        len: u64,
+        first: &Digest,
+        digest: &Digest,
+    ) -> Result<Option<Vec<u8>>, ApplyError> {
+        for place in chunks.find(first).into_iter().take(PLACES_MAX) {
+            let is_file = objects.catalog.node(&place.id)?.is_some_and(|node| node.kind.is_regular());
+            if !is_file || len > PIECE_MAX || place.offset.checked_add(len).is_none() {
+                continue;
+            }
             if let Ok(Some(bytes)) = objects.read_exactly(&place.id, place.offset, len)
                 && Digest::of(&bytes) == *digest
             {

@@ -177,6 +177,13 @@ impl<T: ReplicaTree> Objects<T> {
                 let node = self.open(id)?;
                 (id, "write to", self.tree.write_at(&node, *offset, data))
             }
+            Change::Copy { id, offset, data, .. } => {
+                let Some(data) = data else {
+                    return Err(ApplyError::protocol(id, "a copy of which no bytes were made"));
+                };
+                let node = self.open(id)?;
+                (id, "write to", self.tree.write_at(&node, *offset, data))
+            }
             Change::Hole { id, offset, len } => {
                 let node = self.open(id)?;
                 (id, "punch a hole into", self.tree.punch(&node, *offset, *len))
@@ -213,7 +220,9 @@ impl<T: ReplicaTree> Objects<T> {
 /// The inode whose data a change assigns.
 pub fn data_target(change: &Change) -> Option<&InodeId> {
     match change {
-        Change::Data { id, .. } | Change::Hole { id, .. } | Change::Size { id, .. } => Some(id),
+        Change::Data { id, .. } | Change::Copy { id, .. } | Change::Hole { id, .. } | Change::Size { id, .. } => {
+            Some(id)
+        }
         Change::Birth { .. } | Change::Entry { .. } | Change::Attr { .. } | Change::Xattr { .. } => None,
     }
 }

@@ -60,7 +60,7 @@ use staging::Staging;
 use tandem_proto::{
     chain::Chain,
     ids::InodeId,
-    op::Op,
+    op::{Change, Op},
     position::Position,
     stage::{Piece, Stage},
 };
@@ -191,6 +191,19 @@ impl<T: ReplicaTree> Replica<T> {
         let meta = self.objects.catalog.meta()?;
         (self.checkpoint, self.serial) = (meta.position, meta.serial);
         self.recover(log)
+    }
+
+    /// Makes bytes of a copy, from the tree as it is now. Other changes are left as they are.
+    pub fn make_copy(&mut self, change: &mut Change) -> Result<(), ApplyError> {
+        let Change::Copy { from, from_offset, len, data, .. } = change else { return Ok(()) };
+        match self.objects.read_exactly(from, *from_offset, *len)? {
+            Some(bytes) => *data = Some(bytes.into()),
+            None => {
+                let problem = format!("it has no {len} bytes at {from_offset} that could be copied");
+                return Err(ApplyError::protocol(*from, problem));
+            }
+        }
+        Ok(())
     }
 
     /// Applies a live op whose record is durable. After a retryable error call it again with the same op.

@@ -138,7 +138,7 @@ fn first_sync<T: ReplicaTree>(rig: &mut Rig<T>, world: &World) {
 fn piece(data: &[u8], offset: usize, len: usize) -> Piece {
     let bytes = &data[offset..offset + len];
     let digest = bytes.iter().any(|byte| *byte != 0).then(|| Digest::of(bytes));
-    Piece { offset: offset as u64, len: len as u64, digest }
+    Piece::chunk(offset as u64, len as u64, digest)
 }
 
 fn stage<T: ReplicaTree>(rig: &mut Rig<T>, stage: Stage) -> Result<super::StageReply, ApplyError> {

@@ -364,6 +364,7 @@ impl Writer {
                 Did::Xattr { of: self.object(id), name: text(name), removed: value.is_none() }
             }
             Change::Data { id, offset, .. } => Did::Write { of: self.object(id), offset: *offset, len: data_len },
+            Change::Copy { id, offset, len, .. } => Did::Write { of: self.object(id), offset: *offset, len: *len },
             Change::Hole { id, offset, len } => Did::Hole { of: self.object(id), offset: *offset, len: *len },
             Change::Size { id, size } => Did::Size { of: self.object(id), size: *size },
         }

@@ -29,7 +29,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
     thread::JoinHandle,
@@ -97,7 +97,7 @@ impl Default for IndexOptions {
         IndexOptions {
             cache_bytes: 32 << 20,
             idle: Duration::from_secs(1),
-            idle_bytes_per_second: 64 << 20,
+            idle_bytes_per_second: 256 << 20,
             rebuild_bytes_per_second: 128 << 20,
             waiting_max_files: 128 << 10,
         }
@@ -197,6 +197,8 @@ struct Shared {
     rescan: AtomicBool,
     stop: AtomicBool,
     failed: AtomicBool,
+    /// Announcements about files that the worker has not looked at.
+    announced: AtomicU64,
     status: Mutex<IndexStatus>,
 }
 
@@ -246,6 +248,7 @@ impl Index {
             dir: dir.to_owned(),
             rescan: AtomicBool::new(!current),
             stop: AtomicBool::new(false),
+            announced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             status: Mutex::new(status),
         });
@@ -307,7 +310,9 @@ impl Index {
 
     /// For `status`.
     pub fn status(&self) -> IndexStatus {
-        self.shared.status.lock().clone()
+        let mut status = self.shared.status.lock().clone();
+        status.files_behind += self.shared.announced.load(Ordering::SeqCst);
+        status
     }
 
     /// Waits until everything up to `position` is indexed; `false` on timeout, or if the index failed.
@@ -340,8 +345,15 @@ impl Index {
     }
 
     fn announce(&self, event: Event) {
+        let about_a_file = event.is_about_a_file();
+        if about_a_file {
+            self.shared.announced.fetch_add(1, Ordering::SeqCst);
+        }
         // Never blocks the volume's thread: what does not fit is found by walking the tree.
         if self.inbox.try_send(event).is_err() {
+            if about_a_file {
+                self.shared.announced.fetch_sub(1, Ordering::SeqCst);
+            }
             self.rescan();
         }
     }

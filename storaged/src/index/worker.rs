@@ -48,6 +48,13 @@ pub enum Event {
     Wake,
 }
 
+impl Event {
+    /// Whether it says that a file may have to be read, or forgotten.
+    pub fn is_about_a_file(&self) -> bool {
+        matches!(self, Event::Touched(_) | Event::LostName(_) | Event::Removed(_))
+    }
+}
+
 /// A walk over everything: first the replica's files against the index, then the index's files against the replica.
 #[derive(Debug, Default)]
 struct Walk {
@@ -175,6 +182,7 @@ impl Worker {
     }
 
     fn take(&mut self, event: Event, now: Instant) {
+        let about_a_file = event.is_about_a_file();
         let touched = match event {
             Event::Touched(id) => self.queue.touch(id, Task::Index, now, self.applied),
             Event::LostName(id) => self.queue.touch(id, Task::Check, now, self.applied),
@@ -187,6 +195,11 @@ impl Worker {
         };
         if touched.is_err() {
             self.shared.rescan.store(true, Ordering::SeqCst);
+        }
+        if about_a_file {
+            // It is in the queue now; for a moment it counts in neither, or twice.
+            self.shared.status.lock().files_behind = self.queue.len() as u64;
+            self.shared.announced.fetch_sub(1, Ordering::SeqCst);
         }
     }
 

@@ -5,7 +5,7 @@ use tandem_proto::{
     convert,
     ids::Uuid,
     limits::{ATTACH_RUNS_MAX, BATCH_MAX_OPS},
-    op::Op,
+    op::{Change, Op},
     pb,
     position::{Epoch, Position, Seq},
     stage::{Stage, StageData, StageDir, StageNode, StageRecipe},
@@ -128,6 +128,10 @@ impl CheckedBatch {
             chains.push(chain);
             ops.push(convert::op(seq, op)?);
         }
+        let made = |op: &Op| op.changes.iter().any(|change| matches!(change, Change::Copy { data: Some(_), .. }));
+        if ops.iter().any(|op| op.copies() && ops.len() > 1 || made(op)) {
+            return Err(bad("a copy is the only op of its batch, and comes without bytes".to_owned()));
+        }
         if chain != claimed {
             let message = format!("the ops up to seq {} are not those that were sent: their chain differs", ops.len());
             return Err(Refusal::new(Reason::Diverged, message)
@@ -197,6 +201,7 @@ impl Incoming {
                 (publish.session, Incoming::Publish { round: publish.round, position })
             }
             Some(Body::Verify(check)) => (check.session, Incoming::Check(checked(check)?)),
+            Some(Body::Packed(_)) => return bad("a packed message that was not unpacked"),
             Some(Body::Detach(detach)) => (detach.session, Incoming::Detach),
         })
     }

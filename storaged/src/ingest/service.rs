@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use tandem_proto::{
+    packed,
     pb::{self, client_message::Body, replication_server::Replication},
     volume::VolumeName,
 };
@@ -188,6 +189,7 @@ async fn attach(
 
 /// Hands a message to the volume's thread, when there is memory for it.
 async fn forward(volume: &Volume, session: u64, message: pb::ClientMessage) -> Result<(), Refusal> {
+    let message = packed::unpack(message)?;
     let kib = 1 + (message.encoded_len() >> 10) as u32;
     let (named, message) = Incoming::check(message)?;
     if named != session {

@@ -188,6 +188,9 @@ fn change_json(change: &Change) -> Value {
         Change::Attr { id, .. } => json!({ "attr": id.to_hex() }),
         Change::Xattr { id, name, .. } => json!({ "xattr": id.to_hex(), "name": String::from_utf8_lossy(name) }),
         Change::Data { id, offset, data } => json!({ "data": id.to_hex(), "offset": offset, "len": data.len() }),
+        Change::Copy { id, offset, from, from_offset, len, .. } => json!({
+            "copy": id.to_hex(), "offset": offset, "from": from.to_hex(), "from_offset": from_offset, "len": len
+        }),
         Change::Hole { id, offset, len } => json!({ "hole": id.to_hex(), "offset": offset, "len": len }),
         Change::Size { id, size } => json!({ "size": id.to_hex(), "is": size }),
     }

@@ -43,7 +43,10 @@ impl Behind {
             let mut last: Option<&InodeId> = None;
             for change in &op.changes {
                 let id = match change {
-                    Change::Data { id, .. } | Change::Hole { id, .. } | Change::Size { id, .. } => id,
+                    Change::Data { id, .. }
+                    | Change::Copy { id, .. }
+                    | Change::Hole { id, .. }
+                    | Change::Size { id, .. } => id,
                     // A file that lost its last name is noticed when its turn comes to be read; renames keep what is known.
                     Change::Birth { .. } | Change::Entry { .. } | Change::Attr { .. } | Change::Xattr { .. } => {
                         continue;

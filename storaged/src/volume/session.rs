@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use tandem_proto::{
+    limits::{FEATURE_COPIES, FEATURE_GROUPS, FEATURE_PACKED},
     pb::{self, server_message::Body},
     position::Position,
     stage::Stage,
@@ -101,6 +102,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             published: Some((&published).into()),
             staged: self.replica.salvaged_files() > 0,
             verifies: true,
+            features: FEATURE_GROUPS | FEATURE_COPIES | FEATURE_PACKED,
         }
     }
 
@@ -176,7 +178,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return Err(refusal);
         }
         match message {
-            Incoming::Batch(batch) => self.take_batch(session, batch),
+            Incoming::Batch(batch) => self.take_batch(session, batch, now),
             Incoming::Begin { round, full, s0 } => self.take_begin(session, round, full, s0, now),
             Incoming::Stage(stage) => self.take_stage(session, stage, now),
             Incoming::Barrier(token) => {
@@ -195,7 +197,24 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
     }
 
-    fn take_batch(&mut self, session: u64, batch: CheckedBatch) -> Result<(), Refusal> {
+    fn take_batch(&mut self, session: u64, mut batch: CheckedBatch, now: Instant) -> Result<(), Refusal> {
+        let copies = batch.ops.iter().any(|op| op.copies());
+        if copies && batch.last() > self.receiver.accepted_tip().seq {
+            if matches!(self.receiver.phase(), Phase::Staging { .. }) {
+                return Err(Refusal::new(
+                    Reason::BadRequest,
+                    "a copy in a resync: there is nothing yet that it could be made of",
+                ));
+            }
+            // It is made of what all ops before it led to. Until the tree is there, it waits, and so does what comes after it.
+            if !self.settle(now) {
+                self.held = Some(Incoming::Batch(batch));
+                return Ok(());
+            }
+            for change in batch.ops.iter_mut().flat_map(|op| &mut op.changes) {
+                self.replica.make_copy(change).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
+            }
+        }
         let BatchDecision::Accept { skip, staged } = self.receiver.handle_batch(session, &batch)?;
         let end = self.receiver.accepted_tip();
         let CheckedBatch { mut ops, mut chains, .. } = batch;

@@ -383,6 +383,7 @@ impl Folder {
                     into[*offset as usize..end].fill(0);
                 }
             }
+            Change::Copy { .. } => unreachable!("the simulated applications make no copies"),
             Change::Size { id, size } => self.get(known(id)).data.resize(*size as usize, 0),
         }
     }

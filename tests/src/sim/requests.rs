@@ -55,7 +55,7 @@ pub fn cells(changes: &Changes) -> Vec<MarkCell> {
     for change in changes {
         match change {
             Change::Entry { dir, .. } => cells.push(MarkCell::Dir(*dir)),
-            Change::Data { id, offset, .. } | Change::Hole { id, offset, .. } => {
+            Change::Data { id, offset, .. } | Change::Copy { id, offset, .. } | Change::Hole { id, offset, .. } => {
                 let block = *offset / MARK_BLOCK;
                 cells.push(MarkCell::File { id: *id, block });
             }

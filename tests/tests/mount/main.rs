@@ -31,3 +31,4 @@ mod takeover;
 mod trust;
 mod twin;
 mod verify;
+mod wire;

@@ -2,12 +2,16 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use tandem_proto::{Chain, Epoch, Position, Seq, Uuid, convert, limits::PROTOCOL_VERSION, pb};
+use tandem_proto::{
+    Chain, Epoch, Position, Seq, Uuid, convert,
+    limits::{FEATURE_COPIES, PROTOCOL_VERSION},
+    pb,
+};
 
 use crate::{
     commit::{activity_log::Header, dirty::DirtySet},
     link::{
-        core::{Effect, LinkCore, MISTAKES_MAX, Phase, Stream},
+        core::{Effect, IN_FLIGHT_MAX_BYTES, LinkCore, MISTAKES_MAX, Phase, Stream, early::Gate},
         state::LinkState,
     },
 };
@@ -75,7 +79,14 @@ impl LinkCore {
             round: None,
             empty: attached.empty,
             staged: attached.staged,
+            features: attached.features,
+            slow: false,
+            in_flight_max: IN_FLIGHT_MAX_BYTES,
+            gate: Gate::default(),
+            gated: false,
+            early: false,
         };
+        self.commit.set_takes_copies(attached.features & FEATURE_COPIES != 0);
         let same = known_epoch == Some(epoch)
             && position.epoch == epoch
             && self.commit.durable().is_some()

@@ -2,7 +2,7 @@
 
 use tandem_proto::{
     Epoch, Position, Seq, convert,
-    limits::{BATCH_MAX_OPS, BATCH_TARGET_BYTES},
+    limits::{BATCH_MAX_OPS, BATCH_TARGET_BYTES, FEATURE_GROUPS},
     pb::{self, client_message::Body},
 };
 use tandem_runtime::{memory, mutant};
@@ -10,7 +10,10 @@ use tandem_runtime::{memory, mutant};
 use crate::{
     commit::Commit,
     link::{
-        core::{Effect, IN_FLIGHT_HIGH_BYTES, IN_FLIGHT_LOW_BYTES, LinkCore, Phase, Round, RoundStage, Stream},
+        core::{
+            Effect, IN_FLIGHT_MAX_BYTES, IN_FLIGHT_MIN_BYTES, LinkCore, Phase, Round, RoundStage, Stream,
+            early::{self, Gate, Queue, Way},
+        },
         state::LinkState,
     },
     resync::plan::{Manner, Next, Plan, Step},
@@ -20,6 +23,8 @@ use crate::{
 const MANY: u64 = 20_000;
 /// From this round on a resync that does not get smaller says so.
 const ROUNDS_PATIENCE: u64 = 3;
+/// Rounds of a resync after which what comes in is sent as it is.
+const EARLY_ROUNDS_MAX: u64 = 8;
 
 impl LinkCore {
     /// Begins a resync: the first round of a staging.
@@ -31,6 +36,10 @@ impl LinkCore {
         if stream.staged {
             plan.ask_for_all();
         }
+        if early::is_slow(self.rate) && stream.features & FEATURE_GROUPS != 0 {
+            plan.save_bytes();
+        }
+        let early = std::mem::take(&mut stream.early);
         let manner = plan.manner();
         let begin = pb::ResyncBegin {
             session: stream.session,
@@ -50,13 +59,16 @@ impl LinkCore {
             left: taken.cells(),
             moves_until: None,
             full: frozen.unknown_ids,
+            early,
             began: now,
         });
+        (stream.gate, stream.gated) = (Gate::default(), false);
         self.rounds += 1;
-        let (state, why) = if stream.empty {
-            (LinkState::Initial, "first sync")
-        } else {
-            (LinkState::CatchingUp, "sending what changed while the stream was interrupted")
+        self.early_rounds += u64::from(early);
+        let (state, why) = match (stream.empty, early) {
+            (true, _) => (LinkState::Initial, "first sync"),
+            (false, true) => (LinkState::CatchingUp, "the link is slow: what waits is offered by digest first"),
+            (false, false) => (LinkState::CatchingUp, "sending what changed while the stream was interrupted"),
         };
         self.become_state(state, why);
     }
@@ -89,12 +101,17 @@ impl LinkCore {
         (stream.sent, stream.sent_chain) = (frozen.s0.seq, frozen.s0.chain);
         stream.in_flight.clear();
         (stream.in_flight_bytes, stream.held_back) = (0, false);
+        (stream.gate, stream.gated) = (Gate::default(), false);
         self.rounds += 1;
     }
 
     /// The next message for the storage daemon, if there is one. Stage records and barriers come from the steps instead.
     pub fn poll_message(&mut self) -> Option<pb::ClientMessage> {
         self.settle();
+        if self.copies_in_round() || self.pass_gate() == Way::Resync {
+            self.commit.give_up_window();
+            self.settle();
+        }
         let message = match &mut self.phase {
             Phase::Attaching { sent } if !*sent => {
                 *sent = true;
@@ -170,16 +187,91 @@ impl LinkCore {
         }
     }
 
+    /// A copy that was committed just when a round began: what it copies is not on the replica yet, so its cells become dirty instead.
+    fn copies_in_round(&self) -> bool {
+        let Phase::Streaming(stream) = &self.phase else { return false };
+        let Some(round) = &stream.round else { return false };
+        let next = || self.commit.take(stream.sent, 1, 1).is_some_and(|taken| taken.ops.iter().any(|op| op.copies()));
+        round.begin.is_none() && round.stage != RoundStage::Publishing && self.commit.is_keeping() && next()
+    }
+
+    /// Whether what waits may be sent as it is, see [`early`].
+    fn pass_gate(&mut self) -> Way {
+        let (now, rate) = (self.now, self.rate);
+        // Who asked for slow writers instead of a replica that falls behind gets those.
+        let allowed = self.experience.allows(now) && !self.commit.throttles();
+        let Phase::Streaming(stream) = &mut self.phase else { return Way::Send };
+        let reading = stream.round.as_ref().is_some_and(|round| round.stage == RoundStage::Reading);
+        let publishing = stream.round.as_ref().is_some_and(|round| round.stage == RoundStage::Publishing);
+        stream.slow = early::is_slow(rate);
+        stream.in_flight_max = match rate {
+            Some(rate) if stream.slow => (rate as usize / 4).clamp(IN_FLIGHT_MIN_BYTES, IN_FLIGHT_MAX_BYTES),
+            _ => IN_FLIGHT_MAX_BYTES,
+        };
+        let Some(rate) =
+            rate.filter(|_| stream.slow && allowed && !publishing && stream.features & FEATURE_GROUPS != 0)
+        else {
+            stream.gated &= !self.commit.is_keeping();
+            return Way::Send;
+        };
+        if !self.commit.is_keeping() {
+            return Way::Send;
+        }
+        stream.gated = false;
+        let Some(next) = self.commit.take(stream.sent, 1, 1) else { return Way::Send };
+        let Some(op) = next.ops.first() else { return Way::Send };
+        let (cuts, bulk) = early::kind_of(op);
+        let (window, _) = self.commit.window_bytes();
+        let queue = Queue {
+            rate,
+            filled: self.commit.filled(),
+            unsent_bytes: (window as u64).saturating_sub(stream.in_flight_bytes as u64),
+            in_flight_bytes: stream.in_flight_bytes as u64,
+            cuts,
+            bulk,
+        };
+        let way = match stream.gate.decide(op.seq, &queue, now) {
+            // What is read now belongs to the round that is read; the rest is decided when that is done.
+            Way::Resync if reading => Way::Hold,
+            Way::Resync if stream.round.as_ref().is_some_and(|round| !round.saves()) => Way::Send,
+            way => way,
+        };
+        stream.gated = way != Way::Send;
+        stream.early = way == Way::Resync && stream.round.is_none();
+        way
+    }
+
     /// Begins a resync, or a further round, when the window gave up.
     pub(super) fn settle(&mut self) {
         let Phase::Streaming(stream) = &self.phase else { return };
         match &stream.round {
-            None if self.commit.needs_resync() => self.begin_round(),
+            None if self.commit.needs_resync() => {
+                if !self.awaits_pause() {
+                    self.begin_round();
+                }
+            }
             None => {}
             Some(_) if self.commit.is_keeping() => {}
             Some(round) if round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some() => {}
-            Some(_) => self.continue_round(),
+            Some(_) => {
+                if !self.awaits_pause() {
+                    self.continue_round();
+                }
+            }
         }
+    }
+
+    /// The window overflowed, and what a slow link could not carry is better read when it is whole: is its writer still at it?
+    fn awaits_pause(&mut self) -> bool {
+        let (now, allowed) = (self.now, self.experience.allows(self.now) && !self.commit.throttles());
+        let (filled, (_, limit)) = (self.commit.filled(), self.commit.window_bytes());
+        let overflowed = !self.commit.is_keeping();
+        let Phase::Streaming(stream) = &mut self.phase else { return false };
+        let slow = self.rate.filter(|rate| early::is_slow(Some(*rate)) && stream.features & FEATURE_GROUPS != 0);
+        let Some(rate) = slow.filter(|_| allowed && overflowed) else { return false };
+        stream.early = stream.round.is_none();
+        stream.gated = stream.gate.awaits_pause(rate, limit as u64, filled, now);
+        stream.gated
     }
 
     pub(super) fn handle_ack(&mut self, ack: &pb::Ack) {
@@ -204,7 +296,7 @@ impl LinkCore {
             stream.in_flight_bytes -= bytes;
             stream.in_flight.pop_front();
         }
-        if stream.in_flight_bytes < IN_FLIGHT_LOW_BYTES {
+        if stream.in_flight_bytes < stream.in_flight_max / 2 {
             stream.held_back = false;
         }
     }
@@ -214,6 +306,10 @@ impl LinkCore {
         let Some(round) = stream.round.take_if(|round| round.stage == RoundStage::Publishing) else {
             return Err("Published without a Publish".into());
         };
+        if round.early {
+            let done = round.plan.progress();
+            self.experience.learn(done.bytes_done, done.bytes_sent, self.now);
+        }
         if (position.seq, position.chain) != (stream.sent, stream.sent_chain) {
             return Err(format!("published {position}, but {} was asked for", stream.sent));
         }
@@ -236,6 +332,14 @@ impl LinkCore {
         }
         self.become_state(LinkState::Live, "");
         Ok(())
+    }
+}
+
+impl Round {
+    /// Whether digests have paid so far, so that a further round may offer what came meanwhile instead of sending it.
+    fn saves(&self) -> bool {
+        let done = self.plan.progress();
+        self.number < EARLY_ROUNDS_MAX && done.bytes_sent <= done.bytes_done / 2
     }
 }
 
@@ -265,13 +369,24 @@ impl Stream {
         if self.round.as_ref().is_some_and(|round| round.stage == RoundStage::Publishing) {
             return None;
         }
-        if self.held_back {
+        if self.held_back || self.gated {
             return None;
         }
-        let taken = commit.desk().up_to_next(self.sent, |room| {
+        let mut taken = commit.desk().up_to_next(self.sent, |room| {
             let most = usize::try_from(room).unwrap_or(usize::MAX).min(BATCH_MAX_OPS);
             commit.take(self.sent, BATCH_TARGET_BYTES, most)
         })?;
+        // A copy is made of what all ops before it led to: it goes alone.
+        match taken.ops.iter().position(|op| op.copies()) {
+            Some(0) => taken.ops.truncate(1),
+            Some(at) => taken.ops.truncate(at),
+            None => {}
+        }
+        if self.slow {
+            // What is small goes before the gate is asked about what is not.
+            let bulk = taken.ops.iter().skip(1).position(|op| matches!(early::kind_of(op), (true, _) | (_, true)));
+            taken.ops.truncate(bulk.map_or(usize::MAX, |at| at + 1));
+        }
         let first = self.sent.next();
         let (mut chain, mut scratch, mut chains, mut bytes) = (taken.chain_before, Vec::new(), Vec::new(), 0);
         let mut ops = Vec::with_capacity(taken.ops.len());
@@ -287,7 +402,7 @@ impl Stream {
         (self.sent, self.sent_chain) = (last, chain);
         self.in_flight.push_back((last, bytes));
         self.in_flight_bytes += bytes;
-        self.held_back = self.in_flight_bytes > IN_FLIGHT_HIGH_BYTES;
+        self.held_back = self.in_flight_bytes > self.in_flight_max;
         Some(pb::Batch {
             session: self.session,
             epoch: epoch.0,

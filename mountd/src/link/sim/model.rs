@@ -52,6 +52,7 @@ impl Model {
                     }
                 }
                 Change::Data { id, offset, data } => self.write(id, *offset as usize, data, true),
+                Change::Copy { .. } => unreachable!("nothing in this simulation takes copies"),
                 Change::Hole { id, offset, len } => self.write(id, *offset as usize, &vec![0; *len as usize], false),
                 Change::Size { id, size } => {
                     if let Some(node) = self.nodes.get_mut(id) {

@@ -126,6 +126,7 @@ impl Replica {
             }
             Body::Publish(publish) => self.publish(&publish),
             Body::Verify(_) => unreachable!("it does not say that it verifies"),
+            Body::Packed(_) => panic!("a packed message to a replica that does not know them"),
             Body::Detach(_) => {}
         }
     }
@@ -153,6 +154,7 @@ impl Replica {
             published: Some((&published).into()),
             staged: !self.salvage.is_empty(),
             verifies: false,
+            features: 0,
         }));
     }
 
@@ -281,7 +283,7 @@ impl Replica {
                     let data = StageData { id: stage.id, offset: piece.offset, data: bytes.into() };
                     staging.round().state.push(Assigned::Data(data));
                 }
-                None => need.push(tandem_proto::stage::Piece { digest: None, ..*piece }),
+                None => need.push(tandem_proto::stage::Piece::chunk(piece.offset, piece.len, None)),
             }
         }
         if !need.is_empty() {
