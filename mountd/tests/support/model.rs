@@ -134,6 +134,7 @@ impl Model {
                 let end = (*offset as usize + *len as usize).min(file.len());
                 file[(*offset as usize).min(end)..end].fill(0);
             }
+            Change::Copy { .. } => unreachable!("this journal takes no copies"),
             Change::Size { id, size } => self.node(id).data.resize(*size as usize, 0),
         }
     }

@@ -153,7 +153,10 @@ impl Hooks {
     pub fn applied(&self, op: &Op) {
         for change in &op.changes {
             let (event, id) = match change {
-                Change::Data { id, .. } | Change::Hole { id, .. } | Change::Size { id, .. } => (Event::File, id),
+                Change::Data { id, .. }
+                | Change::Copy { id, .. }
+                | Change::Hole { id, .. }
+                | Change::Size { id, .. } => (Event::File, id),
                 Change::Entry { dir, new, .. } => {
                     // A file that was written under another name and renamed is told by the name that it has now.
                     if let Some(new) = new {

@@ -245,19 +245,12 @@ impl LinkCore {
     pub(super) fn settle(&mut self) {
         let Phase::Streaming(stream) = &self.phase else { return };
         match &stream.round {
-            None if self.commit.needs_resync() => {
-                if !self.awaits_pause() {
-                    self.begin_round();
-                }
-            }
-            None => {}
+            None if !self.commit.needs_resync() => {}
             Some(_) if self.commit.is_keeping() => {}
             Some(round) if round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some() => {}
-            Some(_) => {
-                if !self.awaits_pause() {
-                    self.continue_round();
-                }
-            }
+            _ if self.awaits_pause() => {}
+            None => self.begin_round(),
+            Some(_) => self.continue_round(),
         }
     }
 
