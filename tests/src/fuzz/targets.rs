@@ -111,7 +111,7 @@ fn client_seeds() -> Vec<Vec<u8>> {
     let listing = pb::Listing::CompleteEnd.into();
     let dir =
         pb::StageDir { session: 1, dir: id(2), listing, entries: vec![entry], born_since: Some(position.clone()) };
-    let pieces = vec![pb::Piece { offset: 0, len: 100, digest: vec![1; 32].into() }];
+    let pieces = vec![pb::Piece { offset: 0, len: 100, digest: vec![1; 32].into(), ..Default::default() }];
     vec![
         encoded(Body::Attach(attach)),
         encoded(Body::Batch(batch)),

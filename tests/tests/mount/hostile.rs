@@ -155,7 +155,7 @@ fn attacks(session: &Session) -> Vec<(String, Option<Body>)> {
     add("a publish of nothing", Some(Body::Publish(publish)));
     let stage = pb::StageData { session: number, id: vec![7; 8].into(), offset: 0, data: vec![1].into(), crc32c: 5 };
     add("staged bytes with a wrong checksum", Some(Body::StageData(stage)));
-    let pieces = vec![pb::Piece { offset: 0, len: u64::MAX, digest: vec![1; 32].into() }];
+    let pieces = vec![pb::Piece { offset: 0, len: u64::MAX, digest: vec![1; 32].into(), ..Default::default() }];
     let recipe = pb::StageRecipe { session: number, id: vec![7; 8].into(), pieces };
     add("a piece of all bytes there are", Some(Body::StageRecipe(recipe)));
     attacks

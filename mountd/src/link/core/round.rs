@@ -244,14 +244,17 @@ impl LinkCore {
     /// Begins a resync, or a further round, when the window gave up.
     pub(super) fn settle(&mut self) {
         let Phase::Streaming(stream) = &self.phase else { return };
-        match &stream.round {
-            None if !self.commit.needs_resync() => {}
-            Some(_) if self.commit.is_keeping() => {}
-            Some(round) if round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some() => {}
-            _ if self.awaits_pause() => {}
-            None => self.begin_round(),
-            Some(_) => self.continue_round(),
+        let (due, first) = match &stream.round {
+            None => (self.commit.needs_resync(), true),
+            Some(round) => {
+                let busy = round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some();
+                (!self.commit.is_keeping() && !busy, false)
+            }
+        };
+        if !due || self.awaits_pause() {
+            return;
         }
+        if first { self.begin_round() } else { self.continue_round() }
     }
 
     /// The window overflowed, and what a slow link could not carry is better read when it is whole: is its writer still at it?
