@@ -46,10 +46,11 @@ pub fn unpack(message: pb::ClientMessage) -> Result<pb::ClientMessage, Invalid> 
         return Err(invalid(format!("{} bytes, and it says {}", bytes.len(), packed.len)));
     }
     let inner = pb::ClientMessage::decode(&bytes[..]).map_err(|error| invalid(error.to_string()))?;
-    if matches!(inner.body, Some(Body::Packed(_))) {
-        return Err(invalid("a packed message in a packed message".to_owned()));
+    match inner.body {
+        Some(Body::Packed(_)) => Err(invalid("a packed message in a packed message".to_owned())),
+        None => Err(invalid("nothing is packed in it".to_owned())),
+        Some(_) => Ok(inner),
     }
-    Ok(inner)
 }
 
 #[cfg(test)]
