@@ -142,7 +142,7 @@ impl Backlog {
             let read = codec::live_ops_after(raw, &spilled.before);
             let Some(read) = read.map_err(|problem| LogError::Damaged { at, problem })? else { continue };
             let codec::LiveOps { ops, chains, end, bytes } = read;
-            let run = OpRun { ops, chains, end, staged: false, bytes };
+            let run = OpRun { ops, chains, end, bytes };
             spilled.before = run.end;
             spilled.from = at;
             spilled.ops = spilled.ops.saturating_sub(run.ops.len() as u64);

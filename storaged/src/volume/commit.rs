@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::core::{Core, Stuck};
+use super::core::{Carries, Core, Stuck};
 use crate::{
     apply::ApplyError,
-    ingest::refusal::{Reason, Refusal},
+    ingest::refusal::Refusal,
     log::{Append, LogError, LogPos, codec, disk::Disk},
     tree::ReplicaTree,
 };
@@ -57,30 +57,17 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     fn became_durable(&mut self, at: LogPos, count: usize) {
-        let mut staged = Vec::new();
         for record in self.pending.drain(..count) {
             self.pending_bytes -= record.payload.len();
             self.checkpoint_bytes += record.payload.len() as u64;
             self.logged_bytes += record.payload.len() as u64;
-            let Some(run) = record.run else { continue };
-            if run.staged {
-                staged.push(run);
-                continue;
-            }
-            self.durable = run.end;
-            self.backlog.push(run, at);
-        }
-        for run in staged {
-            // It is in the log, which is what counts; the model in memory can only fail by what the sender did.
-            match self.replica.stage_ops(&run.ops, run.end) {
-                Ok(()) => self.staged = run.end.seq.0,
-                Err(error) if error.is_retryable() => {
-                    // The writer comes back and begins its staging anew.
-                    self.end_session(Some(Refusal::unavailable(error.to_string())));
+            match record.carries {
+                Carries::Nothing => {}
+                Carries::Ops(run) => {
+                    self.durable = run.end;
+                    self.backlog.push(run, at);
                 }
-                Err(error) => {
-                    self.end_session(Some(Refusal::new(Reason::BadRequest, error.to_string())));
-                }
+                Carries::StagedOps(end) => self.staged = end.seq.0,
             }
         }
     }

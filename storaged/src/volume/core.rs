@@ -101,15 +101,25 @@ pub(super) struct OpRun {
     pub(super) ops: Vec<Op>,
     pub(super) chains: Vec<Chain>,
     pub(super) end: Position,
-    pub(super) staged: bool,
     pub(super) bytes: usize,
+}
+
+/// What becomes true when a record is durable.
+pub(super) enum Carries {
+    /// Nothing that anybody is told: state of a staging.
+    Nothing,
+    /// These ops can be applied.
+    Ops(OpRun),
+    /// The staging holds the ops up to here. Its model took them when they came: what it decides next is decided again by whoever
+    /// reads the log, in the same order.
+    StagedOps(Position),
 }
 
 /// A record that was accepted and is not yet durable.
 pub(super) struct Pending {
     pub(super) kind: u8,
     pub(super) payload: Vec<u8>,
-    pub(super) run: Option<OpRun>,
+    pub(super) carries: Carries,
 }
 
 /// What cannot go on for now.

@@ -9,7 +9,7 @@ use tandem_proto::{
     stage::Stage,
 };
 
-use super::core::{Core, OpRun, Pending, Session, Stuck};
+use super::core::{Carries, Core, OpRun, Pending, Session, Stuck};
 use crate::{
     apply::{ApplyError, Record},
     ingest::{
@@ -229,8 +229,14 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         let encoded = codec::encode(&record);
         let (Record::StagedOps { ops, end } | Record::Ops { ops, end }) = record else { return Ok(()) };
         let Some((kind, payload)) = encoded else { return Ok(()) };
-        let bytes = payload.len();
-        self.push(Pending { kind, payload, run: Some(OpRun { ops, chains, end, staged, bytes }) });
+        let carries = if staged {
+            self.replica.stage_ops(&ops, end).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
+            Carries::StagedOps(end)
+        } else {
+            let bytes = payload.len();
+            Carries::Ops(OpRun { ops, chains, end, bytes })
+        };
+        self.push(Pending { kind, payload, carries });
         self.urgent = true;
         Ok(())
     }
@@ -287,7 +293,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         };
         for record in &reply.log {
             if let Some((kind, payload)) = codec::encode(record) {
-                self.push(Pending { kind, payload, run: None });
+                self.push(Pending { kind, payload, carries: Carries::Nothing });
             }
         }
         let wire = |id: &tandem_proto::InodeId| bytes::Bytes::copy_from_slice(id.as_bytes());

@@ -641,5 +641,8 @@ proptest! {
 #[path = "flow_tests.rs"]
 mod flow;
 
+#[path = "staging_tests.rs"]
+mod staging;
+
 #[path = "sync_tests.rs"]
 mod sync;

@@ -64,6 +64,7 @@ impl Faults {
     /// The mix of a seed: each kind is in about half of all mixes, so that every pair meets.
     pub fn of_seed(seed: u64) -> Faults {
         let mut rng = Rng::new(seed ^ 0x5eed);
+        let mut syncs = Rng::new(seed ^ 0x515c);
         let mut often = |most: u64| if rng.chance(50) { 1 + rng.below(most) } else { 0 };
         Faults {
             cuts: often(100),
@@ -74,10 +75,10 @@ impl Faults {
             takeovers: often(20),
             pauses: often(20),
             storage_full: often(20),
-            storage_syncs: 0,
+            storage_syncs: if syncs.chance(50) { 1 + syncs.below(10) } else { 0 },
             duplicates: often(100),
             forgeries: often(8),
-            backing_syncs: false,
+            backing_syncs: syncs.chance(50),
             window_bytes: 0,
         }
     }

@@ -115,6 +115,7 @@ impl ReplicaHost {
         let (mut core, _recovered) = Core::open(self.parts(), self.clock)?;
         // So few in memory that most of what waits for apply is read back from the log.
         core.bound(Bounds { backlog_ops: 20, ..Bounds::default() });
+        core.keep_deleted(true);
         self.core = Some(core);
         Ok(())
     }
