@@ -6,7 +6,7 @@
 //! ```text
 //! Header (volume, replica, floor) | Mark … | Header … | Clear … | zeroes
 //! ```
-//! The last header counts. When the file is full, the live marks are written to a new one that replaces it. A torn tail ends the
+//! The last header counts, and so does the last record of what is suspect. When the file is full, the live marks are written to a new one that replaces it. A torn tail ends the
 //! log; a damaged record with good ones behind it means that marks may be missing, and then everything counts as dirty.
 
 use std::{
@@ -38,6 +38,7 @@ const WRITE_MAX: usize = 256 << 10;
 const KIND_HEADER: u8 = 1;
 const KIND_MARK: u8 = 2;
 const KIND_CLEAR: u8 = 3;
+const KIND_SUSPECT: u8 = 4;
 const RECORD_VERSION: u8 = 1;
 /// Headers say since this version which run made the last changes.
 const HEADER_VERSION: u8 = 2;
@@ -57,6 +58,16 @@ pub struct Header {
     pub run: Uuid,
 }
 
+/// The backing failed to make something durable. Until the machine is restarted what is read of it may come from memory, so marks up to
+/// here stand until a run of another boot has compared what they cover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// The kernel's boot id of when it failed; zero if it was not to be had.
+    pub boot: Uuid,
+    /// The last mark of then.
+    pub to: Generation,
+}
+
 /// What is appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -66,6 +77,8 @@ pub enum Record {
     Mark(MarkRecord),
     /// These generations are cold.
     Clear(Vec<Generation>),
+    /// Marks that stand.
+    Suspect(Suspect),
 }
 
 /// What was found when the log was opened.
@@ -75,6 +88,8 @@ pub struct Recovered {
     pub header: Header,
     /// Marks that were not cleared.
     pub marks: Vec<MarkRecord>,
+    /// Which of them stand, and in which boot.
+    pub suspect: Option<Suspect>,
     /// The log is damaged, so marks may be missing: everything is dirty.
     pub damaged: bool,
 }
@@ -117,6 +132,7 @@ impl ActivityLog {
         }
         // A fresh file: what follows a torn tail is gone, and generations need no place to go on from.
         let mut records = vec![Record::Header(recovered.header)];
+        records.extend(recovered.suspect.map(Record::Suspect));
         records.extend(recovered.marks.iter().map(|mark| Record::Mark(*mark)));
         let log = Self::create_with(path, generation.wrapping_add(1), &records, 0)?;
         Ok(Some((log, recovered)))
@@ -264,6 +280,11 @@ fn encode(record: &Record, generation: u32, out: &mut Vec<u8>) {
                 frame::append(out, generation, KIND_CLEAR, RECORD_VERSION, &payload);
             }
         }
+        Record::Suspect(suspect) => {
+            payload.extend_from_slice(&suspect.boot.0);
+            payload.extend_from_slice(&suspect.to.0.to_le_bytes());
+            frame::append(out, generation, KIND_SUSPECT, RECORD_VERSION, &payload);
+        }
     }
 }
 
@@ -296,6 +317,7 @@ fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
             }
             Some(Record::Clear(generations))
         }
+        KIND_SUSPECT => Some(Record::Suspect(Suspect { boot: Uuid(fields.take()?), to: Generation(fields.word()?) })),
         _ => None,
     }
 }
@@ -317,6 +339,7 @@ fn recover(bytes: &[u8], generation: u32) -> Recovered {
                             marks.remove(&generation);
                         }
                     }
+                    Some(Record::Suspect(suspect)) => recovered.suspect = Some(suspect),
                     None => recovered.damaged = true,
                 }
                 at += found.len;

@@ -106,7 +106,7 @@ pub struct Marks {
     last_generation: u64,
     /// Instead of [`HOT_KEPT`].
     hot_kept: Option<usize>,
-    /// Marks up to this generation are not cleared in this run: the backing failed to make durable what they cover.
+    /// Marks up to this generation are not cleared: the backing failed to make durable what they cover.
     suspect_to: Generation,
 }
 
@@ -273,10 +273,17 @@ impl Marks {
     }
 
     /// The backing failed to make something durable and does not say what: what the marks of now cover may be lost when the machine is
-    /// restarted, although the replica has it. They stand until a later run has compared it. How many.
-    pub fn suspect_all(&mut self) -> usize {
+    /// restarted, although the replica has it. They stand until it was, and what they cover was compared. Returns the last of them.
+    pub fn stand(&mut self) -> Generation {
         self.suspect_to = Generation(self.last_generation);
-        self.marks.len()
+        self.suspect_to
+    }
+
+    /// Marks up to this one stand, as an earlier run of the same boot has said; zero: none.
+    pub fn stand_to(&mut self, to: Generation) {
+        self.suspect_to = to;
+        // A mark that is made now is none of them.
+        self.last_generation = self.last_generation.max(to.0);
     }
 
     /// Of marks chosen by [`Marks::clearable`], those that no change took up again: their clears may be written.

@@ -37,14 +37,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tandem_proto::{Change, Changes, Epoch, InodeId, Op, Origin, Position, Seq};
+use tandem_proto::{Change, Changes, Epoch, InodeId, Op, Origin, Position, Seq, Uuid};
 use tokio::sync::{Notify, watch};
 
 use crate::verify::desk::Desk;
 
 pub use self::types::{ATTRIBUTES, CommitError, CommitFacts, Frozen, MarkCell, MarkCells, Moved, Watermarks};
 use self::{
-    activity_log::{ActivityLog, Header, Record, Recovered},
+    activity_log::{ActivityLog, Header, Record, Recovered, Suspect},
     dirty::DirtySet,
     marks::{Check, MarkRecord, Marks, Pins},
     shadow::{Event, Intent},
@@ -86,6 +86,10 @@ struct Inner {
     suspects: u64,
     /// Who receives the stream makes bytes of copies.
     takes_copies: bool,
+    /// Marks that stand until the machine was restarted.
+    suspect: Option<Suspect>,
+    /// The kernel's boot id; zero while it is not known.
+    boot: Uuid,
 }
 
 /// Shared by FUSE threads, link and resync: `Arc<Commit>`. See the module.
@@ -133,11 +137,17 @@ impl Commit {
             Some((log, recovered)) => (log, Some(recovered)),
             None => (ActivityLog::create(path, Header::default())?, None),
         };
-        let (marks, header) = match &recovered {
+        let (mut marks, header) = match &recovered {
             Some(recovered) => (Marks::recovered(&recovered.marks), recovered.header),
             None => (Marks::default(), Header::default()),
         };
-        Ok((Self::with(Some(log), marks, header, window_bytes, fsync_timeout), recovered))
+        let suspect = recovered.as_ref().and_then(|recovered| recovered.suspect);
+        if let Some(suspect) = suspect {
+            marks.stand_to(suspect.to);
+        }
+        let commit = Self::with(Some(log), marks, header, window_bytes, fsync_timeout);
+        commit.inner.lock().suspect = suspect;
+        Ok((commit, recovered))
     }
 
     /// A commit in memory only, for tests of order and convergence.
@@ -173,6 +183,8 @@ impl Commit {
                 shadowed: Shadowed::default(),
                 suspects: 0,
                 takes_copies: false,
+                suspect: None,
+                boot: Uuid::default(),
             }),
             log: Mutex::new(log),
             read_only: AtomicBool::new(false),
@@ -244,7 +256,8 @@ impl Commit {
         log.append_durably(records, || {
             let inner = self.inner.lock();
             let marks = inner.marks.records().into_iter().map(Record::Mark);
-            std::iter::once(Record::Header(inner.header)).chain(marks).collect()
+            let suspect = inner.suspect.map(Record::Suspect);
+            std::iter::once(Record::Header(inner.header)).chain(suspect).chain(marks).collect()
         })
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tandem_proto::{Chain, Epoch, Position, Seq};
+use tandem_proto::{Chain, Epoch, Position, Seq, Uuid};
 use tandem_runtime::mutant;
 use tokio::sync::watch;
 
@@ -14,9 +14,10 @@ use crate::verify::desk::Desk;
 
 use crate::commit::{
     Commit, CommitError, Frozen, MarkCell, Moved, Watermarks,
-    activity_log::{Header, Record},
+    activity_log::{Header, Record, Suspect},
     cell::Cell,
     dirty::DirtySet,
+    marks::Generation,
     shadow::Event,
     waiters::Done,
     window::Taken,
@@ -43,7 +44,14 @@ impl Commit {
         inner.shadow(&[Event::Dirty(dirty)]);
     }
 
-    /// The backing directory could not make this durable (a failed fsync): what it holds there is not known any more, so it differs.
+    /// A file or directory could not be made durable (a failed fsync): it is compared at once, and after the next restart of the machine
+    /// again, with all that is marked now. Blocks on the local disk.
+    pub fn not_durable(&self, cell: MarkCell) {
+        self.suspect(cell);
+        self.keep_suspect();
+    }
+
+    /// What the backing directory holds here is not known any more, so it differs.
     pub fn suspect(&self, cell: MarkCell) {
         let mut suspect = DirtySet::default();
         match cell {
@@ -93,8 +101,31 @@ impl Commit {
         self.filled.notify_one();
     }
 
+    /// The marks of now stand, in this run and in those after it, until the machine was restarted.
+    fn keep_suspect(&self) {
+        // Under the log's lock, so that a mark which another thread makes meanwhile is not taken for one of those.
+        let mut log = self.log.lock();
+        let suspect = {
+            let mut inner = self.inner.lock();
+            let suspect = Suspect { boot: inner.boot, to: inner.marks.stand() };
+            *inner.suspect.insert(suspect)
+        };
+        if let Err(error) = self.append_durably(&mut log, &[Record::Suspect(suspect)]) {
+            tracing::error!(%error, "the activity log cannot be written: a kill of this daemon would forget what is suspect");
+        }
+    }
+
+    /// In which boot of the machine this run is. What was suspect in an earlier one is on the disk or lost by now: a compare tells.
+    pub fn enter_boot(&self, boot: Uuid) {
+        let mut inner = self.inner.lock();
+        inner.boot = boot;
+        if inner.suspect.take_if(|suspect| suspect.boot != boot).is_some() {
+            inner.marks.stand_to(Generation(0));
+        }
+    }
+
     /// A `syncfs` of the backing failed, which says of no file whether it is on the disk: everything that is marked is compared, and its
-    /// marks stand until the next run, as only after a restart what is read is what is on the disk.
+    /// marks stand until the machine is restarted, as only then what is read is what is on the disk.
     fn suspect_marks(&self, error: &io::Error) {
         let mut suspect = DirtySet::default();
         {
@@ -103,12 +134,13 @@ impl Commit {
                 suspect.insert_cell(&Cell::of_mark(&mark.cell));
                 suspect.insert_born_since(mark.since);
             }
-            let marks = inner.marks.suspect_all();
+            let marks = inner.marks.len();
             inner.suspects += marks as u64;
             inner.dirty.merge(&suspect);
             inner.shadow(&[Event::Dirty(&suspect)]);
             tracing::error!(%error, marks, "the backing file system could not be synced: what the marks cover is suspect; look at its disk");
         }
+        self.keep_suspect();
         self.filled.notify_one();
     }
 

@@ -161,6 +161,7 @@ impl<S: ShadowStore + Clone + 'static> Ground<S> {
     }
 
     fn begin(&self, commit: &Commit, place: u64, floor: Position) -> io::Result<()> {
+        commit.enter_boot(self.boot.unwrap_or_default());
         let header = commit.header();
         let begun = match self.boot {
             _ if self.limit_bytes == 0 => Err(io::Error::other("switched off (option shadow_max=0)")),

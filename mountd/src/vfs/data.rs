@@ -308,7 +308,7 @@ impl<J: Journal> Vfs<J> {
             }
             Err(error) => {
                 tracing::error!(inode = %inode.id, %error, "the backing directory could not make a file durable: what it holds is suspect");
-                self.journal.suspect(match inode.node_type {
+                self.journal.not_durable(match inode.node_type {
                     NodeType::Directory => MarkCell::Dir(inode.id),
                     _ => MarkCell::File { id: inode.id, block: WHOLE_FILE },
                 });

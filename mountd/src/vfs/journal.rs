@@ -30,6 +30,8 @@ pub trait Journal: Send + Sync + 'static {
     fn interrupt(&self, ticket: Ticket);
     /// See [`Commit::suspect`].
     fn suspect(&self, cell: MarkCell);
+    /// See [`Commit::not_durable`].
+    fn not_durable(&self, cell: MarkCell);
     /// See [`Commit::congested`].
     fn congested(&self) -> bool;
     /// See [`Commit::read_only`].
@@ -96,6 +98,10 @@ impl Journal for Commit {
 
     fn suspect(&self, cell: MarkCell) {
         Commit::suspect(self, cell);
+    }
+
+    fn not_durable(&self, cell: MarkCell) {
+        Commit::not_durable(self, cell);
     }
 
     fn congested(&self) -> bool {

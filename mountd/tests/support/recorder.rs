@@ -140,6 +140,8 @@ impl Journal for Recorder {
 
     fn suspect(&self, _cell: MarkCell) {}
 
+    fn not_durable(&self, _cell: MarkCell) {}
+
     fn congested(&self) -> bool {
         self.congested.load(Ordering::Relaxed)
     }

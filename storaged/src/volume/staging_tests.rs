@@ -29,8 +29,7 @@ fn names_listed_behind_ops_that_wait_for_the_log_mean_the_same_after_a_crash() {
             let data = Bytes::from(rig.states[&rig.sent.seq.0][&name(1)].clone());
             let attr = Attr { mode: 0o644, uid: 0, gid: 0, mtime: Default::default() };
             let size = data.len() as u64;
-            let state =
-                NodeState { kind: NodeKind::Regular, attr, xattrs: Vec::new(), size, content: Content::Whole };
+            let state = NodeState { kind: NodeKind::Regular, attr, xattrs: Vec::new(), size, content: Content::Whole };
             rig.handle(Incoming::Stage(Stage::Node(StageNode { id, state: Some(state) })));
             rig.handle(Incoming::Stage(Stage::Data(StageData { id, offset: 0, data })));
         }
