@@ -190,6 +190,24 @@ async fn a_staging_that_was_not_published_leaves_nothing_and_a_new_run_publishes
 }
 
 #[tokio::test]
+async fn a_writer_that_asks_hears_how_much_of_its_stream_was_taken() {
+    let (data, runtime) = dirs();
+    let storaged = Storaged::start(data.path(), runtime.path());
+    let attach = pb::Attach { alive_ms: 1, ..attach_message("vol", 1, 0) };
+    let mut writer = Writer::attach(storaged.client().await, attach).await.expect("granted");
+    writer.begin(1, true).await;
+    writer.barrier().await;
+    let taken = |answer| match answer {
+        Answer::Alive(alive) if alive.received == 3 => Some(alive.waits),
+        _ => None,
+    };
+    // The attach, the begin and the barrier; and it goes on saying so.
+    for _ in 0..2 {
+        assert!(!writer.answer_of(taken).await, "nothing waits");
+    }
+}
+
+#[tokio::test]
 async fn writers_are_refused_with_the_reason() {
     let (data, runtime) = dirs();
     let storaged = Storaged::start(data.path(), runtime.path());

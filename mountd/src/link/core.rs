@@ -472,6 +472,8 @@ impl LinkCore {
                 self.commit.desk().answered(result);
                 Ok(())
             }
+            // What the driver watches; it says nothing of the volume.
+            Some(Body::Alive(_)) => Ok(()),
             Some(Body::Fault(fault)) => {
                 if !fault.message.is_empty() {
                     self.last_error = fault.message.clone();

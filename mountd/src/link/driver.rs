@@ -21,12 +21,12 @@ use std::{
 use parking_lot::Mutex;
 use prost::Message as _;
 use tandem_proto::{
-    pb::{self, client_message::Body},
+    pb::{self, client_message::Body, server_message},
     stage::Stage,
 };
 use tandem_runtime::{connect::ServerAddress, gauge::Gauge};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 use crate::{
     commit::Commit,
@@ -34,6 +34,7 @@ use crate::{
         client,
         core::{Effect, LinkCore, LinkFacts},
         packer::Packer,
+        silence::Silence,
     },
     resync::{
         StateReader,
@@ -297,11 +298,20 @@ impl Driver {
         let now = self.now();
         self.core.handle_connected(now);
         let (out, queue) = mpsc::channel(OUTGOING_MAX);
-        if let Some(attach) = self.core.poll_message() {
+        let mut silence = self.keepalive.map(|keepalive| Silence::new(keepalive, now));
+        if let Some(mut attach) = self.core.poll_message() {
+            if let (Some(Body::Attach(attach)), Some(silence)) = (&mut attach.body, &silence) {
+                attach.alive_ms = silence.alive_ms();
+            }
             // The channel is empty.
             let _ = out.try_send(attach);
         }
-        let call = connection.replicate(ReceiverStream::new(queue));
+        let sent = Arc::new(AtomicU64::new(0));
+        let count = sent.clone();
+        let call = connection.replicate(ReceiverStream::new(queue).map(move |message| {
+            count.fetch_add(1, Ordering::Relaxed);
+            message
+        }));
         let mut inbound = match tokio::time::timeout(CONNECT_TIMEOUT, call).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return SessionEnd::Cut(client::status_message(&self.server, &status)),
@@ -323,6 +333,13 @@ impl Driver {
                     Ok(Some(message)) => {
                         self.shared.traffic.received_bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
                         let now = self.now();
+                        if let Some(silence) = &mut silence {
+                            silence.heard(now);
+                            if let Some(server_message::Body::Alive(alive)) = &message.body {
+                                silence.alive(alive, now);
+                                continue;
+                            }
+                        }
                         if let Err(why) = self.core.handle_message(message, now) {
                             return SessionEnd::Cut(why);
                         }
@@ -341,6 +358,9 @@ impl Driver {
                 () = tokio::time::sleep(GATE_TICK), if gated => {}
                 _ = tick.tick() => {
                     let now = self.now();
+                    if let Some(why) = silence.as_mut().and_then(|silence| silence.verdict(sent.load(Ordering::Relaxed), now)) {
+                        return SessionEnd::Cut(format!("{}: {why}", self.server));
+                    }
                     self.core.handle_tick(now);
                     self.show();
                 }

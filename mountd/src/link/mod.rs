@@ -6,6 +6,7 @@ pub mod client;
 pub mod core;
 pub mod driver;
 pub mod packer;
+mod silence;
 #[cfg(test)]
 mod sim;
 pub mod start;

@@ -41,6 +41,7 @@ impl Outbox {
         let last = state.waiting.back_mut().and_then(|message| message.body.as_mut());
         match (last, body) {
             (Some(Body::Ack(last)), Body::Ack(ack)) => *last = ack,
+            (Some(Body::Alive(last)), Body::Alive(alive)) => *last = alive,
             (_, body) => state.waiting.push_back(pb::ServerMessage { body: Some(body) }),
         }
         if state.waiting.len() > WAITING_MAX {

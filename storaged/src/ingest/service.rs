@@ -8,10 +8,13 @@ use std::{sync::Arc, time::Duration};
 use prost::Message as _;
 use tandem_proto::{
     packed,
-    pb::{self, client_message::Body, replication_server::Replication},
+    pb::{self, client_message::Body, replication_server::Replication, server_message},
     volume::VolumeName,
 };
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Interval, MissedTickBehavior, interval},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -48,6 +51,9 @@ fn volume_name(name: &str) -> Result<VolumeName, Status> {
 
 /// How long a volume may be busy before who asks for it hears that. Below what a mount waits for an answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A client is told no more often than this that its stream is read.
+const ALIVE_MIN: Duration = Duration::from_millis(250);
 
 /// What is true of a volume now. A mount decides by it whether the replica is the one it knows, so an older answer is worse than none.
 async fn look(volume: &Volume) -> Result<Facts, Status> {
@@ -138,7 +144,7 @@ async fn serve(
     mut stream: Streaming<pb::ClientMessage>,
     outbox: Arc<Outbox>,
 ) -> Option<()> {
-    let (volume, session) = match attach(&volumes, &caller, &mut stream, &outbox).await {
+    let (volume, session, alive_ms) = match attach(&volumes, &caller, &mut stream, &outbox).await {
         Ok(attached) => attached,
         Err(refusal) => {
             tracing::info!(reason = ?refusal.reason, %refusal, "attach refused");
@@ -146,10 +152,12 @@ async fn serve(
             return None;
         }
     };
+    let mut alive = Alive::new(alive_ms, outbox.clone());
     // The stream's end, in order or broken, ends the session.
     while !outbox.is_closed() {
-        let Ok(Some(message)) = stream.message().await else { break };
-        if let Err(refusal) = forward(&volume, session, message).await {
+        let Ok(Some(message)) = alive.tell_while(false, stream.message()).await else { break };
+        alive.received += 1;
+        if let Err(refusal) = alive.tell_while(true, forward(&volume, session, message)).await {
             tracing::warn!(session, reason = ?refusal.reason, %refusal, "refused");
             outbox.close(Some(refusal.into()));
             break;
@@ -158,12 +166,44 @@ async fn serve(
     volume.tell(Command::Closed { session }).ok()
 }
 
+/// Tells a client regularly how far its stream was read, if it asked for that.
+struct Alive {
+    due: Option<Interval>,
+    received: u64,
+    outbox: Arc<Outbox>,
+}
+
+impl Alive {
+    /// The attach was received.
+    fn new(every_ms: u32, outbox: Arc<Outbox>) -> Alive {
+        let due = (every_ms > 0).then(|| {
+            let mut due = interval(Duration::from_millis(every_ms.into()).max(ALIVE_MIN));
+            due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            due
+        });
+        Alive { due, received: 1, outbox }
+    }
+
+    /// Completes with `work`, and tells meanwhile. `waits`: what was received waits for the volume.
+    async fn tell_while<T>(&mut self, waits: bool, work: impl Future<Output = T>) -> T {
+        let Some(due) = &mut self.due else { return work.await };
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                _ = due.tick() => self.outbox.send(server_message::Body::Alive(pb::Alive { received: self.received, waits })),
+            }
+        }
+    }
+}
+
 async fn attach(
     volumes: &Arc<Volumes>,
     caller: &Caller,
     stream: &mut Streaming<pb::ClientMessage>,
     outbox: &Arc<Outbox>,
-) -> Result<(Arc<Volume>, u64), Refusal> {
+) -> Result<(Arc<Volume>, u64, u32), Refusal> {
     let bad = |message: &str| Refusal::new(Reason::BadRequest, message);
     // A stream that breaks, or is damaged, before its first message is the network's doing: the client comes again by itself.
     let broken = |error: Status| Refusal::unavailable(format!("no attach came: {}", error.message()));
@@ -171,6 +211,7 @@ async fn attach(
     let Some(pb::ClientMessage { body: Some(Body::Attach(attach)) }) = first else {
         return Err(bad("the first message of a stream is an attach"));
     };
+    let alive_ms = attach.alive_ms;
     let (name, create, request) = AttachRequest::check(attach)?;
     caller.may(&name, Role::Writer)?;
     let volume = match volumes.serving(&name) {
@@ -184,7 +225,7 @@ async fn attach(
     let (reply, answer) = oneshot::channel();
     volume.tell(Command::Attach { request: Box::new(request), outbox: outbox.clone(), reply })?;
     let session = answer.await.map_err(|_| Refusal::unavailable("the volume has stopped"))??;
-    Ok((volume, session))
+    Ok((volume, session, alive_ms))
 }
 
 /// Hands a message to the volume's thread, when there is memory for it.

@@ -94,8 +94,8 @@ impl Line {
             Line::Rules(rules) => rules.heal(),
             Line::Proxy(proxy) => {
                 proxy.harm(Harm::default());
-                // A flipped bit in a length or a window of HTTP/2 can leave a stream that waits for ever, on a connection that answers
-                // its pings. Nothing notices that yet; it is among what is open.
+                // A flipped bit in a length or a window of HTTP/2 can leave a stream that stands still, on a connection that answers its
+                // pings. That is noticed, but only after a minute.
                 if fault == Fault::Flip {
                     proxy.cut();
                 }

@@ -215,6 +215,8 @@ impl LinkCore {
             succeed: self.config.claim.succeed && first,
             have: self.config.claim.have.as_ref().filter(|_| first).map(Into::into),
             runs: self.config.claim.runs.iter().map(|run| bytes::Bytes::copy_from_slice(&run.0)).collect(),
+            // The driver asks for what it watches.
+            alive_ms: 0,
         }
     }
 }
