@@ -54,9 +54,11 @@ impl<J: Journal> Mounted<J> {
         &self.vfs
     }
 
-    /// Takes the mount off, also from under those who use it.
+    /// Takes the mount off, also from under those who use it. Where it is off already, because umount(8) was faster, there is nothing to do.
     pub fn end(&self) {
-        if let Err(error) = mount::unmount(&self.dir, false) {
+        if let Err(error) = mount::unmount(&self.dir, false)
+            && error.raw_os_error() != Some(libc::EINVAL)
+        {
             tracing::info!(%error, "the mount is in use; it goes when its last user does");
             if let Err(error) = mount::unmount(&self.dir, true) {
                 tracing::warn!(%error, "the mount cannot be taken off");

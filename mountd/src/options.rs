@@ -181,9 +181,9 @@ impl Default for Settings {
             weak_ids: false,
             allow_other: None,
             read_only: false,
-            // As of any file system that root mounts; an ordinary user's mounts have neither.
-            suid: rustix::process::geteuid().is_root(),
-            dev: rustix::process::geteuid().is_root(),
+            // A folder that came over a network brings no privileges with it, unless the administrator says so.
+            suid: false,
+            dev: false,
             exec: true,
             insecure: false,
             identity: None,

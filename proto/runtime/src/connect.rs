@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, BorrowedFd},
     path::PathBuf,
     str::FromStr,
@@ -11,6 +11,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -178,8 +179,7 @@ impl ServerAddress {
             let (host, route, gauge) = (host.clone(), route.clone(), gauge.clone());
             async move {
                 let route = route()?;
-                let stream =
-                    tokio::time::timeout(connect_timeout, tokio::net::TcpStream::connect((host.as_str(), port)));
+                let stream = tokio::time::timeout(connect_timeout, open(&host, port));
                 let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 let watched = Watched::new(stream, keepalive)?;
                 let watched = match gauge {
@@ -200,6 +200,16 @@ impl ServerAddress {
         let secret = if self.is_plain() { secret::read(self.port) } else { None };
         Credentials { secret: secret.and_then(|secret| secret.parse().ok()) }
     }
+}
+
+/// `localhost` is this machine whatever a name server says (RFC 6761), as plaintext and the local secret go there; and a bare machine
+/// may know no names at all.
+async fn open(host: &str, port: u16) -> io::Result<TcpStream> {
+    if host == "localhost" {
+        let here = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+        return TcpStream::connect(here.as_slice()).await;
+    }
+    TcpStream::connect((host, port)).await
 }
 
 impl fmt::Display for ServerAddress {

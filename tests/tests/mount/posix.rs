@@ -75,7 +75,7 @@ fn file_without_a_name_arrives_whole_when_it_gets_one() {
 fn whiteouts_devices_and_inode_flags_are_those_of_the_folder() {
     let Some(lab) = Lab::new("flags") else { return };
     let storage = lab.storage();
-    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("suid,dev"));
     let at = |name: &str| mount.path().join(name);
     fs::write(at("hidden"), "moves away").expect("writable");
     rustix::fs::renameat_with(CWD, at("hidden"), CWD, at("moved"), RenameFlags::WHITEOUT).expect("a whiteout");
@@ -84,7 +84,7 @@ fn whiteouts_devices_and_inode_flags_are_those_of_the_folder() {
     let null = rustix::fs::makedev(1, 3);
     rustix::fs::mknodat(CWD, at("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), null)
         .expect("a device");
-    OpenOptions::new().write(true).open(at("null")).expect("root's mounts have devices").write_all(b"x").expect("null");
+    OpenOptions::new().write(true).open(at("null")).expect("devices were asked for").write_all(b"x").expect("null");
 
     fs::write(at("log"), "first").expect("writable");
     let shell = |script: &str| {
@@ -110,6 +110,21 @@ fn whiteouts_devices_and_inode_flags_are_those_of_the_folder() {
     } else {
         eprintln!("SKIPPED: no inode flags here: {said}");
     }
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn devices_and_set_user_id_programs_have_no_effect_unless_asked_for() {
+    let Some(lab) = Lab::new("nosuid") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let null = mount.path().join("null");
+    rustix::fs::mknodat(CWD, &null, FileType::CharacterDevice, Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3))
+        .expect("devices can be kept");
+    let refused = OpenOptions::new().write(true).open(&null).expect_err("nodev");
+    assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+    let flags = rustix::fs::statvfs(mount.path()).expect("mounted").f_flag;
+    assert!(flags.contains(rustix::fs::StatVfsMountFlags::NOSUID | rustix::fs::StatVfsMountFlags::NODEV));
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
