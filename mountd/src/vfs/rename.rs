@@ -14,7 +14,7 @@ use tandem_proto::{Change, Changes, Name, NodeKind};
 
 use super::{
     Caller, Child, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change, checked_name,
-    create::Born,
+    create::{Born, inherited},
     inodes::{Inode, Locks},
 };
 use crate::commit::{MarkCell, dirty::DirtySet};
@@ -69,7 +69,9 @@ impl<J: Journal> Vfs<J> {
             if flags.contains(RenameFlags::WHITEOUT) {
                 let born = self.adopt(caller, &old_fd, from.name, None);
                 let (born, _) = self.unsaid(&cells, born)?;
-                leave_whiteout(&mut changes, &born);
+                // Of a directory with a default ACL it inherits one, as everything born there.
+                let xattrs = self.unsaid(&cells, inherited(&born))?;
+                leave_whiteout(&mut changes, &born, xattrs);
             }
             if !old_dir.is_outside() {
                 changes.extend(self.dir_mtime(&old_dir, &old_fd));
@@ -116,10 +118,11 @@ impl<J: Journal> Vfs<J> {
 }
 
 /// The old name means a whiteout now, a device 0:0 that was just born: what an overlay file system hides a lower file with.
-fn leave_whiteout(changes: &mut Changes, born: &Born) {
+fn leave_whiteout(changes: &mut Changes, born: &Born, xattrs: Changes) {
     if let Some(Change::Entry { new, .. }) = changes.first_mut() {
         *new = Some(born.id);
     }
+    changes.insert_many(0, xattrs);
     changes.insert(0, attr_change(born.id, &born.stat));
     changes.insert(0, Change::Birth { id: born.id, kind: NodeKind::CharDevice { major: 0, minor: 0 } });
 }

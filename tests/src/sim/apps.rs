@@ -126,8 +126,12 @@ impl Apps {
             slot.void();
             return format!("{seq}: void ({request:?})");
         }
-        let happened: Changes = self.reader.folder().perform(&request).expect("it was possible a moment ago");
+        let by_reference = commit.takes_copies();
+        let mut happened: Changes = self.reader.folder().perform(&request).expect("it was possible a moment ago");
         self.disk.written(&happened);
+        if by_reference {
+            happened = self.reader.folder().by_reference(&request, &happened);
+        }
         let text = format!("{seq}: {happened:?}");
         if reaches == Reaches::Folder {
             mem::forget((slot, mark));

@@ -43,6 +43,7 @@ pub enum Request {
     Rename { from: (u64, Name), to: (u64, Name), exchange: bool },
     Remove { dir: u64, name: Name },
     Write { file: u64, offset: u64, bytes: Bytes },
+    Copy { from: u64, from_offset: u64, file: u64, offset: u64, len: u64 },
     Truncate { file: u64, size: u64 },
     Punch { file: u64, offset: u64, len: u64 },
     SetMode { node: u64, mode: u32 },
@@ -173,6 +174,20 @@ impl Folder {
         }
     }
 
+    /// What a copy that happened is called where the replica has what was copied: the same, without its bytes.
+    pub fn by_reference(&self, request: &Request, happened: &Changes) -> Changes {
+        let Request::Copy { from, from_offset, .. } = request else { return happened.clone() };
+        let source = self.file(*from).map(id_of);
+        let said = happened.iter().map(|change| match (change, source) {
+            (Change::Data { id, offset, data }, Some(from)) => {
+                let (from_offset, len) = (*from_offset, data.len() as u64);
+                Change::Copy { id: *id, offset: *offset, from, from_offset, len, data: None }
+            }
+            _ => change.clone(),
+        });
+        said.collect()
+    }
+
     /// Does what is asked; `None`: it failed with an errno, and nothing changed.
     pub fn perform(&mut self, request: &Request) -> Option<Changes> {
         let mut changes = Changes::new();
@@ -269,6 +284,24 @@ impl Folder {
                 data.resize(data.len().max(end), 0);
                 data[start..end].copy_from_slice(bytes);
                 changes.push(Change::Data { id: id_of(ino), offset: *offset, data: bytes.clone() });
+                self.touch(ino, changes);
+            }
+            Request::Copy { from, from_offset, file, offset, len } => {
+                let (from, ino) = (self.file(*from)?, self.file(*file)?);
+                let source = &self.inodes[&from].data;
+                let end = (*from_offset + *len).min(source.len() as u64) as usize;
+                let bytes =
+                    Bytes::copy_from_slice(source.get(*from_offset as usize..end).filter(|bytes| !bytes.is_empty())?);
+                let overlaps = from == ino && from_offset.abs_diff(*offset) < bytes.len() as u64;
+                if overlaps {
+                    // EINVAL
+                    return None;
+                }
+                let data = &mut self.get(ino).data;
+                let (start, end) = (*offset as usize, *offset as usize + bytes.len());
+                data.resize(data.len().max(end), 0);
+                data[start..end].copy_from_slice(&bytes);
+                changes.push(Change::Data { id: id_of(ino), offset: *offset, data: bytes });
                 self.touch(ino, changes);
             }
             Request::Truncate { file, size } => {

@@ -32,7 +32,14 @@ pub fn next_request(rng: &mut Rng) -> Request {
         25..32 => Request::Link { file: node, dir, name: name(rng) },
         32..50 => Request::Rename { from: (dir, name(rng)), to: (node, name(rng)), exchange: rng.chance(35) },
         50..62 => Request::Remove { dir, name: name(rng) },
-        62..80 => {
+        62..66 => Request::Copy {
+            from: rng.bits() >> 8,
+            from_offset: rng.below(200),
+            file: node,
+            offset: rng.below(300),
+            len: 1 + rng.below(400),
+        },
+        66..80 => {
             let len = if rng.chance(10) { 6000 } else { 1 + rng.index(200) };
             let fill = rng.bits();
             Request::Write { file: node, offset: rng.below(300), bytes: content(fill, len).into() }

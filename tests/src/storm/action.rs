@@ -45,6 +45,8 @@ pub enum Move {
     NoReplace,
     /// RENAME_EXCHANGE.
     Exchange,
+    /// RENAME_WHITEOUT: a character device 0:0 takes the old name.
+    Whiteout,
 }
 
 /// What mknod makes.
@@ -70,6 +72,14 @@ pub enum Action {
         mode: u32,
         len: usize,
         fill: u64,
+    },
+    /// open(O_TMPFILE) beside the path, write; then linkat gives it the path, or it goes away without ever having had a name.
+    CreateUnnamed {
+        path: Path,
+        mode: u32,
+        len: usize,
+        fill: u64,
+        named: bool,
     },
     /// Keeps a file open in a slot; with `create` it is made if it is missing.
     Open {

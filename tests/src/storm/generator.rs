@@ -169,7 +169,8 @@ impl Generator {
                 to: self.slot(),
                 from_offset: self.rng.below(128 << 10),
                 to_offset: self.offset(),
-                len: self.len(),
+                // From some length on a copy is sent as one, without its bytes.
+                len: if self.rng.chance(40) { self.rng.index(512 << 10) } else { self.len() },
             },
             _ => Action::Read { slot, offset: self.rng.below(128 << 10), len: self.len() },
         }
@@ -178,7 +179,11 @@ impl Generator {
     fn make(&mut self) -> Action {
         let path = self.new_path();
         match self.rng.below(20) {
-            0..10 => Action::Create { path, mode: self.mode(), len: self.len(), fill: self.fill() },
+            0..9 => Action::Create { path, mode: self.mode(), len: self.len(), fill: self.fill() },
+            9..10 => {
+                let named = self.rng.chance(80);
+                Action::CreateUnnamed { path, mode: self.mode(), len: self.len(), fill: self.fill(), named }
+            }
             10..15 if path.0.len() > self.shape.depth_max => Action::Unlink { path },
             10..15 => Action::MakeDir { path, mode: self.mode() | 0o700 },
             15..16 => {
@@ -207,6 +212,7 @@ impl Generator {
             6..8 => Action::Rename { from: path, to: self.file(), how: Move::Plain },
             8..9 => Action::Rename { from: path, to: self.new_path(), how: Move::NoReplace },
             9..11 => Action::Rename { from: self.any(), to: self.any(), how: Move::Exchange },
+            11..12 if self.shape.privileged => Action::Rename { from: path, to: self.new_path(), how: Move::Whiteout },
             11..15 => Action::Rename { from: self.rng.pick(&self.dirs).clone(), to: self.new_path(), how: Move::Plain },
             15..19 => Action::Unlink { path },
             19..20 => Action::RemoveDir { path: self.rng.pick(&self.dirs).clone() },
@@ -249,6 +255,7 @@ impl Generator {
     pub fn learn(&mut self, action: &Action, outcome: &Outcome) {
         match (action, outcome) {
             (Action::MakeDir { path, .. }, Ok(_) | Err(Errno::EXIST)) => remember(&mut self.dirs, path, &mut self.rng),
+            (Action::CreateUnnamed { path, named: true, .. }, Ok(_)) => remember(&mut self.files, path, &mut self.rng),
             (Action::Create { path, .. } | Action::Symlink { path, .. } | Action::MakeNode { path, .. }, Ok(_))
             | (Action::Open { path, create: true, .. } | Action::Link { to: path, .. }, Ok(_)) => {
                 remember(&mut self.files, path, &mut self.rng);

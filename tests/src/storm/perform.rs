@@ -71,6 +71,9 @@ impl Performer {
     pub fn perform(&mut self, action: &Action) -> Outcome {
         match action {
             Action::Create { path, mode, len, fill } => self.create(path, *mode, *len, *fill),
+            Action::CreateUnnamed { path, mode, len, fill, named } => {
+                self.create_unnamed(path, *mode, content(*fill, *len), *named)
+            }
             Action::Open { slot, path, append, create } => {
                 self.slots[*slot] = None;
                 self.slots[*slot] = Some(self.open(path, *append, *create)?);
@@ -91,6 +94,18 @@ impl Performer {
         let file = File::from(rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(mode))?);
         file.write_all_at(&content(fill, len), 0).map_err(|error| errno(&error))?;
         Ok(len as u64)
+    }
+
+    fn create_unnamed(&self, path: &Path, mode: u32, bytes: Vec<u8>, named: bool) -> Outcome {
+        let (dir, name) = self.parent(path)?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&dir, c".", flags, Mode::from_raw_mode(mode))?);
+        file.write_all_at(&bytes, 0).map_err(|error| errno(&error))?;
+        if named {
+            let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::linkat(rustix::fs::CWD, open, &dir, name, AtFlags::SYMLINK_FOLLOW)?;
+        }
+        Ok(bytes.len() as u64)
     }
 
     fn open(&self, path: &Path, append: bool, create: bool) -> Result<File, Errno> {
@@ -175,6 +190,7 @@ impl Performer {
                     Move::Plain => RenameFlags::empty(),
                     Move::NoReplace => RenameFlags::NOREPLACE,
                     Move::Exchange => RenameFlags::EXCHANGE,
+                    Move::Whiteout => RenameFlags::WHITEOUT,
                 };
                 rustix::fs::renameat_with(&from_dir, from, &to_dir, to, flags)?;
             }
