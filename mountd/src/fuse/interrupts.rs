@@ -62,7 +62,10 @@ impl<T: Copy> Interrupts<T> {
     pub fn waits(&self, unique: u64, ticket: T) {
         if let Some(begun) = self.inner.lock().begun.get_mut(&unique) {
             begun.ticket = Some(ticket);
-            self.wake.notify_one();
+            // Else there is nothing to look at yet, and a durable fsync need not wake a thread for it.
+            if begun.signalled {
+                self.wake.notify_one();
+            }
         }
     }
 
