@@ -395,7 +395,7 @@ mod tests {
     }
 
     /// With their clears they fill the file a little more than once. Each is a synchronous write.
-    const MARKS: u64 = 9_000;
+    const MARKS: u64 = 10_000;
 
     #[test]
     fn marks_and_clears_survive_reopening_and_compaction() {
