@@ -23,7 +23,7 @@ use tandem_web::Listen;
 use crate::{
     commit::{dirty::DIRTY_LIMIT_BYTES, marks::HOT_KEPT, shadow, throttle::Congestion},
     exclude::Excludes,
-    fuse::BUSY_POLL,
+    fuse::default_busy_poll,
     link::{core::BACKOFF_MAX, start::Init},
     mount::read_ahead,
     replication::DEFAULT_WINDOW_BYTES,
@@ -172,7 +172,7 @@ impl Default for Settings {
             dirty_bytes: DIRTY_LIMIT_BYTES,
             shadow_bytes: shadow::DEFAULT_LIMIT_BYTES,
             marks_hot: HOT_KEPT,
-            busy_poll: BUSY_POLL,
+            busy_poll: default_busy_poll(),
             read_ahead_bytes: read_ahead::DEFAULT_BYTES,
             state: dirs::state_dir(),
             runtime: dirs::runtime_dir(),

@@ -103,6 +103,8 @@ pub struct Commit {
     begun: Instant,
     /// Something was filled, or the window overflowed.
     filled: Notify,
+    /// Somebody waits for what was filled.
+    hurried: Notify,
     watermarks: watch::Sender<Watermarks>,
     mark_writes: std::sync::atomic::AtomicU64,
     /// Where checks stand in the stream.
@@ -192,6 +194,7 @@ impl Commit {
             throttles: AtomicBool::new(false),
             begun: Instant::now(),
             filled: Notify::new(),
+            hurried: Notify::new(),
             watermarks: watch::Sender::new(Watermarks::default()),
             mark_writes: std::sync::atomic::AtomicU64::new(0),
             desk: Desk::default(),
@@ -285,7 +288,10 @@ impl Commit {
                 Err(CommitError::Stopping)
             } else {
                 let deadline = self.fsync_timeout.map(|timeout| Instant::now() + timeout);
-                return Some(inner.waiters.add(seq, deadline, done));
+                let ticket = inner.waiters.add(seq, deadline, done);
+                drop(inner);
+                self.hurry();
+                return Some(ticket);
             }
         };
         done(refused);
@@ -392,6 +398,11 @@ impl Commit {
     /// write, and takes this thread's processor away: the application has its answer first.
     pub fn hold_news(&self) {
         news::hold();
+    }
+
+    /// Somebody waits for the replica, or will in a moment: what was filled goes at once, see [`crate::link::pace`].
+    pub fn hurry(&self) {
+        self.hurried.notify_one();
     }
 
     /// Tells the link what this thread has filled since [`Commit::hold_news`]: after the answer, and before a call that takes long.

@@ -32,6 +32,11 @@ impl Commit {
         self.filled.notified().await;
     }
 
+    /// Completes when somebody began to wait for the replica since the last time. One task waits.
+    pub async fn wait_hurry(&self) {
+        self.hurried.notified().await;
+    }
+
     /// Follows the replica's watermarks.
     pub fn watermarks(&self) -> watch::Receiver<Watermarks> {
         self.watermarks.subscribe()

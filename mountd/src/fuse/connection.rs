@@ -27,8 +27,16 @@ use crate::{
 /// fsync), so at least some.
 const THREADS: [usize; 2] = [4, 16];
 
-/// How long the next request is polled for while they come quickly, if the options do not say.
-pub const BUSY_POLL: Duration = Duration::from_micros(40);
+/// How long the next request is polled for while they come quickly, if the options do not say and there are processors to spare.
+const BUSY_POLL: Duration = Duration::from_micros(40);
+/// With fewer, somebody else waits for the processor: the program that asks, the link, the storage daemon (`docs/decisions/0031`).
+const POLLING_PROCESSORS: usize = 4;
+
+/// How long to poll if the options do not say.
+pub fn default_busy_poll() -> Duration {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    if processors >= POLLING_PROCESSORS { BUSY_POLL } else { Duration::ZERO }
+}
 
 /// What a request may be long: the largest write, and a page for what stands before it.
 const BUFFER_BYTES: usize = WRITE_MAX as usize + 4096;
@@ -81,7 +89,7 @@ impl<J: Journal> Connection<J> {
         vfs.when_asked_for_held(gate.count());
         let interrupts = Arc::new(Interrupts::default());
         let adapter = Adapter { vfs, interrupts, gate, meters: Arc::default(), inside: Inside::default() };
-        Ok(Connection { device, adapter: Arc::new(adapter), busy_poll: BUSY_POLL })
+        Ok(Connection { device, adapter: Arc::new(adapter), busy_poll: default_busy_poll() })
     }
 
     /// What was asked, and how long it took.

@@ -25,7 +25,7 @@ mod serve;
 mod wire;
 
 pub use self::{
-    connection::{BUSY_POLL, Connection},
+    connection::{Connection, default_busy_poll},
     inside::{NAME as INSIDE_NAME, Tell},
 };
 

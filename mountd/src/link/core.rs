@@ -178,6 +178,7 @@ pub struct LinkCore {
     mistakes: u32,
     /// The replica answers checks.
     verifies: bool,
+    resting: bool,
     now: Duration,
     /// What the link carries in bytes a second, if that is known.
     rate: Option<u64>,
@@ -241,6 +242,7 @@ impl LinkCore {
             ever_published: false,
             mistakes: 0,
             verifies: false,
+            resting: false,
             now: Duration::ZERO,
             rate: None,
             experience: Experience::default(),
@@ -316,6 +318,11 @@ impl LinkCore {
     /// Whether the connection should be ended.
     pub fn is_disconnected(&self) -> bool {
         matches!(self.phase, Phase::Disconnected { .. } | Phase::Halted)
+    }
+
+    /// While it rests, no batches of ops are given out; see [`super::pace`].
+    pub fn set_resting(&mut self, resting: bool) {
+        self.resting = resting;
     }
 
     /// What the driver must do now.

@@ -33,6 +33,7 @@ use crate::{
     link::{
         client,
         core::{Effect, LinkCore, LinkFacts},
+        pace::Pace,
         packer::Packer,
         silence::Silence,
     },
@@ -114,6 +115,7 @@ pub struct Driver {
     done: mpsc::UnboundedReceiver<JobDone>,
     begun: Instant,
     connection: u64,
+    pace: Pace,
     stopping: bool,
 }
 
@@ -190,6 +192,7 @@ impl Driver {
             done,
             begun: Instant::now(),
             connection: 0,
+            pace: Pace::default(),
             stopping: false,
         })
     }
@@ -328,6 +331,8 @@ impl Driver {
             }
             let gated = self.core.is_gated();
             let full = out.capacity() == 0;
+            let now = self.now();
+            let rest = self.pace.rest(now);
             tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(message)) => {
@@ -347,7 +352,10 @@ impl Driver {
                     Ok(None) => return SessionEnd::Cut(format!("{} ended the connection", self.server)),
                     Err(status) => return SessionEnd::Cut(client::status_message(&self.server, &status)),
                 },
-                () = self.commit.wait_filled() => {}
+                // While batches rest, who fills ops wakes nobody.
+                () = self.commit.wait_filled(), if rest.is_none() => {}
+                () = tokio::time::sleep(rest.unwrap_or_default()), if rest.is_some() => {}
+                () = self.commit.wait_hurry() => self.pace.handle_hurry(),
                 permit = out.reserve(), if full => if permit.is_err() {
                     return SessionEnd::Cut(format!("{} ended the connection", self.server));
                 },
@@ -391,6 +399,10 @@ impl Driver {
 
     /// Hands out everything that can go out now.
     async fn hand_out(&mut self, out: &mpsc::Sender<pb::ClientMessage>) -> Option<SessionEnd> {
+        let now = self.now();
+        let resting = self.pace.rest(now).is_some();
+        self.core.set_resting(resting);
+        let mut sent_ops = false;
         loop {
             let mut idle = true;
             while let Some(effect) = self.core.poll_effect() {
@@ -412,8 +424,15 @@ impl Driver {
                 }
             }
             while let Ok(permit) = out.try_reserve() {
-                let Some(message) = self.core.poll_message() else { break };
+                let Some(message) = self.core.poll_message() else {
+                    if sent_ops {
+                        let now = self.now();
+                        self.pace.handle_sent(now);
+                    }
+                    break;
+                };
                 idle = false;
+                sent_ops |= matches!(message.body, Some(Body::Batch(_)));
                 let (message, len) = self.shared.packer.pack(message);
                 self.shared.traffic.sent_bytes.fetch_add(len, Ordering::Relaxed);
                 permit.send(message);

@@ -1,10 +1,11 @@
 //! The link to the storage daemon: [`core`] decides (no I/O), [`driver`] connects, sends and receives, [`client`] asks about volumes,
-//! [`start`] decides how a mount may start.
+//! [`start`] decides how a mount may start, [`pace`] when batches go.
 
 pub mod claim;
 pub mod client;
 pub mod core;
 pub mod driver;
+pub mod pace;
 pub mod packer;
 mod silence;
 #[cfg(test)]

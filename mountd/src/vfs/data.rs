@@ -294,6 +294,9 @@ impl<J: Journal> Vfs<J> {
             file.inode.lock().says_mtime = true;
         }
         self.journal.tell_news();
+        if self.fsync.of(&file.inode) == FsyncMode::Durable {
+            self.journal.hurry();
+        }
         let synced = if data_only { rustix::fs::fdatasync(&file.fd) } else { rustix::fs::fsync(&file.fd) };
         self.synced(&file.inode, synced)
     }

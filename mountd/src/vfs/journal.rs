@@ -50,6 +50,8 @@ pub trait Journal: Send + Sync + 'static {
     fn hold_news(&self) {}
     /// See [`Commit::tell_news`].
     fn tell_news(&self) {}
+    /// See [`Commit::hurry`].
+    fn hurry(&self) {}
     /// See [`Commit::resend`].
     fn resend(&self, _cells: &DirtySet) {}
 }
@@ -86,6 +88,10 @@ impl Journal for Commit {
 
     fn tell_news(&self) {
         Commit::tell_news(self);
+    }
+
+    fn hurry(&self) {
+        Commit::hurry(self);
     }
 
     fn when_durable(&self, seq: Seq, done: Promise) -> Option<Ticket> {

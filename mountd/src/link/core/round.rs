@@ -125,6 +125,7 @@ impl LinkCore {
                         Some(publish) => Some(Body::Publish(publish)),
                         None => match stream.check_message(&self.commit) {
                             Some(check) => Some(Body::Verify(check)),
+                            None if self.resting => None,
                             None => {
                                 let epoch = self.epoch.unwrap_or_default();
                                 stream.batch_message(&self.commit, epoch).map(Body::Batch)

@@ -1,0 +1,59 @@
+//! When the link sends batches: at once after a rest, and then at most every [`REST`], unless somebody waits for the replica.
+//!
+//! ```text
+//!            sent all there was                 the rest is over
+//!   ready ────────────────────────► resting ──────────────────────► ready
+//!     ▲                                │  somebody waits (hurry)
+//!     └────────────────────────────────┘
+//! ```
+//! Each batch costs both daemons the same, however few ops it has: some ten hand-overs between threads, a write to the log and an
+//! acknowledgement. Sent one by one, the ops of a program that makes many files kept a processor busy that the program needed
+//! (`docs/decisions/0031`). Pure: time is an argument.
+
+use std::time::Duration;
+
+/// Least time between two looks for ops. The timer of the runtime counts in milliseconds, so it is one to two of them in fact.
+pub const REST: Duration = Duration::from_millis(1);
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    until: Option<Duration>,
+}
+
+impl Pace {
+    /// Everything there was has been sent.
+    pub fn handle_sent(&mut self, now: Duration) {
+        self.until = Some(now + REST);
+    }
+
+    /// Somebody waits for what was not sent yet.
+    pub fn handle_hurry(&mut self) {
+        self.until = None;
+    }
+
+    /// How long to rest from now on; `None`: batches may go.
+    pub fn rest(&mut self, now: Duration) -> Option<Duration> {
+        self.until = self.until.filter(|until| *until > now);
+        self.until.map(|until| until - now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Pace, REST};
+
+    #[test]
+    fn the_first_goes_at_once_the_next_after_a_rest_and_what_is_waited_for_at_once() {
+        let (mut pace, now) = (Pace::default(), Duration::from_secs(7));
+        assert_eq!(pace.rest(now), None);
+        pace.handle_sent(now);
+        assert_eq!(pace.rest(now + REST / 4), Some(REST * 3 / 4));
+        assert_eq!(pace.rest(now + REST), None);
+        pace.handle_sent(now + REST);
+        pace.handle_hurry();
+        assert_eq!(pace.rest(now + REST), None);
+    }
+}
