@@ -49,7 +49,8 @@ fn mount(fsync: impl Into<FsyncRules>) -> Option<TestMount> {
     let backing = Arc::new(Backing::open(dir.path(), false, true).expect("backing"));
     let recorder = Arc::new(Recorder::default());
     let vfs = Arc::new(Vfs::new(backing, recorder.clone(), fsync).expect("vfs"));
-    let connection = Connection::open(fuse, vfs.clone()).expect("handshake");
+    // The other tests of mounts sleep between requests where processors are few.
+    let connection = Connection::open(fuse, vfs.clone()).expect("handshake").with_busy_poll(Duration::from_micros(40));
     thread::spawn(move || connection.serve());
     detached.attach(dir.path(), Present::Directory).expect("attach");
     Some(TestMount { dir, recorder, vfs })
