@@ -55,7 +55,7 @@ enum Command {
     Join(commands::join::Args),
     /// Lists who has joined a storage daemon.
     Clients(commands::clients::Args),
-    /// Lists, makes, renames and deletes the volumes of a storage daemon.
+    /// Lists, makes, bounds, renames and deletes the volumes of a storage daemon.
     Volume(commands::volume::Args),
     /// Prints what a shell needs to complete this command.
     #[command(hide = true)]

@@ -278,6 +278,16 @@ fn link(status: &MountStatus) -> String {
     format!("{rate}{limit}{held}; {offered} offered by digest; compression {}", status.compression)
 }
 
+/// What a volume may hold, and what becomes of special files in its tree.
+fn volume_quota(status: &VolumeStatus) -> String {
+    let quota = match status.quota_bytes {
+        0 => "none".to_owned(),
+        limit => format!("{} of {}", bytes(status.used_bytes), bytes(limit)),
+    };
+    let special = if status.special == "deny" { "; devices and set-user-id bits in the catalog only" } else { "" };
+    format!("{quota}{special}")
+}
+
 /// The details of a storage daemon's volume.
 pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
     let mut details = vec![
@@ -290,6 +300,7 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
         ),
         ("inodes", status.inodes.to_string()),
         ("log", format!("{} of {}", bytes(status.log_bytes), bytes(status.log_limit_bytes))),
+        ("quota", volume_quota(status)),
         (
             "index",
             format!(

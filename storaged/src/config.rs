@@ -15,7 +15,12 @@ use serde::Deserialize;
 use tandem_runtime::{connect::KEEPALIVE, dirs};
 use tandem_web::Listen;
 
-use crate::{hooks::HookRule, offline::Offline};
+use crate::{
+    hooks::HookRule,
+    offline::Offline,
+    sandbox::{Account, Sandbox},
+    volume::settings::{Settings, Special},
+};
 
 /// The storage daemon of TandemFS: keeps a replica of folders that are mounted elsewhere.
 #[derive(Debug, Default, Parser)]
@@ -80,6 +85,21 @@ pub struct Flags {
     /// [default: 8GiB]
     #[arg(long, value_name = "SIZE")]
     pub log_max: Option<String>,
+    /// Bytes that a volume which is made from now on may hold; `tandem volume set` changes that of one volume [default: no bound]
+    #[arg(long, value_name = "SIZE")]
+    pub quota: Option<String>,
+    /// Devices and set-user-id bits in the trees of volumes that are made from now on: keep, or deny, where they are in the catalog
+    /// only and copies are complete all the same [default: keep]
+    #[arg(long, value_name = "keep|deny")]
+    pub special: Option<String>,
+    /// As root: the user that the daemon runs as once it has its port and directories. Owners, modes and devices that this user may not
+    /// set are kept in the catalog
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Whether the daemon shuts itself out of everything but its directories (Landlock): on, off, or auto, which goes on without
+    /// where the kernel cannot [default: auto]
+    #[arg(long, value_name = "on|auto|off")]
+    pub sandbox: Option<String>,
     /// The data of a deleted volume is kept so long, or `all` [default: 30d]
     #[arg(long, value_name = "AGE")]
     pub deleted_keep: Option<String>,
@@ -100,6 +120,10 @@ struct File {
     history_keep: Option<String>,
     index_rate: Option<String>,
     log_max: Option<String>,
+    quota: Option<String>,
+    special: Option<String>,
+    user: Option<String>,
+    sandbox: Option<String>,
     deleted_keep: Option<String>,
     hook: Option<String>,
     hook_dir: Option<PathBuf>,
@@ -127,6 +151,10 @@ const KEYS: &[&str] = &[
     "keepalive",
     "insecure",
     "deleted-keep",
+    "quota",
+    "special",
+    "user",
+    "sandbox",
 ];
 /// Smallest bound of a log: four segments, and as many again for their reserve.
 const LOG_MAX_MIN: u64 = 128 << 20;
@@ -151,12 +179,20 @@ pub struct Limits {
     pub log_max_bytes: u64,
     /// `--hook`.
     pub hook: Option<HookRule>,
+    /// `--quota` and `--special`: of volumes that are made.
+    pub settings: Settings,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let history_keep = KeepRule { bytes: Some(10 << 30), age: Some(Duration::from_secs(30 * 24 * 3600)) };
-        Limits { history_keep, index_rate_bytes: 128 << 20, log_max_bytes: 8 << 30, hook: None }
+        Limits {
+            history_keep,
+            index_rate_bytes: 128 << 20,
+            log_max_bytes: 8 << 30,
+            hook: None,
+            settings: Settings::default(),
+        }
     }
 }
 
@@ -208,6 +244,10 @@ pub struct Config {
     pub data: PathBuf,
     /// Where it listens. Off loopback TLS is spoken.
     pub listen: SocketAddr,
+    /// Whom the daemon becomes.
+    pub account: Option<Account>,
+    /// Whether it shuts itself out of other directories.
+    pub sandbox: Sandbox,
     /// How long the data of deleted volumes is kept; `None`: for ever.
     pub deleted_keep: Option<Duration>,
     /// Plaintext is accepted off loopback too.
@@ -258,12 +298,23 @@ impl Config {
             timeout: flags.hook_timeout.or(file.hook_timeout),
         };
         let hook = hook.rule().map_err(ConfigError)?;
+        let account =
+            flags.user.or(file.user).map(|name| hook::account("--user", name)).transpose().map_err(ConfigError)?;
+        let sandbox = flags.sandbox.or(file.sandbox).map_or(Ok(Sandbox::default()), |text| {
+            Sandbox::parse(&text).ok_or_else(|| ConfigError(format!("--sandbox {text}: write on, auto or off")))
+        })?;
         let insecure = flags.insecure || file.insecure.unwrap_or(false);
         Ok(Config {
             data,
             insecure,
             listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"))?,
-            runtime: flags.runtime.or(file.runtime).unwrap_or_else(dirs::runtime_dir),
+            runtime: flags.runtime.or(file.runtime).unwrap_or_else(|| match account {
+                // That of root's mounts is nobody else's.
+                Some(_) => dirs::storaged_runtime_dir(),
+                None => dirs::runtime_dir(),
+            }),
+            account,
+            sandbox,
             deleted_keep: deleted_keep(flags.deleted_keep.or(file.deleted_keep))?,
             keepalive: keepalive(flags.keepalive.or(file.keepalive))?,
             web: flags.web.or(file.web).map_or(Ok(Listen::default()), |web| web.parse()).map_err(ConfigError)?,
@@ -271,6 +322,7 @@ impl Config {
             log_json: flags.log_json || file.log_json.unwrap_or(false),
             limits: Limits {
                 hook,
+                settings: settings(flags.quota.or(file.quota), flags.special.or(file.special))?,
                 ..Limits::load(
                     flags.history_keep.or(file.history_keep),
                     flags.index_rate.or(file.index_rate),
@@ -279,6 +331,21 @@ impl Config {
             },
         })
     }
+}
+
+fn settings(quota: Option<String>, special: Option<String>) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::default();
+    if let Some(text) = quota {
+        match units::bytes(&text) {
+            Some(bytes) if bytes > 0 => settings.quota = Some(bytes),
+            _ => return wrong(format!("--quota {text}: not a size; write it as 100GiB")),
+        }
+    }
+    if let Some(text) = special {
+        settings.special =
+            Special::parse(&text).ok_or_else(|| ConfigError(format!("--special {text}: write keep or deny")))?;
+    }
+    Ok(settings)
 }
 
 /// How long deleted volumes are kept if nobody says otherwise.

@@ -15,6 +15,7 @@ pub mod log;
 pub mod offline;
 pub mod pull;
 pub mod reader;
+pub mod sandbox;
 pub mod server;
 pub mod storage;
 pub mod tree;

@@ -7,7 +7,7 @@ use clap::Parser as _;
 use tandem_runtime::telemetry::{self, LogOptions};
 use tandem_storaged::{
     config::{Config, Flags},
-    offline, server,
+    offline, sandbox, server,
 };
 
 /// Wrong usage, as in sysexits.h.
@@ -38,6 +38,11 @@ fn main() -> ExitCode {
             Ok(code) => ExitCode::from(code),
             Err(error) => fail(&error.to_string(), 1),
         };
+    }
+    match sandbox::enter(&config) {
+        Ok(true) => tracing::info!("shut out of everything but its own directories (Landlock)"),
+        Ok(false) => {}
+        Err(error) => return fail(&error.to_string(), 1),
     }
     // Half the processors: each worker that stands idle is woken by every message that another one takes, and volumes work too.
     let workers =

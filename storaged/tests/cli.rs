@@ -435,3 +435,42 @@ async fn what_a_first_sync_brought_before_a_kill_is_not_asked_for_again() {
     assert!(!writer.attached.staged, "a publish ends it");
     assert_eq!(storaged.stop(), Some(0));
 }
+
+#[test]
+fn a_daemon_that_is_to_be_somebody_else_is_that_one_and_refuses_what_belongs_to_others() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root");
+        return;
+    }
+    let (data, runtime) = dirs();
+    // Others may pass through the directories above, not look into ours.
+    let (own, secrets) = (data.path().join("own"), runtime.path().join("own"));
+    for dir in [&data, &runtime] {
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("chmod");
+    }
+    let command = |own: &Path| {
+        let mut command = binary();
+        command.args(["--listen", "127.0.0.1:0", "--web", "off", "--user", "nobody", "--data"]);
+        command.arg(own).arg("--runtime").arg(&secrets);
+        command
+    };
+    let mut daemon = command(&own).stdout(std::process::Stdio::piped()).spawn().expect("started");
+    let mut line = String::new();
+    let output = daemon.stdout.take().expect("piped");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
+    assert!(line.contains("listening"), "{line:?}");
+    let status = content(Path::new(&format!("/proc/{}/status", daemon.id())));
+    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata(&own).expect("made"));
+    assert_ne!(uid, 0);
+    assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    daemon.kill().expect("killed");
+    daemon.wait().expect("waited for");
+
+    fs::create_dir_all(data.path().join("roots/vol")).expect("made");
+    let (code, said) = run(&mut command(&data.path().join("roots")));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("chown -R nobody"), "{said}");
+    let (code, said) = run(binary().args(["--data", "/tmp/x", "--user", "root"]));
+    assert_eq!(code, Some(64), "{said}");
+}

@@ -1,4 +1,4 @@
-//! `tandem volume`: lists, makes, renames and deletes the volumes of a storage daemon.
+//! `tandem volume`: lists, makes, bounds, renames and deletes the volumes of a storage daemon.
 
 use std::io::{BufRead as _, IsTerminal as _};
 
@@ -11,6 +11,7 @@ use crate::{
     commands::status,
     exit::{Exit, Failure},
     output::{complain, say},
+    render::bytes,
     storage::{Connection, Which, connect},
 };
 
@@ -32,6 +33,17 @@ enum Command {
     Create {
         /// Its name.
         volume: VolumeName,
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Says what one may hold.
+    Set {
+        /// Its name.
+        volume: VolumeName,
+        #[command(flatten)]
+        settings: Settings,
         #[command(flatten)]
         which: Which,
     },
@@ -62,6 +74,59 @@ enum Command {
     },
 }
 
+/// What a volume may hold.
+#[derive(Debug, clap::Args)]
+struct Settings {
+    /// Bytes that its replica may take, as 100GiB; none lifts the bound. Beyond it nothing new is taken.
+    #[arg(long, value_name = "SIZE", value_parser = quota)]
+    quota: Option<u64>,
+    /// Devices and set-user-id bits in its tree on the storage host: keep, or deny, where they are in the catalog only. For what comes
+    /// from then on.
+    #[arg(long, value_name = "WHAT", value_parser = ["keep", "deny"])]
+    special: Option<String>,
+}
+
+impl Settings {
+    fn is_empty(&self) -> bool {
+        self.quota.is_none() && self.special.is_none()
+    }
+}
+
+/// A size with KiB, MiB, GiB or TiB behind it; none: 0.
+fn quota(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" | "B" => Some(1),
+        "K" | "KiB" => Some(1u64 << 10),
+        "M" | "MiB" => Some(1 << 20),
+        "G" | "GiB" => Some(1 << 30),
+        "T" | "TiB" => Some(1 << 40),
+        _ => None,
+    };
+    let bytes = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| format!("{text}: write a size, as 100GiB, or none"))
+}
+
+/// Changes what a volume may hold, and says what it is then.
+async fn set(volume: &VolumeName, settings: Settings, which: &Which) -> Result<(), Failure> {
+    let request = pb::ConfigureVolumeRequest {
+        volume: volume.to_string(),
+        quota_bytes: settings.quota,
+        special: settings.special.unwrap_or_default(),
+    };
+    let now = which.call(client(which).await?.configure(request)).await?;
+    let quota = match now.quota_bytes {
+        0 => "no quota".to_owned(),
+        limit => format!("a quota of {}", bytes(limit)),
+    };
+    say(&format!("volume {volume} has {quota}; special files: {}\n", now.special))?;
+    Ok(())
+}
+
 async fn client(which: &Which) -> Result<VolumesClient<Connection>, Failure> {
     Ok(VolumesClient::new(connect(which.server()).await?))
 }
@@ -81,10 +146,14 @@ fn confirmed(volume: &VolumeName) -> Result<bool, Failure> {
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     match args.command {
         Command::List { which } => return status::of_volumes(which.server()).await,
-        Command::Create { volume, which } => {
+        Command::Set { volume, settings, which } => set(&volume, settings, &which).await?,
+        Command::Create { volume, settings, which } => {
             let request = pb::CreateVolumeRequest { volume: volume.to_string() };
             which.call(client(&which).await?.create(request)).await?;
             say(&format!("volume {volume} made\n"))?;
+            if !settings.is_empty() {
+                set(&volume, settings, &which).await?;
+            }
         }
         Command::Rename { volume, to, force, which } => {
             let request = pb::RenameVolumeRequest { volume: volume.to_string(), to: to.to_string(), force };

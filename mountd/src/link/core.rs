@@ -359,6 +359,15 @@ impl LinkCore {
         self.back_off(now);
     }
 
+    /// The connection ended as we wanted. Whoever wanted it has said why, and when the next one comes.
+    pub fn handle_left(&mut self, now: Duration) {
+        if !self.is_disconnected() {
+            self.handle_disconnected("the link was ended", now);
+        }
+        self.now = now;
+        self.fault.clear();
+    }
+
     /// Stops or restarts the link by hand.
     pub fn handle_pause(&mut self, pause: bool, now: Duration) {
         self.now = now;

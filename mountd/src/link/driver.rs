@@ -222,7 +222,7 @@ impl Driver {
                 }
                 SessionEnd::Wanted => {
                     let now = self.now();
-                    self.core.handle_disconnected("the link was ended", now);
+                    self.core.handle_left(now);
                 }
                 SessionEnd::Stopped => break,
             }

@@ -29,6 +29,11 @@ pub fn runtime_dir() -> PathBuf {
     })
 }
 
+/// The same for a storage daemon that root starts and that gives its privileges away: [`runtime_dir`] is root's alone.
+pub fn storaged_runtime_dir() -> PathBuf {
+    from_env(RUNTIME_ENV).unwrap_or_else(|| PathBuf::from("/run/tandem-storaged"))
+}
+
 /// State of mounts that must last: `$TANDEM_STATE_DIR`, else `/var/lib/tandem` for root, else `$XDG_STATE_HOME/tandem`, else
 /// `$HOME/.local/state/tandem`. Not created here.
 pub fn state_dir() -> PathBuf {

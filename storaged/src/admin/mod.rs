@@ -135,6 +135,9 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
             ..Default::default()
         }),
         mismatches: facts.mismatches,
+        quota_bytes: facts.quota_bytes.unwrap_or(0),
+        used_bytes: facts.used_bytes,
+        special: if facts.denies_special { "deny" } else { "keep" }.to_owned(),
         volume_id: id(&volume.identity.volume_id),
         replica_id: id(&volume.identity.replica_id),
         position: Some((&facts.published).into()),

@@ -11,7 +11,10 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     trust::Trust,
-    volume::volumes::{ManageError, Volumes},
+    volume::{
+        settings::Special,
+        volumes::{ManageError, Volumes},
+    },
 };
 
 /// The service.
@@ -58,6 +61,22 @@ impl VolumesRpc for VolumesService {
         let (volumes, name) = (self.volumes.clone(), name(&request.into_inner().volume)?);
         blocking(move || Ok(volumes.create(&name)?)).await?;
         Ok(Response::new(pb::CreateVolumeReply {}))
+    }
+
+    async fn configure(
+        &self,
+        request: Request<pb::ConfigureVolumeRequest>,
+    ) -> Result<Response<pb::ConfigureVolumeReply>, Status> {
+        let request = request.into_inner();
+        let (volumes, name) = (self.volumes.clone(), name(&request.volume)?);
+        let special = match request.special.as_str() {
+            "" => None,
+            word => Some(Special::parse(word).ok_or_else(|| Status::invalid_argument("special: keep or deny"))?),
+        };
+        let quota = request.quota_bytes.map(|bytes| (bytes > 0).then_some(bytes));
+        let now = blocking(move || Ok(volumes.configure(&name, quota, special)?)).await?;
+        let special = now.special.as_str().to_owned();
+        Ok(Response::new(pb::ConfigureVolumeReply { quota_bytes: now.quota.unwrap_or(0), special }))
     }
 
     async fn rename(

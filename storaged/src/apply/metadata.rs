@@ -34,6 +34,11 @@ fn is_refusal(error: &io::Error) -> bool {
     )
 }
 
+/// Mode bits with which a program runs as somebody else.
+const RIGHTS: u32 = 0o6000;
+/// The same as an extended attribute.
+const CAPABILITIES: &[u8] = b"security.capability";
+
 /// A record's side while it is changed.
 struct Side {
     now: SideRecord,
@@ -136,11 +141,13 @@ impl<T: ReplicaTree> Objects<T> {
         kind: &NodeKind,
         side: &mut SideRecord,
     ) -> Result<(), ApplyError> {
+        // Of a directory these bits say something about groups, and give nobody rights.
+        let denied = if self.deny_special && !kind.is_directory() { mode & RIGHTS } else { 0 };
         if !self.tree.is_unprivileged() && !side.placeholder {
-            side.mode = None;
-            return self.tree.set_mode(node, mode).on("change the mode of", id);
+            side.mode = (denied != 0).then_some(mode);
+            return self.tree.set_mode(node, mode & !denied).on("change the mode of", id);
         }
-        match self.tree.set_mode(node, mode | own_access(kind)) {
+        match self.tree.set_mode(node, (mode & !denied) | own_access(kind)) {
             Err(error) if !is_refusal(&error) => return Err(ApplyError::from_io("change the mode of", id, error)),
             _ => {}
         }
@@ -178,7 +185,12 @@ impl<T: ReplicaTree> Objects<T> {
         value: Option<&Bytes>,
         side: &mut SideRecord,
     ) -> Result<(), ApplyError> {
+        let denied = self.deny_special && name.as_ref() == CAPABILITIES;
         let answer = match value {
+            // What it had is taken away, as it would have been replaced.
+            Some(_) if denied => {
+                self.tree.remove_xattr(node, name).and_then(|()| Err(io::Error::from_raw_os_error(libc::EPERM)))
+            }
             Some(value) => self.tree.set_xattr(node, name, value),
             None => self.tree.remove_xattr(node, name),
         };

@@ -289,6 +289,16 @@ impl<T: ReplicaTree> Replica<T> {
         Ok(())
     }
 
+    /// Whether devices, and bits that give rights, are in the catalog only from now on.
+    pub fn deny_special(&mut self, on: bool) {
+        self.objects.deny_special = on;
+    }
+
+    /// Whether they are.
+    pub fn denies_special(&self) -> bool {
+        self.objects.deny_special
+    }
+
     /// From now on what loses its last name is kept in `history/`, see [`kept`].
     pub fn keep_deleted(&mut self, on: bool) {
         self.objects.keeper.on = on;

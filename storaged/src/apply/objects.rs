@@ -44,6 +44,8 @@ pub struct Objects<T: ReplicaTree> {
     pub litter: Litter<T::Node>,
     /// Number of files that an unfinished staging left.
     pub salvaged: u64,
+    /// Devices, and bits that give rights, are in the catalog only.
+    pub deny_special: bool,
     /// Keeps what loses its last name.
     pub keeper: Keeper<T::Node>,
     /// Makes names in limbo, discard and history unique.
@@ -71,6 +73,7 @@ impl<T: ReplicaTree> Objects<T> {
             touched: BTreeSet::new(),
             litter: Litter::default(),
             salvaged: 0,
+            deny_special: false,
             keeper: Keeper::default(),
             counter: 0,
         }
@@ -182,7 +185,11 @@ impl<T: ReplicaTree> Objects<T> {
         let mut side = None;
         let device = matches!(kind, NodeKind::CharDevice { .. } | NodeKind::BlockDevice { .. });
         let symlink = matches!(kind, NodeKind::Symlink(_));
-        let created = match self.tree.create(&dir, cell.1.as_bytes(), kind) {
+        let made = match device && self.deny_special {
+            true => Err(std::io::ErrorKind::PermissionDenied.into()),
+            false => self.tree.create(&dir, cell.1.as_bytes(), kind),
+        };
+        let created = match made {
             // xfs takes a quarter of the target that ext4 takes.
             Err(error)
                 if device && error.kind() == std::io::ErrorKind::PermissionDenied

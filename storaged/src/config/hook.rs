@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use crate::hooks::HookRule;
+use crate::{hooks::HookRule, sandbox::Account};
 
 /// The flags, or the keys of the file.
 pub struct Given {
@@ -23,6 +23,19 @@ fn seconds(
         None => Ok(Duration::from_secs(default)),
         Some(seconds) if range.contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         Some(seconds) => Err(format!("--{name} {seconds}: write seconds from {} to {}", range.start(), range.end())),
+    }
+}
+
+/// The account that a daemon of root becomes.
+pub fn account(flag: &str, name: String) -> Result<Account, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(format!("{flag}: only root becomes somebody else"));
+    }
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    match ids(&name, &passwd) {
+        None => Err(format!("{flag} {name}: there is no such user")),
+        Some((0, _)) => Err(format!("{flag} {name}: that is root, who would give nothing away")),
+        Some((uid, gid)) => Ok(Account { name, uid, gid }),
     }
 }
 

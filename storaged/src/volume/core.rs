@@ -29,6 +29,7 @@ use super::{
     check::Checks,
     flow::Bounds,
     hold::Holds,
+    quota::Quota,
     state::{Identity, STATE_FILE, State, StateError},
 };
 use crate::{
@@ -188,6 +189,8 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) last_error: Arc<str>,
     /// The fault that the writer was told of.
     pub(super) told_fault: Option<Arc<str>>,
+    /// How much the volume may hold.
+    pub(super) quota: Quota,
     /// Who reads the tree at one position.
     pub(super) holds: Holds,
     /// What a verifying mount asked for.
@@ -302,6 +305,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             unproven,
             last_error: Arc::from(""),
             told_fault: None,
+            quota: Quota::default(),
             holds: Holds::default(),
             checks: Checks::default(),
             mismatches: 0,
@@ -410,7 +414,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     fn can_take_held(&self) -> bool {
         // A reader that holds the tree is in the way of what waits for apply only.
         let waits = self.publishing.is_some() || (self.is_held() && !self.backlog.is_empty());
-        self.held.is_some() && self.faults.is_empty() && !waits
+        self.held.is_some() && self.faults.is_empty() && !waits && !self.quota.is_waiting()
     }
 
     /// Takes up what had to wait: the tree of a publish, and the message after it.

@@ -78,6 +78,12 @@ pub struct Facts {
     pub salvaged_files: u64,
     /// What its mount found to differ, since the start.
     pub mismatches: u64,
+    /// That it may hold.
+    pub quota_bytes: Option<u64>,
+    /// That it holds at most, if it has a quota.
+    pub used_bytes: u64,
+    /// Special files are not made in its tree.
+    pub denies_special: bool,
     /// The last error, also if it is over.
     pub last_error: Arc<str>,
 }
@@ -128,6 +134,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             backlog_bytes: self.backlog.bytes(),
             salvaged_files: self.replica.salvaged_files(),
             mismatches: self.mismatches,
+            quota_bytes: self.quota.limit(),
+            used_bytes: self.quota.used(),
+            denies_special: self.replica.denies_special(),
             last_error: self.last_error.clone(),
         }
     }

@@ -164,7 +164,12 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return;
         }
         if let Err(refusal) = self.take(session, message, now) {
-            tracing::warn!(session, reason = ?refusal.reason, %refusal, "refused");
+            // A full volume is asked again and again; once is enough for the log.
+            if refusal.reason == Reason::Quota && std::mem::replace(&mut self.quota.told, true) {
+                tracing::debug!(session, %refusal, "refused");
+            } else {
+                tracing::warn!(session, reason = ?refusal.reason, %refusal, "refused");
+            }
             self.end_session(Some(refusal));
         }
     }
@@ -177,6 +182,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             self.drop_staging(now)?;
             return Err(refusal);
         }
+        let Some(message) = self.check_quota(message, now)? else { return Ok(()) };
         match message {
             Incoming::Batch(batch) => self.take_batch(session, batch, now),
             Incoming::Begin { round, full, s0 } => self.take_begin(session, round, full, s0, now),

@@ -23,6 +23,7 @@ use super::{
     core::Core,
     facts::Facts,
     hold::{Held, Place},
+    settings::Settings,
 };
 use crate::{
     ingest::{
@@ -83,6 +84,16 @@ pub enum Command {
         /// Which.
         number: u64,
     },
+    /// Its settings have changed.
+    Configure {
+        /// To these.
+        settings: Settings,
+    },
+    /// How much its tree and staging take; none: they could not be measured.
+    Measured {
+        /// Bytes.
+        used: Option<u64>,
+    },
     /// A check was compared.
     Checked {
         /// Of its hold.
@@ -104,6 +115,9 @@ enum Waiting {
     Closed { session: u64 },
 }
 
+/// Starts a measurement; whether it could.
+pub type Measurer = Box<dyn Fn() -> bool + Send>;
+
 /// The thread's view of the world.
 pub struct Driver<D: Disk, T: ReplicaTree> {
     core: Core<D, T>,
@@ -114,6 +128,8 @@ pub struct Driver<D: Disk, T: ReplicaTree> {
     readers: HashMap<u64, oneshot::Sender<Result<Held, Refusal>>>,
     /// Compares what a mount wants to be compared.
     checker: Option<Checker>,
+    /// Begins to measure the volume, for its quota; the answer is [`Command::Measured`].
+    measurer: Option<Measurer>,
     /// Brings the tree to the disk ahead of a checkpoint.
     ahead: Option<JoinHandle<()>>,
     stopping: bool,
@@ -133,6 +149,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             facts,
             readers: HashMap::new(),
             checker: None,
+            measurer: None,
             ahead: None,
             stopping: false,
         };
@@ -143,6 +160,22 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
     /// Who compares for a mount; without one nothing is compared.
     pub fn check_with(&mut self, checker: Checker) {
         self.checker = Some(checker);
+    }
+
+    /// Who measures the volume; without one it has no quota.
+    pub fn measure_with(&mut self, measurer: Measurer) {
+        self.measurer = Some(measurer);
+    }
+
+    /// Has the volume measured, if its quota asks for it.
+    fn measure(&mut self, now: Instant) {
+        if !self.core.wants_measure() {
+            return;
+        }
+        self.core.measure_begins(now);
+        if !self.measurer.as_ref().is_some_and(|begin| begin()) {
+            self.core.measured(None, now);
+        }
     }
 
     /// Runs until [`Command::Stop`], or until nobody can send any more.
@@ -168,6 +201,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             }
             self.apply();
             let now = Instant::now();
+            self.measure(now);
             self.core.take_held(now);
             if self.core.next_tick().is_some_and(|due| due <= now) {
                 self.core.tick(now);
@@ -240,6 +274,11 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 self.readers.remove(&number);
                 self.core.release(number);
             }
+            Command::Configure { settings } => {
+                self.core.set_quota(settings.quota);
+                self.core.set_special(settings.special);
+            }
+            Command::Measured { used } => self.core.measured(used, now),
             Command::Checked { number, session, token, outcome } => self.core.checked(number, session, token, outcome),
             Command::Stop => self.stopping = true,
         }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, Weak, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -23,8 +23,10 @@ use super::{
     core::{CheckpointRule, Core, OpenError, Parts},
     facts::{Facts, VolumeState},
     flow::Bounds,
+    quota,
+    settings::{Settings, Special},
     state::{Identity, STATE_FILE, StateError},
-    thread::{Command, Commands, Driver},
+    thread::{Command, Commands, Driver, Measurer},
 };
 use crate::{
     apply::Replica,
@@ -293,6 +295,8 @@ pub(crate) fn parts(directory: &Path) -> Result<Parts<DirDisk, FsTree>, OpenErro
     let mut replica = Replica::open(tree, catalog)?;
     // Also what the redo of the log deletes.
     replica.keep_deleted(true);
+    let settings = Settings::load(directory).map_err(OpenError::io("reading the volume's settings"))?;
+    replica.deny_special(settings.special == Special::Deny);
     Ok(Parts {
         home: disk(directory)?,
         log_disk: disk(&directory.join("log"))?,
@@ -324,6 +328,7 @@ fn make(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     });
     made.map_err(OpenError::io(format!("making the directory {}", directory.display())))?;
     let identity = Identity { volume_id: Uuid(random_id()?), replica_id: Uuid(random_id()?) };
+    limits.settings.store(directory).map_err(OpenError::io("writing the volume's settings"))?;
     Core::create(&parts(directory)?, identity, random_id()?)?;
     if let Some(parent) = directory.parent() {
         durable::sync_directory(parent).map_err(OpenError::io("syncing the storage directory"))?;
@@ -355,6 +360,8 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let hooks = behind.hooks.clone();
     core.follow(behind);
     core.keep_deleted(limits.history_keep.bytes != Some(0));
+    let settings = Settings::load(directory).map_err(OpenError::io("reading the volume's settings"))?;
+    core.set_quota(settings.quota);
     core.bound(Bounds { log_max_bytes: limits.log_max_bytes, ..Bounds::default() });
     let facts = Arc::new(Mutex::new(Facts::default()));
     let (commands, received) = mpsc::channel();
@@ -369,6 +376,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         Ok(checker) => driver.check_with(checker),
         Err(error) => tracing::warn!(%error, "the volume cannot be verified"),
     }
+    driver.measure_with(measurer(directory, Arc::downgrade(&commands)));
     let name = directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let thread = {
         let facts = facts.clone();
@@ -401,6 +409,23 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         commands,
         thread: Mutex::new(Some(thread)),
     }))
+}
+
+/// Measures a volume on a thread of its own.
+fn measurer(directory: &Path, commands: Weak<Commands>) -> Measurer {
+    let directory = directory.to_owned();
+    Box::new(move || {
+        let (directory, commands) = (directory.clone(), commands.clone());
+        let measuring = std::thread::Builder::new().name("measure".to_owned()).spawn(move || {
+            let used = quota::measure(&directory);
+            let used = used.inspect_err(|error| tracing::warn!(%error, "the volume cannot be measured for its quota"));
+            if let Some(commands) = commands.upgrade() {
+                // A volume that has stopped needs no answer.
+                let _ = commands.send(Command::Measured { used: used.ok() });
+            }
+        });
+        measuring.is_ok()
+    })
 }
 
 /// Starts what follows behind apply. The replica is as good without it.

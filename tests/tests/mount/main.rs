@@ -5,6 +5,7 @@
 mod admin;
 mod bad_input;
 mod clones;
+mod confined;
 mod copies;
 mod everyday;
 mod exclude;

@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// Attempts after which the pauses are as long as they get: a full volume is asked so seldom.
+const FULL_ATTEMPTS: u32 = 6;
+
 impl LinkCore {
     pub(super) fn handle_attached(&mut self, attached: pb::Attached) -> Result<(), String> {
         if !matches!(self.phase, Phase::Attaching { .. }) {
@@ -167,6 +170,15 @@ impl LinkCore {
                 self.commit.distrust();
                 self.effects.push_back(Effect::SaveFloor);
                 self.become_state(LinkState::Offline, &message);
+                self.back_off(now);
+            }
+            // What waits to be sent may be gone from the folder by the next attempt: its state is compared then, and what is gone not sent.
+            Reason::Quota => {
+                self.leave_stream();
+                self.commit.give_up_window();
+                self.become_state(LinkState::Offline, &message);
+                // Attaching succeeds each time, which would make the pauses short.
+                self.attempts = self.attempts.max(FULL_ATTEMPTS);
                 self.back_off(now);
             }
             _ if refused.retry

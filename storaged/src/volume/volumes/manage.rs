@@ -17,7 +17,10 @@ use tandem_proto::volume::VolumeName;
 use tandem_runtime::durable;
 
 use super::{Broken, Command, Entry, Volumes, open_entry, stopping};
-use crate::ingest::refusal::Refusal;
+use crate::{
+    ingest::refusal::Refusal,
+    volume::settings::{Settings, Special},
+};
 
 /// Where deleted volumes are. No volume can have the name.
 const DELETED: &str = ".deleted";
@@ -68,6 +71,31 @@ impl Volumes {
         }
         self.serving_or_made(name)?;
         Ok(())
+    }
+
+    /// Changes what a volume may hold; what is not given stays. Returns what it is then. Blocks on the disk.
+    pub fn configure(
+        &self,
+        name: &VolumeName,
+        quota: Option<Option<u64>>,
+        special: Option<Special>,
+    ) -> Result<Settings, ManageError> {
+        // One at a time, and not while the volume is renamed.
+        let _making = self.making.lock();
+        let volume = match self.get(name) {
+            Some(Entry::Open(volume)) => volume,
+            Some(Entry::Broken(broken)) => return Err(broken.refusal.clone().into()),
+            None => return Err(ManageError::Missing(name.clone())),
+        };
+        let failed = || failed(format!("changing the settings of volume {name}"));
+        let before = Settings::load(&volume.directory).map_err(failed())?;
+        let settings = Settings { quota: quota.unwrap_or(before.quota), special: special.unwrap_or(before.special) };
+        if settings != before {
+            settings.store(&volume.directory).map_err(failed())?;
+            volume.tell(Command::Configure { settings })?;
+            tracing::info!(volume = %name, ?settings, "settings changed");
+        }
+        Ok(settings)
     }
 
     /// Gives a volume another name. Blocks until it has stopped and started.
