@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "tandem/v1/archive.proto",
             "tandem/v1/trust.proto",
             "tandem/v1/volumes.proto",
+            "tandem/v1/copies.proto",
         ],
         ["."],
     )?;

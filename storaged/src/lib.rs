@@ -7,6 +7,7 @@ pub mod admin;
 pub mod apply;
 pub mod catalog;
 pub mod config;
+pub mod copies;
 pub mod history;
 pub mod hooks;
 pub mod index;

@@ -14,8 +14,8 @@ use rustix::process::{Resource, Rlimit};
 use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
     pb::{
-        self, admin_server::AdminServer, archive_server::ArchiveServer, replication_server::ReplicationServer,
-        trust_server::TrustServer, volumes_server::VolumesServer,
+        self, admin_server::AdminServer, archive_server::ArchiveServer, copies_server::CopiesServer,
+        replication_server::ReplicationServer, trust_server::TrustServer, volumes_server::VolumesServer,
     },
 };
 use tandem_runtime::{
@@ -33,6 +33,7 @@ use tonic::transport::Server;
 use crate::{
     admin::{AdminService, ArchiveService, volumes::VolumesService},
     config::Config,
+    copies::CopiesService,
     ingest::service::ReplicationService,
     storage::{Storage, StorageError},
     trust::{
@@ -277,6 +278,9 @@ fn serve(
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let archive = ArchiveServer::new(ArchiveService::new(volumes.clone())).max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let copies = CopiesServer::new(CopiesService::new(volumes.clone()))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let admin = AdminServer::new(admin);
     let volumes = VolumesServer::new(VolumesService::new(volumes, trust.clone(), deleted_keep));
     let trust = TrustServer::new(TrustService::new(trust, port)).max_decoding_message_size(TRUST_MESSAGE_MAX_BYTES);
@@ -303,6 +307,7 @@ fn serve(
     let house = server((STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES), STREAMS_MAX)
         .add_service(replication)
         .add_service(archive)
+        .add_service(copies.clone())
         .add_service(admin)
         .add_service(volumes)
         .add_service(trust.clone())
@@ -312,6 +317,8 @@ fn serve(
         .serve_with_incoming_shutdown(ReceiverStream::new(rooms.house), told(stop.clone()));
     let porch = server((PORCH_WINDOW_BYTES, PORCH_WINDOW_BYTES), PORCH_STREAMS_MAX)
         .add_service(trust)
+        // For another storage daemon that has a ticket.
+        .add_service(copies)
         .serve_with_incoming_shutdown(ReceiverStream::new(rooms.porch), told(stop));
     Ok(async move {
         health.set_serving::<ReplicationServer<ReplicationService>>().await;

@@ -7,7 +7,7 @@ use tandem_proto::{
     chunk::Digest,
     ids::InodeId,
     op::NodeKind,
-    stage::{NodeType, Piece, StageData, StageRecipe},
+    stage::{Content, NodeType, Piece, StageData, StageNode, StageRecipe},
 };
 
 use super::{
@@ -173,6 +173,36 @@ impl Staging {
         };
         reply.log.push(Record::StagedFile { id: *id, identity: identity.clone(), round });
         self.note_object(id, identity, round);
+        Ok(())
+    }
+
+    /// Stages a new file that stands at a name of the incoming ones: the same object gets its name here as well, so no byte is written
+    /// again, and if this staging comes to nothing, it is still there.
+    pub(super) fn stage_brought<T: ReplicaTree>(
+        &mut self,
+        objects: &mut Objects<T>,
+        node: &StageNode,
+        name: &[u8],
+        reply: &mut StageReply,
+    ) -> Result<(), ApplyError> {
+        let id = &node.id;
+        let size = node.state.as_ref().filter(|state| state.kind.is_regular() && state.content == Content::Whole);
+        let size =
+            size.map(|state| state.size).ok_or_else(|| ApplyError::protocol(id, "only whole files are brought"))?;
+        if self.files.contains_key(id) || objects.catalog.has_node(id)? {
+            return Err(ApplyError::protocol(id, "a file that is brought is a new one"));
+        }
+        let (incoming, staging) = (objects.tree.area(Area::Incoming), objects.tree.area(Area::Staging));
+        objects.drop_staging_file(&area_name(id))?;
+        objects.tree.link(&incoming, name, &staging, &area_name(id)).on("stage", id)?;
+        let object = objects.staging_file(&area_name(id))?;
+        if objects.tree.stat(&object).on("look at", id)?.size != size {
+            return Err(ApplyError::protocol(id, "what was brought has another size"));
+        }
+        let identity = objects.tree.identity(&object).on("identify", id)?;
+        self.assign_brought(node);
+        reply.log.push(Record::StagedFile { id: *id, identity: identity.clone(), round: self.round });
+        self.note_object(id, identity, self.round);
         Ok(())
     }
 

@@ -62,9 +62,11 @@ use tandem_proto::{
     ids::InodeId,
     op::{Change, Op},
     position::Position,
-    stage::{Piece, Stage},
+    stage::{Piece, Stage, StageNode},
 };
 
+#[cfg(doc)]
+use crate::tree::Area;
 use crate::{catalog::Catalog, reader::ReplicaReader, tree::ReplicaTree};
 
 /// What recovery found and did.
@@ -280,6 +282,16 @@ impl<T: ReplicaTree> Replica<T> {
             Stage::Recipe(recipe) => staging.stage_recipe(objects, &recipe, chunks, &mut reply)?,
             Stage::Data(data) => staging.stage_data(objects, &data, &mut reply)?,
         }
+        Ok(reply)
+    }
+
+    /// Stages a new regular file whose content stands at a name of [`Area::Incoming`], and stays there until its publish. Log what the
+    /// reply says.
+    pub fn stage_brought(&mut self, node: &StageNode, name: &[u8]) -> Result<StageReply, ApplyError> {
+        let (staging, objects) = self.staging()?;
+        let mut reply = StageReply::default();
+        staging.stage_brought(objects, node, name, &mut reply)?;
+        reply.log.insert(0, Record::Stage(Stage::Node(node.clone())));
         Ok(reply)
     }
 

@@ -329,6 +329,13 @@ impl Staging {
         Ok(())
     }
 
+    /// The inode of a file that was brought.
+    pub(super) fn assign_brought(&mut self, node: &StageNode) {
+        if let Some(state) = &node.state {
+            self.state.assign_node(node.id, state, self.end);
+        }
+    }
+
     fn stage_other_kind<T: ReplicaTree>(
         &mut self,
         objects: &mut Objects<T>,

@@ -1,5 +1,6 @@
 //! Messages of a writer, checked once: what passes here is in bounds, and its ops hash to the chain that the sender claims.
 
+use bytes::Bytes;
 use tandem_proto::{
     chain::Chain,
     convert,
@@ -158,6 +159,13 @@ pub enum Incoming {
     },
     /// State.
     Stage(Stage),
+    /// A new regular file whose content a copy has brought already. Never from outside: see `copies`.
+    Bring {
+        /// What it is to be.
+        node: StageNode,
+        /// Its name in the area of incoming files.
+        name: Bytes,
+    },
     /// Asks for an answer when everything before is answered.
     Barrier(u64),
     /// Staging becomes the replica's state.

@@ -93,12 +93,12 @@ impl FsTree {
             let fd = rustix::fs::open(volume.join(area.path()), flags, Mode::empty())?;
             Ok(FsNode { fd: Arc::new(fd), path_only: false })
         };
-        let [tree, staging, parked, limbo, discard, history] = Area::ALL.map(open);
+        let [tree, staging, parked, limbo, discard, history, incoming] = Area::ALL.map(open);
         let tree = tree?;
         let takes = usize::try_from(rustix::fs::fstatvfs(&*tree.fd)?.f_namemax).unwrap_or(NAME_MAX);
         Ok(FsTree {
             inner: Arc::new(Inner {
-                areas: [tree, staging?, parked?, limbo?, discard?, history?],
+                areas: [tree, staging?, parked?, limbo?, discard?, history?, incoming?],
                 name_max: takes.clamp(NAME_MAX_LEAST, NAME_MAX).min(name_max),
                 unprivileged: !rustix::process::geteuid().is_root(),
                 handles: AtomicBool::new(true),

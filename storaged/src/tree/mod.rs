@@ -35,11 +35,14 @@ pub enum Area {
     Discard,
     /// What a resync replaced or removed, by position.
     History,
+    /// Files of a copy into the volume that is under way (`copies`).
+    Incoming,
 }
 
 impl Area {
     /// All of them.
-    pub const ALL: [Area; 6] = [Area::Tree, Area::Staging, Area::Parked, Area::Limbo, Area::Discard, Area::History];
+    pub const ALL: [Area; 7] =
+        [Area::Tree, Area::Staging, Area::Parked, Area::Limbo, Area::Discard, Area::History, Area::Incoming];
 
     /// Its path below the volume's directory.
     pub fn path(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Area {
             Area::Limbo => "staging/limbo",
             Area::Discard => "staging/discard",
             Area::History => "history",
+            Area::Incoming => "staging/incoming",
         }
     }
 }

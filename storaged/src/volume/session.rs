@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use tandem_proto::{
     limits::{FEATURE_COPIES, FEATURE_GROUPS, FEATURE_PACKED},
     pb::{self, server_message::Body},
     position::Position,
-    stage::Stage,
+    stage::{Stage, StageNode},
 };
 
 use super::core::{Carries, Core, OpRun, Pending, Session, Stuck};
@@ -175,7 +176,10 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     fn take(&mut self, session: u64, message: Incoming, now: Instant) -> Result<(), Refusal> {
-        let grows = matches!(message, Incoming::Batch(_) | Incoming::Stage(_) | Incoming::Begin { .. });
+        let grows = matches!(
+            message,
+            Incoming::Batch(_) | Incoming::Stage(_) | Incoming::Bring { .. } | Incoming::Begin { .. }
+        );
         if let (true, Err(refusal)) = (grows, self.check_staging_fits()) {
             self.last_error = Arc::from(refusal.message.as_str());
             self.end_session(Some(refusal.clone()));
@@ -187,6 +191,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             Incoming::Batch(batch) => self.take_batch(session, batch, now),
             Incoming::Begin { round, full, s0 } => self.take_begin(session, round, full, s0, now),
             Incoming::Stage(stage) => self.take_stage(session, stage, now),
+            Incoming::Bring { node, name } => self.take_brought(session, node, name, now),
             Incoming::Barrier(token) => {
                 self.receiver.check_session(session)?;
                 self.send(Body::Barrier(pb::BarrierReached { token }));
@@ -297,11 +302,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             Ok(reply) => reply,
             Err(error) => return self.stage_failed(error, Incoming::Stage(stage), now),
         };
-        for record in &reply.log {
-            if let Some((kind, payload)) = codec::encode(record) {
-                self.push(Pending { kind, payload, carries: Carries::Nothing });
-            }
-        }
+        self.push_staged(&reply.log);
         let wire = |id: &tandem_proto::InodeId| bytes::Bytes::copy_from_slice(id.as_bytes());
         if !reply.need_nodes.is_empty() {
             self.send(Body::NeedNodes(pb::NeedNodes { ids: reply.need_nodes.iter().map(wire).collect() }));
@@ -310,6 +311,23 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             let mut pieces = tandem_proto::convert::piece_messages(&reply.need_pieces);
             pieces.iter_mut().for_each(|piece| piece.digest.clear());
             self.send(Body::NeedPieces(pb::NeedPieces { id: wire(&id), pieces }));
+        }
+        Ok(())
+    }
+
+    fn push_staged(&mut self, records: &[Record]) {
+        for record in records {
+            if let Some((kind, payload)) = codec::encode(record) {
+                self.push(Pending { kind, payload, carries: Carries::Nothing });
+            }
+        }
+    }
+
+    fn take_brought(&mut self, session: u64, node: StageNode, name: Bytes, now: Instant) -> Result<(), Refusal> {
+        self.receiver.handle_stage(session)?;
+        match self.replica.stage_brought(&node, &name) {
+            Ok(reply) => self.push_staged(&reply.log),
+            Err(error) => return self.stage_failed(error, Incoming::Bring { node, name }, now),
         }
         Ok(())
     }

@@ -48,6 +48,8 @@ struct Shared {
     connections: AtomicU64,
     /// Chunks that were harmed.
     harmed: AtomicU64,
+    /// Bytes that servers sent.
+    carried: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -92,6 +94,7 @@ impl Proxy {
             stop: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             harmed: AtomicU64::new(0),
+            carried: AtomicU64::new(0),
             open: Mutex::default(),
         });
         let inner = Arc::clone(&shared);
@@ -119,6 +122,11 @@ impl Proxy {
     /// Connections so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that servers have sent so far; not all of them had to arrive.
+    pub fn carried(&self) -> u64 {
+        self.shared.carried.load(Ordering::Relaxed)
     }
 
     /// Chunks that were harmed so far: delayed and slow ones are not counted.
@@ -193,6 +201,9 @@ impl Direction {
                 Ok(0) | Err(_) => break,
                 Ok(len) => len,
             };
+            if !self.from_client {
+                self.shared.carried.fetch_add(len as u64, Ordering::Relaxed);
+            }
             let harm = self.shared.harm();
             let mut chunk = buffer[..len].to_vec();
             if harm.swallow {
