@@ -95,6 +95,26 @@ fn copies_are_made_by_the_replica() {
 }
 
 #[test]
+fn zeroes_that_are_written_are_sent_as_ranges() {
+    let Some(lab) = Lab::new("wire-zeroes") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let (doc, new) = (mount.path().join("doc"), mount.path().join("new"));
+    fs::write(&doc, content(1, 3_000_000)).expect("room");
+    let sent = cost(&mount, || {
+        fs::write(&new, vec![0; 20 << 20]).expect("room");
+        let file = File::options().write(true).open(&doc).expect("it is there");
+        // Inside the file, across its end, and behind it.
+        for (offset, len) in [(1_000_001, 500_000), (2_900_001, 300_000), (5_000_003, 70_000)] {
+            file.write_all_at(&vec![0; len], offset).expect("room");
+        }
+        file.write_all_at(b"end", 6_000_000).expect("room");
+    });
+    assert!(sent < 16 << 10, "{sent} bytes were sent for 20 MiB of zeroes");
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
 fn copies_survive_a_kill_of_the_storage_daemon_right_behind_them() {
     let Some(lab) = Lab::new("wire-copies-kill") else { return };
     lab.allow_lost_peers();
