@@ -62,6 +62,9 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_XDEV)
     .union(ResolveFlags::NO_MAGICLINKS);
+/// Bytes of a file that may be on their way to the disk before more are waited for: unbounded, the disk's queue takes 256 MiB of a first sync,
+/// and the fsync of another volume stands behind them.
+const WRITING_BEHIND: u64 = 4 << 20;
 /// Longest name of Linux.
 const NAME_MAX: usize = 255;
 /// With less room than this a name that is cut could not be told from another.
@@ -440,15 +443,17 @@ impl ReplicaTree for FsTree {
     }
 
     fn write_back(&self, node: &FsNode, offset: u64, len: u64) {
-        // SAFETY: plain numbers and an open descriptor.
-        let _ = unsafe {
-            libc::sync_file_range(
-                node.fd.as_raw_fd(),
-                offset.cast_signed(),
-                len.cast_signed(),
-                libc::SYNC_FILE_RANGE_WRITE,
-            )
+        let range = |offset: u64, len: u64, flags: u32| {
+            // SAFETY: plain numbers and an open descriptor. An error is told to the sync of the file system as well.
+            let _ =
+                unsafe { libc::sync_file_range(node.fd.as_raw_fd(), offset.cast_signed(), len.cast_signed(), flags) };
         };
+        range(offset, len, libc::SYNC_FILE_RANGE_WRITE);
+        let ahead = (offset + len).saturating_sub(WRITING_BEHIND);
+        if ahead > 0 {
+            // What another volume's fsync waits for stands behind no more than this in the disk's queue.
+            range(ahead.saturating_sub(len), len, libc::SYNC_FILE_RANGE_WAIT_BEFORE);
+        }
     }
 
     fn copy_range(&self, from: &FsNode, to: &FsNode, offset: u64, len: u64) -> io::Result<u64> {

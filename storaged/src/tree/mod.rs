@@ -144,7 +144,7 @@ pub trait ReplicaTree: Clone + Send + Sync + 'static {
     /// Brings most of what is not durable to the disk, so that the [`Self::sync`] that follows is short. Proves nothing: an error is
     /// told to that one as well.
     fn sync_ahead(&self) {}
-    /// Begins to bring a range of a file to the disk, and does not wait for it.
+    /// Begins to bring a range of a file to the disk. Waits only for what was begun long before, so that not much is in the disk's queue.
     fn write_back(&self, _node: &Self::Node, _offset: u64, _len: u64) {}
     /// Copies a range of one file to the same place of another that ends behind it or grows; how much was copied. 0 where the file
     /// system cannot do it by itself.
