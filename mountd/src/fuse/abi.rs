@@ -12,8 +12,6 @@ pub const MINOR_MIN: u32 = 23;
 pub const IN_HEADER_BYTES: usize = 40;
 /// Length of `struct fuse_out_header`.
 pub const OUT_HEADER_BYTES: usize = 16;
-/// Length of `struct fuse_write_in`.
-pub const WRITE_IN_BYTES: usize = 40;
 
 /// What is asked for.
 pub mod opcode {

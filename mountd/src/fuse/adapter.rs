@@ -182,6 +182,12 @@ impl<J: Journal> Adapter<J> {
 
     fn fsync(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
         let (handle, flags) = (fields.u64()?, fields.u32()?);
+        self.sync(header, handle, flags & abi::FSYNC_FDATASYNC != 0, move |result| answer_empty(reply, result));
+        Ok(())
+    }
+
+    /// Makes a file durable as the mount promises, then answers.
+    fn sync(&self, header: Header, handle: u64, data_only: bool, answer: impl FnOnce(VfsResult<()>) + Send + 'static) {
         let unique = header.unique;
         self.interrupts.begin(unique, header.pid);
         let interrupts = self.interrupts.clone();
@@ -191,16 +197,15 @@ impl<J: Journal> Adapter<J> {
             if result.is_ok() {
                 meters.synced(vfs.journal().last_reserved());
             }
-            answer_empty(reply, result);
+            answer(result);
         });
         let waits = match header.opcode {
             opcode::FSYNCDIR => self.vfs.fsync_dir(header.node, done),
-            _ => self.vfs.fsync(caller(&header), handle, flags & abi::FSYNC_FDATASYNC != 0, done),
+            _ => self.vfs.fsync(caller(&header), handle, data_only, done),
         };
         if let Some(ticket) = waits {
             self.interrupts.waits(unique, ticket);
         }
-        Ok(())
     }
 
     fn read(&self, header: Header, mut fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
@@ -218,7 +223,8 @@ impl<J: Journal> Adapter<J> {
 
     fn write(&self, header: Header, mut fields: Fields<'_>, buffer: Option<&Buffer>, reply: Reply) -> Called {
         let (handle, offset, size, flags) = (fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?);
-        fields.bytes(abi::WRITE_IN_BYTES - 24)?;
+        // The owner of a lock, the flags of the file with those of this call, padding.
+        let (_, file_flags, _) = (fields.u64()?, fields.u32()? as i32, fields.u32()?);
         let data = fields.bytes(size as usize)?;
         let kill = WriteFlags::from_bits_retain(flags).contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let keep = |part: &[u8]| match buffer {
@@ -229,7 +235,13 @@ impl<J: Journal> Adapter<J> {
         if let Ok(written) = &result {
             self.meters.written(header.node, *written);
         }
-        answer_written(reply, result);
+        match result {
+            Ok(written) if written > 0 && file_flags & libc::O_DSYNC != 0 && self.vfs.syncs_writes(handle) => {
+                let data_only = file_flags & libc::O_SYNC != libc::O_SYNC;
+                self.sync(header, handle, data_only, move |synced| answer_written(reply, synced.map(|()| written)));
+            }
+            result => answer_written(reply, result),
+        }
         Ok(())
     }
 

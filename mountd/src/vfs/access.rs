@@ -19,7 +19,10 @@ impl Access {
     /// Of a file that is opened with these flags.
     pub fn of(flags: i32, cache_mode: CacheMode) -> Access {
         match cache_mode {
-            CacheMode::Strict if flags & libc::O_ACCMODE == libc::O_WRONLY => Access::Direct,
+            // After a write that goes around its cache the kernel syncs nothing, whatever the file was opened with.
+            CacheMode::Strict if flags & (libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC) == libc::O_WRONLY => {
+                Access::Direct
+            }
             _ => Access::Cached,
         }
     }

@@ -91,7 +91,7 @@ impl<J: Journal> Vfs<J> {
     pub(super) fn opened(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32, readable: bool) -> Opened {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let access = Access::of(flags, self.cache_mode);
-        Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable }), access }
+        Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable, access }), access }
     }
 
     /// Opens the object behind an inode.
@@ -106,6 +106,12 @@ impl<J: Journal> Vfs<J> {
                 None => Err(VfsError::Stale(inode.node)),
             },
         }
+    }
+
+    /// Whether who writes through this handle and wants that synced (`RWF_DSYNC`) leaves it to us: around its cache the kernel does not
+    /// ask for it afterwards.
+    pub fn syncs_writes(&self, handle: u64) -> bool {
+        self.file(handle).is_ok_and(|file| file.access == Access::Direct)
     }
 
     /// Reads into `buffer`; how much. Less only at the end of the file.

@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::RwLock;
 
-use super::inodes::Inode;
+use super::{access::Access, inodes::Inode};
 
 /// An open file.
 pub struct OpenFile {
@@ -22,6 +22,8 @@ pub struct OpenFile {
     pub writable: bool,
     /// Whether it can be read through this handle (files opened for writing only are widened where that is allowed).
     pub readable: bool,
+    /// How the kernel writes it.
+    pub access: Access,
 }
 
 /// All open files.
