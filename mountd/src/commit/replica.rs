@@ -213,6 +213,11 @@ impl Commit {
         (inner.window.bytes(), inner.window.limit_bytes())
     }
 
+    /// Whether somebody waits for the replica.
+    pub fn is_waited_for(&self) -> bool {
+        !self.inner.lock().waiters.is_empty()
+    }
+
     /// Whether nothing is dirty outside the window.
     pub fn is_clean(&self) -> bool {
         let inner = self.inner.lock();

@@ -18,6 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A network counts as the bottleneck when the kernel had bytes to send at every look for so long: a receiver that waited for a processor
 /// is not taken for one.
 const BUSY_AFTER: Duration = Duration::from_millis(400);
+/// A network that carries less, by what is measured, is away or loses what it is given; it says nothing of what it carries else.
+const CARRIES_MIN: u64 = 8 << 10;
 /// What may be sent at once under a limit: a tenth of a second of it, within these bounds.
 const BURST_MIN_BYTES: u64 = 16 << 10;
 const BURST_MAX_BYTES: u64 = 1 << 20;
@@ -109,7 +111,9 @@ impl Gauge {
         }
         let long = look.at.saturating_duration_since(since.at) >= BUSY_AFTER;
         if let Some(rate) = rate_between(&since, &look).filter(|_| long) {
-            self.measured.store(rate.max(1), Ordering::Relaxed);
+            if rate >= CARRIES_MIN {
+                self.measured.store(rate, Ordering::Relaxed);
+            }
             *busy = Some(Busy { since: look, last: look });
         } else {
             *busy = Some(Busy { since, last: look });
@@ -180,6 +184,15 @@ mod tests {
         gauge.handle_look(look(begun, 2000, 6_000_000, 0));
         gauge.handle_look(look(begun, 2100, 8_000_000, 0));
         assert_eq!(gauge.rate(), Some(20_000_000));
+    }
+
+    #[test]
+    fn a_network_that_is_away_has_no_rate() {
+        let (gauge, begun) = (Gauge::new(None), Instant::now());
+        for step in 0..50 {
+            gauge.handle_look(look(begun, step * 100, step * 46, 1000));
+        }
+        assert_eq!(gauge.rate(), None);
     }
 
     #[test]

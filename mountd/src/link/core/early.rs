@@ -30,6 +30,8 @@ const CUT_BYTES: u64 = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Held back at most for this part of the time that the link needs.
 const HELD_PART: u32 = 4;
+/// And never for longer than this: a rate is a measurement, and may be wrong.
+const HELD_MAX: Duration = Duration::from_secs(5);
 /// Data for which the link needs longer than this is offered by digest.
 const RESYNC_FROM: Duration = Duration::from_secs(1);
 /// After so many resyncs in a row that saved little, the next one is not sooner than the least patience; twice as long each time. The first ones
@@ -102,7 +104,7 @@ impl Gate {
             return Way::Resync;
         }
         let least = if queue.cuts { CUT_BYTES } else { 0 };
-        if pauses || now.saturating_sub(hold.since) >= needs(queue.unsent_bytes.max(least)) / HELD_PART {
+        if pauses || now.saturating_sub(hold.since) >= held(needs(queue.unsent_bytes.max(least))) {
             self.hold = None;
             self.open_until = queue.filled;
             return Way::Send;
@@ -122,8 +124,12 @@ impl Gate {
     pub fn awaits_pause(&mut self, rate: u64, limit: u64, filled: Seq, now: Duration) -> bool {
         let hold = self.look(filled, now);
         let pauses = now.saturating_sub(hold.moved) >= PAUSE;
-        !pauses && now.saturating_sub(hold.since) < needs(limit, rate) / HELD_PART
+        !pauses && now.saturating_sub(hold.since) < held(needs(limit, rate))
     }
+}
+
+fn held(needs: Duration) -> Duration {
+    (needs / HELD_PART).min(HELD_MAX)
 }
 
 fn needs(bytes: u64, rate: u64) -> Duration {
@@ -203,6 +209,18 @@ mod tests {
         // What was there when that was decided goes at once.
         assert_eq!(gate.decide(Seq(1), &queue(1, 100_000), ms(11)), Way::Send);
         assert_eq!(gate.decide(Seq(2), &queue(2, 100_000), ms(12)), Way::Hold);
+    }
+
+    #[test]
+    fn a_rate_that_is_wrong_holds_nothing_for_long() {
+        let mut gate = Gate::default();
+        let slow = |filled| Queue { rate: 400, cuts: true, ..queue(filled, 300) };
+        assert_eq!(gate.decide(Seq(1), &slow(1), ms(0)), Way::Hold);
+        // Its writer goes on, so that it never pauses.
+        for step in 1..50 {
+            assert_eq!(gate.decide(Seq(1), &slow(step), ms(100 * step)), Way::Hold);
+        }
+        assert_eq!(gate.decide(Seq(1), &slow(50), ms(5_000)), Way::Send);
     }
 
     #[test]

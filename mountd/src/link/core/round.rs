@@ -215,10 +215,11 @@ impl LinkCore {
             stream.gated &= !self.commit.is_keeping();
             return Way::Send;
         };
-        if !self.commit.is_keeping() {
+        stream.gated &= !self.commit.is_keeping();
+        if !self.commit.is_keeping() || self.commit.is_waited_for() {
+            // Who waits for the replica waits for these bytes, whatever they come to.
             return Way::Send;
         }
-        stream.gated = false;
         let Some(next) = self.commit.take(stream.sent, 1, 1) else { return Way::Send };
         let Some(op) = next.ops.first() else { return Way::Send };
         let (cuts, bulk) = early::kind_of(op);
