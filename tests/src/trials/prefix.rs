@@ -194,9 +194,11 @@ mod tests {
     fn a_write_that_is_missing_between_others_is_seen() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let prefix = stepped(dir.path(), 50);
-        let file = dir.path().join("prefix/p2");
-        let old = prefix.block(2, last_write(prefix.done().load(Ordering::SeqCst), 2) - TURN);
-        fs::write(file, old).expect("writable");
+        // Of the file that was written longest ago: without its last write a later one is there.
+        let done = prefix.done().load(Ordering::SeqCst);
+        let file = (0..FILES).min_by_key(|file| last_write(done, *file)).expect("there are files");
+        let old = prefix.block(file, last_write(done, file) - TURN);
+        fs::write(dir.path().join(format!("prefix/p{file}")), old).expect("writable");
         assert!(prefix.check(dir.path(), 0).is_err());
     }
 
