@@ -242,16 +242,16 @@ fn birth_changes(dir: &Inode, name: Name, born: &Born, dir_stat: &Stat) -> VfsRe
         Change::Birth { id: born.id, kind: sys::kind(&born.fd, &born.stat)? },
         attr_change(born.id, &born.stat),
     ];
-    changes.extend(inherited(born)?);
+    changes.extend(xattr_changes(born.id, &born.fd)?);
     changes.push(Change::Entry { dir: dir.id, name, old: None, new: Some(born.id) });
     changes.push(mtime_change(dir.id, dir_stat));
     Ok(changes)
 }
 
-/// Inherited ACLs, and labels.
-pub(super) fn inherited(born: &Born) -> VfsResult<Changes> {
-    let xattrs = sys::xattrs(&born.fd)?.into_iter();
-    Ok(xattrs.map(|(name, value)| Change::Xattr { id: born.id, name, value: Some(value) }).collect())
+/// What a new inode has beside its attributes: inherited ACLs, labels, and what it was given before its first name.
+pub(super) fn xattr_changes(id: InodeId, fd: impl AsFd) -> VfsResult<Changes> {
+    let xattrs = sys::xattrs(fd)?.into_iter();
+    Ok(xattrs.map(|(name, value)| Change::Xattr { id, name, value: Some(value) }).collect())
 }
 
 fn remove_born(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {

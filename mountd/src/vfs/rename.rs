@@ -14,7 +14,7 @@ use tandem_proto::{Change, Changes, Name, NodeKind};
 
 use super::{
     Caller, Child, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change, checked_name,
-    create::{Born, inherited},
+    create::{Born, xattr_changes},
     inodes::{Inode, Locks},
 };
 use crate::commit::{MarkCell, dirty::DirtySet};
@@ -70,7 +70,7 @@ impl<J: Journal> Vfs<J> {
                 let born = self.adopt(caller, &old_fd, from.name, None);
                 let (born, _) = self.unsaid(&cells, born)?;
                 // Of a directory with a default ACL it inherits one, as everything born there.
-                let xattrs = self.unsaid(&cells, inherited(&born))?;
+                let xattrs = self.unsaid(&cells, xattr_changes(born.id, &born.fd))?;
                 leave_whiteout(&mut changes, &born, xattrs);
             }
             if !old_dir.is_outside() {

@@ -13,7 +13,7 @@ use tandem_proto::{Change, Changes, Name, limits};
 use super::{
     Caller, Entry, Journal, Making, Opened, Reserved as _, Vfs, VfsResult, attr_change,
     caller::adopt_umask,
-    create::{Born, link_fd},
+    create::{Born, link_fd, xattr_changes},
     data::{backing_flags, read_back},
     inodes::{Inode, InodeState, Privileges},
 };
@@ -66,12 +66,7 @@ impl<J: Journal> Vfs<J> {
         inode.pin(None);
         let stat = self.unsaid(&cells, sys::stat(fd).map_err(Into::into))?;
         let mut changes: Changes = smallvec![Change::Birth { id: inode.id, kind: tandem_proto::NodeKind::Regular }];
-        let xattrs = self.unsaid(&cells, sys::xattrs(fd).map_err(Into::into))?;
-        changes.extend(xattrs.into_iter().map(|(name, value)| Change::Xattr {
-            id: inode.id,
-            name,
-            value: Some(value),
-        }));
+        changes.extend(self.unsaid(&cells, xattr_changes(inode.id, fd))?);
         changes.push(Change::Entry { dir: dir.id, name: op_name, old: None, new: Some(inode.id) });
         changes.push(Change::Size { id: inode.id, size: stat.size });
         changes.push(attr_change(inode.id, &stat));

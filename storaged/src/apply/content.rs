@@ -333,11 +333,7 @@ impl Staging {
             {
                 continue;
             }
-            let found = match &first {
-                None => Self::find_chunk(objects, chunks, len, &digest)?,
-                Some(first) => Self::find_group(objects, chunks, len, first, &digest)?,
-            };
-            match found {
+            match Self::find_bytes(objects, chunks, len, first.as_ref(), &digest)? {
                 Some(bytes) => self.put(objects, id, offset, &bytes, reply)?,
                 None => reply.need_pieces.push(Piece::chunk(offset, len, None)),
             }
@@ -417,40 +413,22 @@ impl Staging {
         Ok(())
     }
 
-    fn find_chunk<T: ReplicaTree>(
+    /// Bytes with a digest, from where the index says that they, or the chunk `first` that they begin with, lie. What begins with a chunk
+    /// is there if the file that has that one goes on in the same way.
+    fn find_bytes<T: ReplicaTree>(
         objects: &mut Objects<T>,
         chunks: &dyn ChunkSource,
         len: u64,
+        first: Option<&Digest>,
         digest: &Digest,
     ) -> Result<Option<Vec<u8>>, ApplyError> {
-        for place in chunks.find(digest).into_iter().take(PLACES_MAX) {
+        for place in chunks.find(first.unwrap_or(digest)).into_iter().take(PLACES_MAX) {
             let is_file = objects.catalog.node(&place.id)?.is_some_and(|node| node.kind.is_regular());
-            if u64::from(place.len) != len || len > PIECE_MAX || !is_file {
+            let is_so_long = first.is_some() || u64::from(place.len) == len;
+            if !is_file || !is_so_long || len > PIECE_MAX || place.offset.checked_add(len).is_none() {
                 continue;
             }
             // A hint may be stale in any way, so a failure to read is no failure.
-            if let Ok(Some(bytes)) = objects.read_exactly(&place.id, place.offset, len)
-                && Digest::of(&bytes) == *digest
-            {
-                return Ok(Some(bytes));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A group lies where its first chunk lies, if the file that has that one goes on in the same way.
-    fn find_group<T: ReplicaTree>(
-        objects: &mut Objects<T>,
-        chunks: &dyn ChunkSource,
-        len: u64,
-        first: &Digest,
-        digest: &Digest,
-    ) -> Result<Option<Vec<u8>>, ApplyError> {
-        for place in chunks.find(first).into_iter().take(PLACES_MAX) {
-            let is_file = objects.catalog.node(&place.id)?.is_some_and(|node| node.kind.is_regular());
-            if !is_file || len > PIECE_MAX || place.offset.checked_add(len).is_none() {
-                continue;
-            }
             if let Ok(Some(bytes)) = objects.read_exactly(&place.id, place.offset, len)
                 && Digest::of(&bytes) == *digest
             {

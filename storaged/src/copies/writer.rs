@@ -82,13 +82,7 @@ impl Writer {
             client_id: client_of(&volume),
             client_name: format!("tandem cp of {client}"),
             run_id: Uuid(random()?),
-            epoch: None,
-            volume_id: None,
-            replica_id: None,
-            takeover: false,
-            succeed: false,
-            have: None,
-            runs: Vec::new(),
+            ..AttachRequest::default()
         };
         let (reply, attached) = oneshot::channel();
         let outbox = Arc::new(Outbox::default());

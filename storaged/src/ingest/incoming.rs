@@ -21,7 +21,7 @@ use crate::verify::Check;
 const CLIENT_NAME_MAX: usize = 512;
 
 /// A claim of a volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttachRequest {
     /// Of the client's state directory.
     pub client_id: Uuid,

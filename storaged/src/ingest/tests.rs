@@ -22,12 +22,7 @@ fn request(client: u8, run: u8, epoch: Option<Epoch>) -> AttachRequest {
         client_name: format!("client {client}"),
         run_id: Uuid([run; 16]),
         epoch,
-        volume_id: None,
-        replica_id: None,
-        takeover: false,
-        succeed: false,
-        have: None,
-        runs: Vec::new(),
+        ..AttachRequest::default()
     }
 }
 

@@ -83,12 +83,7 @@ fn attach_request(sent: &Position) -> AttachRequest {
         client_name: "tester".to_owned(),
         run_id: Uuid([1; 16]),
         epoch: (sent.epoch.0 != 0).then_some(sent.epoch),
-        volume_id: None,
-        replica_id: None,
-        takeover: false,
-        succeed: false,
-        have: None,
-        runs: Vec::new(),
+        ..AttachRequest::default()
     }
 }
 
