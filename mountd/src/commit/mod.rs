@@ -36,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tandem_proto::{Change, Changes, Epoch, InodeId, Op, Origin, Position, Seq, Uuid};
 use tokio::sync::{Notify, watch};
 
@@ -105,6 +105,8 @@ pub struct Commit {
     filled: Notify,
     /// Somebody waits for what was filled.
     hurried: Notify,
+    /// Somebody waited for the replica since the link last asked.
+    waited: AtomicBool,
     watermarks: watch::Sender<Watermarks>,
     mark_writes: std::sync::atomic::AtomicU64,
     /// Where checks stand in the stream.
@@ -195,6 +197,7 @@ impl Commit {
             begun: Instant::now(),
             filled: Notify::new(),
             hurried: Notify::new(),
+            waited: AtomicBool::new(false),
             watermarks: watch::Sender::new(Watermarks::default()),
             mark_writes: std::sync::atomic::AtomicU64::new(0),
             desk: Desk::default(),
@@ -289,8 +292,7 @@ impl Commit {
             } else {
                 let deadline = self.fsync_timeout.map(|timeout| Instant::now() + timeout);
                 let ticket = inner.waiters.add(seq, deadline, done);
-                drop(inner);
-                self.hurry();
+                self.hurry_for(seq, inner);
                 return Some(ticket);
             }
         };
@@ -402,7 +404,17 @@ impl Commit {
 
     /// Somebody waits for the replica, or will in a moment: what was filled goes at once, see [`crate::link::pace`].
     pub fn hurry(&self) {
-        self.hurried.notify_one();
+        let inner = self.inner.lock();
+        self.hurry_for(inner.window.filled(), inner);
+    }
+
+    /// To wake the link for what it has sent would take a processor from who works on it.
+    fn hurry_for(&self, seq: Seq, inner: MutexGuard<'_, Inner>) {
+        self.waited.store(true, Ordering::Relaxed);
+        if !inner.is_on_its_way(seq) {
+            drop(inner);
+            self.hurried.notify_one();
+        }
     }
 
     /// Tells the link what this thread has filled since [`Commit::hold_news`]: after the answer, and before a call that takes long.
@@ -414,6 +426,11 @@ impl Commit {
 }
 
 impl Inner {
+    /// Whether the link has taken the op to send it.
+    fn is_on_its_way(&self, seq: Seq) -> bool {
+        self.window.is_keeping() && self.window.chain_at(seq).is_some()
+    }
+
     /// From which position on births in a mark made now are covered by it. The replica numbers births of this run only once this run
     /// has published; before that the floor is a bound that is never too late.
     fn born_since_now(&self) -> (Position, Seq) {

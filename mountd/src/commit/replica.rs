@@ -37,6 +37,11 @@ impl Commit {
         self.hurried.notified().await;
     }
 
+    /// Whether somebody waited for the replica since the last time.
+    pub fn take_waited(&self) -> bool {
+        self.waited.swap(false, Ordering::Relaxed)
+    }
+
     /// Follows the replica's watermarks.
     pub fn watermarks(&self) -> watch::Receiver<Watermarks> {
         self.watermarks.subscribe()

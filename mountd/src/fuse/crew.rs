@@ -22,10 +22,13 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
+use super::preempted;
+
 /// So many requests in a row that nobody had to wait for mean that one more thread has work.
 const BACKLOG: u32 = 16;
-/// A kind of request that takes so long on average is answered by a thread that gave its place away: some times what that costs.
-const SLOW: Duration = Duration::from_micros(150);
+/// A kind of request that takes so long on average is answered by a thread that gave its place away. That wakes two or three threads, at the
+/// moment when an fsync has something to send; who waits for the taker meanwhile waits no longer than this.
+const SLOW: Duration = Duration::from_micros(400);
 /// A taker whose call takes so long has its place given away by who looks after them.
 const STUCK: Duration = Duration::from_millis(2);
 /// How often they are looked after while requests come, and while none come.
@@ -179,8 +182,12 @@ impl Crew {
         call != DISPLACED
     }
 
-    /// A request of this kind took so long.
+    /// A request of this kind took so long. That says nothing of the kind if the thread meanwhile had to give its processor away: where
+    /// others want it too, everything took long, and each request was handed from thread to thread.
     pub fn note(&self, kind: u32, took: Duration) {
+        if took > SLOW && preempted::since_last_time() {
+            return;
+        }
         let average = self.kind(kind);
         let took = took.as_nanos() as u64;
         average.store(averaged(average.load(Ordering::Relaxed), took), Ordering::Relaxed);

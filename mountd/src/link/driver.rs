@@ -427,7 +427,7 @@ impl Driver {
                 let Some(message) = self.core.poll_message() else {
                     if sent_ops {
                         let now = self.now();
-                        self.pace.handle_sent(now);
+                        self.pace.handle_sent(now, self.commit.take_waited());
                     }
                     break;
                 };

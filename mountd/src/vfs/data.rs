@@ -306,10 +306,10 @@ impl<J: Journal> Vfs<J> {
             self.settle(caller, &file.inode, Some(&file.fd))?;
             file.inode.lock().says_mtime = true;
         }
-        self.journal.tell_news();
         if self.fsync.of(&file.inode) == FsyncMode::Durable {
             self.journal.hurry();
         }
+        self.journal.tell_news();
         let synced = if data_only { rustix::fs::fdatasync(&file.fd) } else { rustix::fs::fsync(&file.fd) };
         self.synced(&file.inode, synced)
     }
