@@ -7,10 +7,13 @@
 //! ```text
 //! protobuf of the message ‖ tag of field 536870911 (fixed32) ‖ crc32c of the protobuf before it
 //! ```
+//! Frames of a copy with much data go without: the digest of the whole file covers their bytes, and what else is in them is compared
+//! with what was asked for; two more passes over each byte cost a copy a tenth of its time.
+//!
 //! The trailer is an unknown field to everybody else, so generic clients read our messages; theirs come without it and are accepted.
 //! It cannot be lost by a flipped bit without the message itself being whole: whoever flips one in the trailer has flipped none before.
 
-use std::{fmt, marker::PhantomData};
+use std::{any::Any, fmt, marker::PhantomData};
 
 use bytes::{Buf as _, BufMut as _};
 use prost::Message;
@@ -18,6 +21,8 @@ use tonic::{
     Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
+
+use crate::pb;
 
 /// Tag of the highest field number, which no message uses: as long as a tag can be, so that nobody's data ends like it by chance.
 const TAG: [u8; 5] = [0xfd, 0xff, 0xff, 0xff, 0x0f];
@@ -62,15 +67,26 @@ impl<T> fmt::Debug for CheckedEncoder<T> {
     }
 }
 
-impl<T: Message> Encoder for CheckedEncoder<T> {
+/// Frames of a copy with so much data are covered by the digest of their file.
+const COVERED_BYTES: usize = 64 << 10;
+
+/// Whether something else finds out if this message changes on its way.
+fn is_covered(message: &dyn Any) -> bool {
+    let body = message.downcast_ref::<pb::CopyDown>().and_then(|down| down.body.as_ref());
+    matches!(body, Some(pb::copy_down::Body::Frame(frame)) if frame.data.len() >= COVERED_BYTES && !frame.last)
+}
+
+impl<T: Message + 'static> Encoder for CheckedEncoder<T> {
     type Item = T;
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        if is_covered(&item) {
+            return item.encode(buf).map_err(room);
+        }
         let len = item.encoded_len();
         buf.reserve(len + TRAILER);
         let start = buf.chunk_mut().as_mut_ptr().cast_const();
-        let room = |error: prost::EncodeError| Status::internal(format!("a message cannot be encoded: {error}"));
         item.encode(buf).map_err(room)?;
         let end = buf.chunk_mut().as_mut_ptr().cast_const();
         assert!(end == start.wrapping_add(len), "room for all of it was reserved, so it lies in one piece");
@@ -81,6 +97,10 @@ impl<T: Message> Encoder for CheckedEncoder<T> {
         buf.put_u32_le(crc);
         Ok(())
     }
+}
+
+fn room(error: prost::EncodeError) -> Status {
+    Status::internal(format!("a message cannot be encoded: {error}"))
 }
 
 /// Checks it.
@@ -124,7 +144,7 @@ impl<U: Message + Default> Decoder for CheckedDecoder<U> {
 mod tests {
     use prost::Message as _;
 
-    use super::{TAG, is_whole};
+    use super::{COVERED_BYTES, TAG, is_covered, is_whole};
     use crate::pb;
 
     fn sent() -> Vec<u8> {
@@ -156,5 +176,19 @@ mod tests {
         assert_eq!((read.session, &read.dir[..]), (7, &b"dir"[..]));
         assert!(is_whole(&read.encode_to_vec()), "without a trailer");
         assert!(is_whole(b""));
+    }
+
+    #[test]
+    fn only_much_data_of_a_copy_goes_without() {
+        let down = |len: usize, last| pb::CopyDown {
+            body: Some(pb::copy_down::Body::Frame(pb::CopyFrame {
+                data: vec![1; len].into(),
+                last,
+                ..Default::default()
+            })),
+        };
+        assert!(is_covered(&down(COVERED_BYTES, false)));
+        assert!(!is_covered(&down(COVERED_BYTES, true)) && !is_covered(&down(100, false)));
+        assert!(!is_covered(&pb::StageDir::default()));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     sync::Arc,
 };
 
@@ -263,6 +263,11 @@ impl ReplicaFile<FsTree> {
     /// The same file, opened anew for reading.
     pub fn reopened(&self) -> io::Result<File> {
         File::open(format!("/proc/self/fd/{}", self.node.as_fd().as_raw_fd()))
+    }
+
+    /// What it is read by.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.node.as_fd()
     }
 
     /// Makes an empty file share this one's data, which then stays as it is now. Fails where the file system cannot.

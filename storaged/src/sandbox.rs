@@ -154,8 +154,21 @@ mod rights {
     pub const READ: u64 = READ_FILE | READ_DIR;
 }
 
-/// What may be read beside our own directories: names of users and hosts, time zones, our own figures.
-const READABLE: [&str; 5] = ["/etc", "/proc", "/sys/devices/system/cpu", "/sys/fs/cgroup", "/usr/share/zoneinfo"];
+/// What may be read beside our own directories: names of users and hosts, time zones, our own figures. A copy from another host is told
+/// its name: `/etc/resolv.conf` is often a link to what one of these programs writes, and `nsswitch.conf` may name libraries that look
+/// names up.
+const READABLE: [&str; 10] = [
+    "/etc",
+    "/proc",
+    "/sys/devices/system/cpu",
+    "/sys/fs/cgroup",
+    "/usr/share/zoneinfo",
+    "/usr/lib",
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+    "/run/resolvconf",
+    "/run/nscd",
+];
 /// What a hook may read and run, and where it may write as anybody may.
 const HOOKS_READ: &str = "/";
 const HOOKS_WRITE: [&str; 3] = ["/tmp", "/var/tmp", "/dev"];

@@ -18,7 +18,7 @@ mod send;
 pub use self::{
     partial::{LocalFile, Partial},
     receive::{Counted, Destination, Failed, Receiver, Taken, Whole},
-    send::{Readable, digest_of, send_file},
+    send::{Readable, digest_of, piece_of, send_file},
 };
 
 /// Bytes in one frame.

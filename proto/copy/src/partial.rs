@@ -15,7 +15,7 @@ use tandem_proto::pb::CopyFrame;
 
 use crate::{
     FRAME_BYTES,
-    send::{Readable, digest},
+    send::{Readable, digest, piece_of},
 };
 
 /// Bytes that are on their way to the disk at once, so that the sync at the end finds little to do.
@@ -193,6 +193,10 @@ impl Readable for LocalFile {
             }
         }
         Ok(done)
+    }
+
+    fn piece(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        piece_of(&self.file, offset, len)
     }
 
     fn size(&self) -> u64 {

@@ -1,8 +1,9 @@
 //! The end that has the files: reads one from where the other end's bytes stop, and tells the digest of all of it.
 
-use std::io;
+use std::{io, os::fd::AsFd};
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
 use tandem_proto::pb::{CopyFrame, CopyWant};
 
 use crate::FRAME_BYTES;
@@ -11,10 +12,33 @@ use crate::FRAME_BYTES;
 pub trait Readable {
     /// Reads until the buffer is full or the file ends.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// The bytes from `offset` on, `len` of them or until the file ends.
+    fn piece(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let read = self.read_at(offset, &mut bytes)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
     /// Its size when it was opened.
     fn size(&self) -> u64;
     /// Whether it is still as it was when it was opened.
     fn is_unchanged(&self) -> bool;
+}
+
+/// [`Readable::piece`] of an open file: into memory that is not filled with zeroes first, which costs as much as a copy would.
+pub fn piece_of(file: impl AsFd, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = offset + bytes.len() as u64;
+        match rustix::io::pread(&file, spare_capacity(&mut bytes), at) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The allocator may have given more than was asked for.
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// Hashes the first bytes of a file; `None`: it has not so many.
@@ -74,9 +98,10 @@ fn frames(want: &CopyWant, file: &dyn Readable, out: &mut dyn FnMut(CopyFrame) -
         (hasher, offset) = (there, want.offset);
     }
     loop {
-        let mut data = vec![0; FRAME_BYTES.min(usize::try_from(size - offset).unwrap_or(usize::MAX))];
-        let read = file.read_at(offset, &mut data)?;
-        if read < data.len() {
+        let len = FRAME_BYTES.min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+        let data = file.piece(offset, len)?;
+        let read = data.len();
+        if read < len {
             return Ok(out(failed(item, "it got shorter while it was read".to_owned(), true)));
         }
         hasher.update(&data);

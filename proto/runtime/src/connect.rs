@@ -166,7 +166,9 @@ impl ServerAddress {
         let mut endpoint = Endpoint::from_shared(format!("http://{host}:{}", self.port))?
             .connect_timeout(connect_timeout.max(HANDSHAKE_TIMEOUT))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            // Copies, clones and pulls are received here.
+            .max_frame_size(FRAME_BYTES);
         if let Some(bound) = keepalive {
             let Heartbeat { interval, .. } = Heartbeat::within(bound);
             endpoint = endpoint

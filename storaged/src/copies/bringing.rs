@@ -112,7 +112,8 @@ fn is_passing(status: &Status) -> bool {
 
 /// See the module.
 pub(super) fn bring(handle: &Handle, destination: VolumeDestination, origin: &Origin, out: &Out) {
-    let (mut receiver, mut teller) = (Receiver::new(destination), Teller::new(out));
+    let mut receiver = Receiver::new(destination);
+    let mut teller = Teller::new(out, &mut receiver);
     let (mut pause, mut moved, mut before) = (PAUSE_MIN, Instant::now(), 0);
     let heard = loop {
         let (heard, why) = attempt(handle, &mut receiver, origin, &mut teller);

@@ -9,18 +9,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tandem_copy::{Destination, Failed, Readable, Taken, Whole};
 use tandem_proto::{
     VolumeName, convert,
     ids::{InodeId, Name},
     op::{Attr, AttrPatch, NodeKind, Timestamp},
-    pb,
+    pb::{self, copy_up::Body as Up},
     stage::{Content, NodeState, NodeType, StageEntry, StageNode},
 };
 use tokio::runtime::Handle;
 use tonic::Status;
 
 use super::{
+    receiving::{Out, up},
     sending::Opened,
     writer::{Step, Writer, new_id},
 };
@@ -39,6 +41,8 @@ use crate::{
 const STEP_FILES: usize = 1024;
 /// A whole file waits for its name at most so long, if others follow.
 const STEP_AGE: Duration = Duration::from_secs(1);
+/// How long a step may take after who asked for the copy has left.
+const LEFT_WITHIN: Duration = Duration::from_secs(5);
 /// Parts of files that nobody went on with are deleted.
 const PARTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -75,6 +79,8 @@ pub struct VolumeDestination {
     since: Option<Instant>,
     /// What held the last step up.
     pub waits_for: String,
+    /// Who asked for the copy, and what was told last.
+    told: Option<(Out, Arc<Mutex<pb::CopyProgress>>)>,
 }
 
 fn refused(volume: &VolumeName, refusal: Refusal) -> Status {
@@ -182,6 +188,38 @@ impl VolumeDestination {
             whole: Vec::new(),
             since: None,
             waits_for: String::new(),
+            told: None,
+        })
+    }
+
+    /// Who hears what a step waits for, while it waits; and what was told last.
+    pub(super) fn told_to(&mut self, out: Out, last: Arc<Mutex<pb::CopyProgress>>) {
+        self.told = Some((out, last));
+    }
+
+    /// Publishes a step; one that is held up (a full disk) waits, and says so, as long as somebody listens.
+    fn publish(&mut self, step: Step) -> Result<(), Refusal> {
+        let (told, waits_for) = (&self.told, &mut self.waits_for);
+        let mut waits = |why: &str| {
+            waits_for.replace_range(.., why);
+            if let Some((out, last)) = told {
+                let news = pb::CopyProgress { waits_for: why.to_owned(), ..last.lock().clone() };
+                // Who is slow to listen hears the next one.
+                let _ = out.try_send(Ok(up(Up::Progress(news))));
+            }
+        };
+        let left = async {
+            match told {
+                Some((out, _)) => out.closed().await,
+                None => std::future::pending().await,
+            }
+            tokio::time::sleep(LEFT_WITHIN).await;
+        };
+        self.handle.block_on(async {
+            tokio::select! {
+                published = self.writer.publish(step, &mut waits) => published,
+                () = left => Err(Refusal::unavailable("nobody waits for the copy any more")),
+            }
         })
     }
 
@@ -349,10 +387,7 @@ impl Destination for VolumeDestination {
         let step = std::mem::take(&mut self.step);
         if !step.is_empty() {
             let parts: Vec<_> = step.brought.iter().map(|(_, part)| self.incoming.join(part)).collect();
-            let waits_for = &mut self.waits_for;
-            let mut waits = |why: &str| *waits_for = why.to_owned();
-            let published = self.handle.block_on(self.writer.publish(step, &mut waits));
-            published.map_err(|refusal| Failed::All(refusal.message))?;
+            self.publish(step).map_err(|refusal| Failed::All(refusal.message))?;
             for part in parts {
                 // It has its other name; one that stays is recognised by that.
                 let _ = fs::remove_file(part);

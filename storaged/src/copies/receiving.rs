@@ -1,7 +1,11 @@
 //! Files into a volume: asks for what is missing, takes what comes, tells how far it is. On a thread of its own.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use parking_lot::Mutex;
 use tandem_copy::{Failed, Receiver};
 use tandem_proto::pb::{self, copy_down::Body as Down, copy_up::Body as Up};
 use tokio::sync::mpsc;
@@ -34,11 +38,14 @@ pub(super) fn up(body: Up) -> pb::CopyUp {
 pub(super) struct Teller<'a> {
     out: &'a Out,
     at: Instant,
+    told: Arc<Mutex<pb::CopyProgress>>,
 }
 
 impl<'a> Teller<'a> {
-    pub(super) fn new(out: &'a Out) -> Teller<'a> {
-        Teller { out, at: Instant::now() }
+    pub(super) fn new(out: &'a Out, receiver: &mut Receiver<VolumeDestination>) -> Teller<'a> {
+        let told = Arc::<Mutex<pb::CopyProgress>>::default();
+        receiver.destination().told_to(out.clone(), told.clone());
+        Teller { out, at: Instant::now(), told }
     }
 
     /// Whether anybody listens.
@@ -46,6 +53,8 @@ impl<'a> Teller<'a> {
         self.at = Instant::now();
         let waits_for = std::mem::take(&mut receiver.destination().waits_for);
         let progress = pb::CopyProgress { waits_for, finished, ..receiver.progress() };
+        let news = pb::CopyProgress { done: Vec::new(), failed: Vec::new(), skipped: Vec::new(), ..progress.clone() };
+        *self.told.lock() = news;
         self.out.blocking_send(Ok(up(Up::Progress(progress)))).is_ok()
     }
 
@@ -86,14 +95,15 @@ pub(super) fn hear(
     Ok(Heard::All)
 }
 
-/// Gives what is whole its name, also when the rest did not come, and says how it ended.
+/// Gives what is whole its name, also when the rest did not come, and says how it ended. After a failure here nothing more is published:
+/// a disk that is full would hold it up, and what is whole is found in its part by the next copy.
 pub(super) fn end(
     receiver: &mut Receiver<VolumeDestination>,
     heard: Result<Heard, Failed>,
     teller: &mut Teller<'_>,
     out: &Out,
 ) {
-    let settled = receiver.settle(true);
+    let settled = if heard.is_ok() { receiver.settle(true) } else { Ok(()) };
     let failed = match (heard, settled) {
         (Ok(Heard::All), Ok(())) => {
             teller.tell(receiver, true);
@@ -113,7 +123,8 @@ pub(super) fn end(
 
 /// What the caller has, into a volume.
 pub(super) fn put(destination: VolumeDestination, mut input: mpsc::Receiver<Down>, out: &Out) {
-    let (mut receiver, mut teller) = (Receiver::new(destination), Teller::new(out));
+    let mut receiver = Receiver::new(destination);
+    let mut teller = Teller::new(out, &mut receiver);
     let mut ask = |want| out.blocking_send(Ok(up(Up::Want(want)))).is_ok();
     let heard = hear(&mut receiver, &mut input, &mut ask, &mut teller);
     // Whole files of a copy that ends here get their names: the next one need not look at their parts.

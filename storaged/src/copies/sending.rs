@@ -1,7 +1,7 @@
 //! Files of a volume for a copy: the list, then the bytes of what is asked for, one file after the other. On a thread of its own.
 
 use bytes::Bytes;
-use tandem_copy::{ITEMS_MAX, Readable, pattern, send_file};
+use tandem_copy::{ITEMS_MAX, Readable, pattern, piece_of, send_file};
 use tandem_proto::{
     VolumeName, convert,
     ids::{InodeId, Name},
@@ -60,6 +60,10 @@ impl Opened {
 impl Readable for Opened {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.file.read_at(offset, buffer)
+    }
+
+    fn piece(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+        piece_of(self.file.descriptor(), offset, len)
     }
 
     fn size(&self) -> u64 {

@@ -1,6 +1,12 @@
 //! `tandem cp`: out of volumes, into volumes, between storage daemons; resumed where it stopped.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Stdio};
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use tandem_tests::{
     compare,
@@ -153,6 +159,111 @@ fn a_copy_between_storage_daemons_survives_two_cuts_and_a_kill_and_sends_nothing
     let twice = proxy.carried() - size as u64;
     assert!(twice < 3 * (10 << 20), "{twice} bytes came twice");
     assert!(fs::read_dir(far.data().join("w/staging/incoming")).expect("there").next().is_none());
+}
+
+/// Lets the user of a lab reach a storage daemon by TLS with a role, at its own address and at another one of it.
+fn join(lab: &Lab, storage: &Storage, volume: &str, role: &str, port: u16) {
+    let server = format!("127.0.0.1:{}", storage.port());
+    let invited = lab.tandem(&["invite", volume, "--server", &server, "--address", &server, "--role", role]);
+    let token = invited.expect_success("tandem invite").stdout.split_whitespace().last().expect("a token").to_owned();
+    lab.tandem(&["join", &server, &token, "--name", "me@test"]).expect_success("tandem join");
+    let identity = |port: u16| lab.state_dir().join(format!("identities/127.0.0.1:{port}.pem"));
+    if port != storage.port() {
+        fs::copy(identity(storage.port()), identity(port)).expect("copied");
+    }
+}
+
+#[test]
+fn a_copy_between_joined_hosts_goes_by_tls_and_survives_a_kill_of_either_storage_daemon() {
+    let Some(lab) = Lab::new("cp-tls") else { return };
+    lab.allow_lost_peers();
+    lab.allow("a copy into a volume ended", "its daemon, or that of its source, is killed");
+    let (near, far) = (Storage::start(&lab, "near"), Storage::start(&lab, "far"));
+    let proxy = Proxy::new(near.port(), 1).expect("a free port");
+    let from = lab.new_dir("from");
+    let size = 40 << 20;
+    fs::write(from.join("big"), numbered(size)).expect("writable");
+    (0..50).for_each(|at| fs::write(from.join(format!("small{at}")), numbered(at * 90)).expect("writable"));
+    let near_at = format!("127.0.0.1:{}:/v/", near.port());
+    lab.tandem(&["cp", "-rp", &text(&from), &near_at]).expect_success("tandem cp into a volume");
+    join(&lab, &near, "v", "reader", proxy.port());
+    join(&lab, &far, "w", "writer", far.port());
+
+    proxy.harm(Harm { rate: 16 << 20, ..Harm::default() });
+    let mut command = lab.command("tandem");
+    // The secrets of the storage daemons are somebody else's here.
+    command.env("TANDEM_RUNTIME_DIR", lab.new_dir("nobody's"));
+    let source = format!("127.0.0.1:{}:/v/from", proxy.port());
+    command.args(["cp", "-rp", &source, &format!("127.0.0.1:{}:/w/", far.port())]);
+    let mut copy = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("started");
+    let carried = |at_least: u64| assert!(eventually(seconds(30), || proxy.carried() >= at_least), "it came to a stop");
+    carried(10 << 20);
+    near.kill();
+    near.restart();
+    carried(22 << 20);
+    far.kill();
+    far.restart();
+    let ended = copy.wait().expect("ended");
+    let mut said = String::new();
+    copy.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+    assert!(ended.success(), "{said}");
+    assert_same(&from, &far.tree("w").join("from"));
+    let twice = proxy.carried() - size as u64;
+    assert!(twice < 2 * (10 << 20), "{twice} bytes came twice");
+    // What a reader may not: into the volume that it reads.
+    let refused = lab
+        .command("tandem")
+        .env("TANDEM_RUNTIME_DIR", lab.path("nobody's"))
+        .args(["cp", &text(&from.join("big")), &source])
+        .output()
+        .expect("runs");
+    assert!(!refused.status.success(), "{refused:?}");
+}
+
+#[test]
+fn a_copy_onto_a_disk_that_is_full_says_so_and_goes_on_when_there_is_room() {
+    let Some(lab) = Lab::new("cp-full") else { return };
+    for part in ["space", "full", "a copy into a volume ended", "os error 28", "No space left", "index"] {
+        lab.allow(part, "its disk is full");
+    }
+    let disk = lab.new_dir("disk");
+    let mount = |options: &str| {
+        let ran = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&disk).status();
+        ran.is_ok_and(|status| status.success())
+    };
+    if !mount("size=112m") {
+        eprintln!("SKIPPED cp-full: a tmpfs cannot be mounted here");
+        return;
+    }
+    let _unmount = Unmount(disk.clone());
+    let far = Storage::start_in(&lab, "far", &disk.join("data"));
+    let from = lab.path("big");
+    fs::write(&from, numbered(120 << 20)).expect("writable");
+    let to = format!("127.0.0.1:{}:/w/", far.port());
+    let mut copy = lab.command("tandem");
+    copy.args(["cp", "-p", &text(&from), &to]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut copy = copy.spawn().expect("started");
+    let room = || rustix::fs::statvfs(&disk).expect("mounted").f_bavail;
+    assert!(eventually(seconds(30), || room() == 0), "it fills the disk");
+    assert!(!far.tree("w").join("big").exists(), "no name before it is whole");
+    assert!(mount("remount,size=400m"));
+    // It had failed, and says what to do; or it waited, and went on by itself.
+    let went_on = copy.wait().expect("ended").success();
+    let mut said = String::new();
+    copy.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+    assert!(went_on || said.contains("make room, and run the command again"), "{said}");
+    let again = lab.tandem(&["cp", "-p", &text(&from), &to]).expect_success("tandem cp, with room");
+    assert!(went_on || again.stdout.contains("were there already"), "{again:#?}");
+    assert!(fs::read(far.tree("w").join("big")).expect("copied") == fs::read(&from).expect("there"));
+}
+
+/// Takes a file system off, lazily: its storage daemon ends with the lab.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
 
 /// Bytes of which no two blocks are equal.
