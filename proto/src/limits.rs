@@ -43,5 +43,9 @@ pub const FEATURE_COPIES: u32 = 2;
 pub const COPY_MAX: u64 = 32 << 20;
 /// Compressed messages.
 pub const FEATURE_PACKED: u32 = 4;
+/// The storage daemon has hooks: it wants to be told which files were closed after they were open for writing.
+pub const FEATURE_CLOSED: u32 = 8;
+/// Files that one [`Closed`](crate::pb::Closed) names.
+pub const CLOSED_MAX: usize = 256;
 /// Longest piece with a digest; longer than [`DATA_MAX`] it is a group of chunks. The replica reads it at once to check it.
 pub const GROUP_MAX: u64 = 8 << 20;

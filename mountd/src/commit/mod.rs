@@ -13,6 +13,7 @@
 
 pub mod activity_log;
 pub mod cell;
+pub mod closings;
 pub mod dirty;
 mod divergence;
 pub mod intervals;
@@ -111,6 +112,8 @@ pub struct Commit {
     mark_writes: std::sync::atomic::AtomicU64,
     /// Where checks stand in the stream.
     desk: Desk,
+    /// Files that were closed, for the replica's hooks.
+    closings: closings::Closings,
 }
 
 /// Keeps marks from being cleared until it is dropped; drop it after the op's slot is filled.
@@ -201,6 +204,7 @@ impl Commit {
             watermarks: watch::Sender::new(Watermarks::default()),
             mark_writes: std::sync::atomic::AtomicU64::new(0),
             desk: Desk::default(),
+            closings: closings::Closings::default(),
         }
     }
 
@@ -303,6 +307,21 @@ impl Commit {
     /// A signal came to a call that waits: it is let go with EINTR if it still waits after [`waiters::INTERRUPT_GRACE`].
     pub fn interrupt(&self, ticket: Ticket) {
         self.inner.lock().waiters.interrupt(ticket, Instant::now());
+    }
+
+    /// A file that was open for writing is closed: all that was written is in ops up to the last one that was reserved.
+    pub fn closed(&self, id: &InodeId) {
+        if self.closings.are_wanted() {
+            self.closings.add(self.last_reserved(), *id);
+            if !news::keep_back() {
+                self.filled.notify_one();
+            }
+        }
+    }
+
+    /// Files that were closed, and whose replica's hooks want to be told.
+    pub fn closings(&self) -> &closings::Closings {
+        &self.closings
     }
 
     /// What to do when the link is slower than the writer.

@@ -272,7 +272,11 @@ impl<J: Journal> Vfs<J> {
     /// A descriptor of the file is closed.
     pub fn flush(&self, caller: Caller, handle: u64) -> VfsResult<()> {
         let file = self.file(handle)?;
-        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
+        if !file.writable {
+            return Ok(());
+        }
+        self.journal.closed(&file.inode.id);
+        self.settle(caller, &file.inode, Some(&file.fd))
     }
 
     /// The last descriptor of the handle is closed.

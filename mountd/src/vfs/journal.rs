@@ -46,6 +46,8 @@ pub trait Journal: Send + Sync + 'static {
     fn position_of(&self, _id: &InodeId) -> Position {
         Position::default()
     }
+    /// See [`Commit::closed`].
+    fn closed(&self, _id: &InodeId) {}
     /// See [`Commit::hold_news`].
     fn hold_news(&self) {}
     /// See [`Commit::tell_news`].
@@ -128,6 +130,10 @@ impl Journal for Commit {
 
     fn position_of(&self, id: &InodeId) -> Position {
         Commit::position_of(self, id)
+    }
+
+    fn closed(&self, id: &InodeId) {
+        Commit::closed(self, id);
     }
 
     fn resend(&self, cells: &DirtySet) {

@@ -1,8 +1,9 @@
-//! Hooks: a command of the administrator that runs when a file of the replica has become quiet, and when a directory has.
+//! Hooks: a command of the administrator that runs when a file of the replica is complete, and when a directory has become quiet.
 //!
 //! ```text
-//!  apply ─► touched(inode) ─► [quiet] nothing more for --hook-delay ─► job: path, position, digest ─► the command, as --hook-user
-//!                                                                        └─ it failed: again, later, three times; then counted
+//!  mount ─► closed(inode, seq) ──────────┐ applied
+//!  apply ─► touched(inode) ─► [quiet] ───┴─ nothing more for --hook-delay ─► job: path, position, digest ─► the command, as --hook-user
+//!                                                                              └─ it failed: again, later, three times; then counted
 //! ```
 //! The command gets the file's content on its standard input, opened by the daemon, because the replica's directory is closed to
 //! others; where it may write is `--hook-dir`, its working directory. It cannot change the replica, and nothing waits for it: each
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use tandem_proto::{
     ids::InodeId,
     op::{Change, Op},
+    position::{Epoch, Seq},
 };
 
 use self::{job::Job, quiet::Quiet};
@@ -41,6 +43,8 @@ const TOUCHED_MAX: usize = 32 << 10;
 const ATTEMPTS: u32 = 3;
 /// Before the second attempt; twice as long before the third.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often one looks how far apply is, while closed files wait for it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A directory is quiet after so many times the delay of a file.
 const DIRECTORY_FACTOR: u32 = 4;
 
@@ -109,6 +113,7 @@ impl Counters {
 
 enum Message {
     Touched(Event, InodeId),
+    Closed(Epoch, Seq, InodeId),
     Stop,
 }
 
@@ -142,8 +147,12 @@ impl Hooks {
             std::thread::Builder::new().name("hook".to_owned()).spawn(work)?;
         }
         let (watching, delay) = (counters.clone(), rule.delay);
+        let applied = move || {
+            let applied = reader.applied();
+            (applied.epoch, applied.seq)
+        };
         let thread = std::thread::Builder::new().name("hooks".to_owned()).spawn(move || {
-            watch(&messages, &jobs, &watching, delay);
+            watch(&messages, &jobs, &watching, delay, applied);
             // The workers end with `jobs`, after the commands that run: the daemon does not wait for those.
         })?;
         Ok(Hooks { touched, counters, thread: Mutex::new(Some(thread)) })
@@ -175,6 +184,14 @@ impl Hooks {
         self.put(Event::File, id);
     }
 
+    /// Files were closed that programs had open for writing; all of it is in ops up to there. Never blocks: one that is not heard becomes
+    /// quiet.
+    pub fn closed(&self, epoch: Epoch, seq: Seq, ids: impl Iterator<Item = InodeId>) {
+        for id in ids {
+            let _ = self.touched.try_send(Message::Closed(epoch, seq, id));
+        }
+    }
+
     fn put(&self, event: Event, id: &InodeId) {
         if self.touched.try_send(Message::Touched(event, *id)).is_err() {
             self.counters.failed.fetch_add(1, Ordering::Relaxed);
@@ -202,18 +219,29 @@ impl Hooks {
 }
 
 /// Waits for quiet, and makes jobs.
-fn watch(messages: &Receiver<Message>, jobs: &SyncSender<Job>, counters: &Counters, delay: Duration) {
+fn watch(
+    messages: &Receiver<Message>,
+    jobs: &SyncSender<Job>,
+    counters: &Counters,
+    delay: Duration,
+    applied: impl Fn() -> (Epoch, Seq),
+) {
     const IDLE: Duration = Duration::from_secs(3600);
     let mut quiet = Quiet::default();
     loop {
         let wait = quiet.wait(Instant::now()).unwrap_or(IDLE);
+        let wait = if quiet.waits_for_apply() { wait.min(LOOK_EVERY) } else { wait };
         match messages.recv_timeout(wait) {
             Ok(Message::Touched(event, id)) => {
                 let delay = if event == Event::Directory { delay * DIRECTORY_FACTOR } else { delay };
                 quiet.touched(event, id, Instant::now() + delay);
             }
+            Ok(Message::Closed(epoch, seq, id)) => quiet.closed(id, (epoch, seq), Instant::now() + delay),
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if quiet.waits_for_apply() {
+            quiet.reached(applied(), Instant::now());
         }
         while let Some((event, id)) = quiet.pop(Instant::now()) {
             counters.waiting.fetch_add(1, Ordering::Relaxed);

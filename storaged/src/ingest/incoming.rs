@@ -209,6 +209,7 @@ impl Incoming {
                 (publish.session, Incoming::Publish { round: publish.round, position })
             }
             Some(Body::Verify(check)) => (check.session, Incoming::Check(checked(check)?)),
+            Some(Body::Closed(_)) => return bad("a file that was closed: this storage daemon did not ask for that"),
             Some(Body::Packed(_)) => return bad("a packed message that was not unpacked"),
             Some(Body::Detach(detach)) => (detach.session, Incoming::Detach),
         })

@@ -7,8 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use tandem_proto::{
+    ids::InodeId,
+    limits::CLOSED_MAX,
     packed,
     pb::{self, client_message::Body, replication_server::Replication, server_message},
+    position::{Epoch, Seq},
     volume::VolumeName,
 };
 use tokio::{
@@ -231,6 +234,17 @@ async fn attach(
 /// Hands a message to the volume's thread, when there is memory for it.
 async fn forward(volume: &Volume, session: u64, message: pb::ClientMessage) -> Result<(), Refusal> {
     let message = packed::unpack(message)?;
+    if let Some(Body::Closed(closed)) = &message.body
+        && let Some(hooks) = &volume.hooks
+    {
+        // A hint: of a session that is over it means nothing, and does no harm.
+        if closed.ids.len() > CLOSED_MAX {
+            return Err(Refusal::new(Reason::BadRequest, format!("closed.ids: at most {CLOSED_MAX} files at a time")));
+        }
+        let ids = closed.ids.iter().filter_map(|id| InodeId::new(id));
+        hooks.closed(Epoch(closed.epoch), Seq(closed.seq), ids);
+        return Ok(());
+    }
     let kib = 1 + (message.encoded_len() >> 10) as u32;
     let (named, message) = Incoming::check(message)?;
     if named != session {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tandem_proto::{
-    limits::{FEATURE_COPIES, FEATURE_GROUPS, FEATURE_PACKED},
+    limits::{FEATURE_CLOSED, FEATURE_COPIES, FEATURE_GROUPS, FEATURE_PACKED},
     pb::{self, server_message::Body},
     position::Position,
     stage::{Stage, StageNode},
@@ -92,6 +92,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     fn attached(&self, session: u64) -> pb::Attached {
         let tip = self.receiver.tip();
         let published = self.published();
+        let closed = if self.behind.hooks.is_some() { FEATURE_CLOSED } else { 0 };
         pb::Attached {
             session,
             epoch: tip.epoch.0,
@@ -103,7 +104,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             published: Some((&published).into()),
             staged: self.replica.salvaged_files() > 0,
             verifies: true,
-            features: FEATURE_GROUPS | FEATURE_COPIES | FEATURE_PACKED,
+            features: FEATURE_GROUPS | FEATURE_COPIES | FEATURE_PACKED | closed,
         }
     }
 

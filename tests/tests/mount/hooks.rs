@@ -1,6 +1,6 @@
 //! Hooks of the storage daemon: a command that runs when a file has become quiet.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use tandem_tests::harness::{Lab, Storage, eventually};
 
@@ -17,7 +17,7 @@ fn mesh() -> Vec<u8> {
     mesh
 }
 
-fn storage_with_hook(lab: &Lab, command: &str, out: &Path) -> Storage {
+fn storage_with_hook(lab: &Lab, command: &str, out: &Path, delay: &str) -> Storage {
     // Written by somebody who is not root.
     fs::set_permissions(out, fs::Permissions::from_mode(0o777)).expect("ours");
     for above in out.ancestors().skip(1).take_while(|above| above.starts_with(lab.root())) {
@@ -27,7 +27,7 @@ fn storage_with_hook(lab: &Lab, command: &str, out: &Path) -> Storage {
     Storage::start_with(
         lab,
         "storaged",
-        &["--hook", command, "--hook-dir", out, "--hook-delay", "0.2", "--hook-timeout", "5"],
+        &["--hook", command, "--hook-dir", out, "--hook-delay", delay, "--hook-timeout", "5"],
     )
 }
 
@@ -45,7 +45,7 @@ fn a_received_mesh_becomes_a_table_of_its_vertices() {
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("ours");
     let command = "case $TANDEM_PATH in *.stl) echo \"$TANDEM_DIGEST $TANDEM_POSITION $(id -u)\" > seen; ./stl-to-csv;; \
                    *bad) echo broken >&2; exit 3;; esac";
-    let storage = storage_with_hook(&lab, command, &out);
+    let storage = storage_with_hook(&lab, command, &out, "0.2");
     let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
     mount.settle();
     // As programs save: under another name first.
@@ -66,4 +66,22 @@ fn a_received_mesh_becomes_a_table_of_its_vertices() {
         volume.hooks_failed >= 1 && volume.hooks_last_error.contains("broken")
     };
     assert!(eventually(LIMIT, told), "{:#?}", storage.volume("vol"));
+}
+
+#[test]
+fn a_file_that_is_closed_is_complete_and_one_that_stays_open_is_not() {
+    let Some(lab) = Lab::new("hooks-closed") else { return };
+    let out = lab.new_dir("out");
+    // Who waited for quiet would wait for ten minutes.
+    let storage = storage_with_hook(&lab, "touch \"seen$(basename $TANDEM_PATH)\"", &out, "600");
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    mount.settle();
+    let mut open = fs::File::create(mount.path().join("-open")).expect("writable");
+    open.write_all(b"more is to come").expect("writable");
+    fs::write(mount.path().join("-closed"), "all of it").expect("writable");
+    assert!(eventually(LIMIT, || out.join("seen-closed").exists()), "{:#?}", storage.volume("vol"));
+    mount.settle();
+    assert!(!out.join("seen-open").exists());
+    drop(open);
+    assert!(eventually(LIMIT, || out.join("seen-open").exists()), "{:#?}", storage.volume("vol"));
 }

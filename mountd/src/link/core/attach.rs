@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tandem_proto::{
     Chain, Epoch, Position, Seq, Uuid, convert,
-    limits::{FEATURE_COPIES, PROTOCOL_VERSION},
+    limits::{FEATURE_CLOSED, FEATURE_COPIES, PROTOCOL_VERSION},
     pb,
 };
 
@@ -90,6 +90,7 @@ impl LinkCore {
             early: false,
         };
         self.commit.set_takes_copies(attached.features & FEATURE_COPIES != 0);
+        self.commit.closings().set_wanted(attached.features & FEATURE_CLOSED != 0);
         let same = known_epoch == Some(epoch)
             && position.epoch == epoch
             && self.commit.durable().is_some()

@@ -128,7 +128,8 @@ impl LinkCore {
                             None if self.resting => None,
                             None => {
                                 let epoch = self.epoch.unwrap_or_default();
-                                stream.batch_message(&self.commit, epoch).map(Body::Batch)
+                                let batch = stream.batch_message(&self.commit, epoch).map(Body::Batch);
+                                batch.or_else(|| stream.closed_message(&self.commit, epoch).map(Body::Closed))
                             }
                         },
                     },
@@ -360,6 +361,13 @@ impl Stream {
         }
         let check = commit.desk().take_check(self.sent)?;
         Some(pb::VerifyCheck { session: self.session, ..check })
+    }
+
+    /// What the hooks of the replica want to know.
+    fn closed_message(&self, commit: &Commit, epoch: Epoch) -> Option<pb::Closed> {
+        let (seq, ids) = commit.closings().take(self.sent)?;
+        let ids = ids.iter().map(|id| bytes::Bytes::copy_from_slice(id.as_bytes())).collect();
+        Some(pb::Closed { session: self.session, epoch: epoch.0, seq: seq.0, ids })
     }
 
     fn batch_message(&mut self, commit: &Commit, epoch: Epoch) -> Option<pb::Batch> {

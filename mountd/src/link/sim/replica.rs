@@ -127,7 +127,7 @@ impl Replica {
             Body::Publish(publish) => self.publish(&publish),
             Body::Verify(_) => unreachable!("it does not say that it verifies"),
             Body::Packed(_) => panic!("a packed message to a replica that does not know them"),
-            Body::Detach(_) => {}
+            Body::Detach(_) | Body::Closed(_) => {}
         }
     }
 
