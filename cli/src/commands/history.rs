@@ -129,6 +129,7 @@ struct Deleted {
 fn type_name(item: &pb::KeptItem) -> &'static str {
     match item.r#type() {
         pb::FileType::Regular => "file",
+        pb::FileType::Directory => "directory",
         pb::FileType::Symlink => "symlink",
         _ => "special",
     }
@@ -159,7 +160,11 @@ async fn deleted(args: &Args, place: &Place) -> Result<Exit, Failure> {
         return Ok(Exit::InSync);
     }
     let row = |item: &pb::KeptItem| {
-        vec![when::shown(item.deleted_ns), item.why.clone(), render::bytes(item.size), place.shown(&item.path)]
+        let (size, slash) = match item.r#type() {
+            pb::FileType::Directory => ("folder".to_owned(), "/"),
+            _ => (render::bytes(item.size), ""),
+        };
+        vec![when::shown(item.deleted_ns), item.why.clone(), size, format!("{}{slash}", place.shown(&item.path))]
     };
     let rows: Vec<_> = found.iter().map(row).collect();
     for line in render::table(&rows) {

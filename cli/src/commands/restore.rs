@@ -1,4 +1,4 @@
-//! `tandem restore`: has deleted and replaced files back.
+//! `tandem restore`: has deleted and replaced files back, and deleted folders.
 //!
 //! A file is written under a name of its own beside its place, checked against the digest of what was sent, made durable, and then
 //! renamed: what stands there already is never touched unless that was asked for. On a mount all this is replicated as any other work.
@@ -121,11 +121,29 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         (None, None) => return Err(Failure::new(Exit::Usage, "the volume is not mounted here: say --to DIR")),
     };
     fs::create_dir_all(&root).map_err(|error| on(&root, &error))?;
+    // Folders get their attributes at the end: what is put into them changes their times, and their mode may forbid it.
+    let mut folders = Writer::open(&root).map_err(pull_failed)?;
     let mut restorer = Restorer { args: &args, place: &place, client, root, restored: 0, bytes: 0, in_the_way: 0 };
-    for batch in chosen.chunks(BATCH) {
+    let number = chosen.len();
+    let (folder_items, files): (Vec<_>, Vec<_>) =
+        chosen.into_iter().partition(|item| item.r#type() == pb::FileType::Directory);
+    for item in &folder_items {
+        restorer.folder(item, &mut folders).await?;
+    }
+    for batch in files.chunks(BATCH) {
         restorer.batch(batch).await?;
     }
-    restorer.report(chosen.len())
+    folders.finish().map_err(pull_failed)?;
+    restorer.report(number)
+}
+
+fn pull_failed(error: tandem_pull::PullError) -> Failure {
+    Failure::new(Exit::NoAnswer, error.to_string())
+}
+
+/// Seconds since it was deleted.
+fn age(item: &pb::KeptItem) -> f64 {
+    (when::now_ns() - item.deleted_ns).max(0) as f64 / 1e9
 }
 
 fn since_given(args: &Args) -> bool {
@@ -152,10 +170,32 @@ impl Restorer<'_> {
         Target { item: item.clone(), path, partial }
     }
 
+    /// Makes a folder again, if nothing is there.
+    async fn folder(&mut self, item: &pb::KeptItem, writer: &mut Writer) -> Result<(), Failure> {
+        let mut target = self.target(0, item);
+        match target.path.symlink_metadata() {
+            Ok(is) if is.is_dir() => return Ok(()),
+            Ok(_) => {
+                complain(&format!("{} is there already, and is no folder", target.path.display()));
+                self.in_the_way += 1;
+                return Ok(());
+            }
+            Err(_) => {}
+        }
+        if let Some(parent) = target.path.parent() {
+            fs::create_dir_all(parent).map_err(|error| on(parent, &error))?;
+        }
+        target.partial.pop();
+        target.partial.extend(item.path.last().cloned());
+        self.fetch(&target, writer).await?;
+        self.restored += 1;
+        say(&format!("{}/  folder, deleted {} ago\n", target.path.display(), render::seconds(age(item))))?;
+        Ok(())
+    }
+
     async fn batch(&mut self, items: &[pb::KeptItem]) -> Result<(), Failure> {
         let mut targets = Vec::new();
-        let failed = |error: tandem_pull::PullError| Failure::new(Exit::NoAnswer, error.to_string());
-        let mut writer = Writer::open(&self.root).map_err(failed)?;
+        let mut writer = Writer::open(&self.root).map_err(pull_failed)?;
         for (number, item) in items.iter().enumerate() {
             let target = self.target(number, item);
             if !self.args.overwrite && target.path.symlink_metadata().is_ok() {
@@ -178,7 +218,7 @@ impl Restorer<'_> {
         }
         if let Err(error) = writer.finish() {
             self.remove_partials(&targets);
-            return Err(failed(error));
+            return Err(pull_failed(error));
         }
         for target in &targets {
             self.put_in_place(target)?;
@@ -208,7 +248,6 @@ impl Restorer<'_> {
             stored: item.stored.clone(),
         };
         let broken = |why: &str| Failure::new(Exit::NoAnswer, format!("{}: {why}", target.path.display()));
-        let failed = |error: tandem_pull::PullError| Failure::new(Exit::NoAnswer, error.to_string());
         let answer = self.client.fetch(request).await;
         let mut stream = answer.map_err(|status| self.place.failure(&status))?.into_inner();
         let mut digest = PullDigest::default();
@@ -218,11 +257,11 @@ impl Restorer<'_> {
             }
             match message.body {
                 Some(Body::Node(node)) => {
-                    writer.node(pb::PullNode { path: target.partial.clone(), ..node }).map_err(failed)?;
+                    writer.node(pb::PullNode { path: target.partial.clone(), ..node }).map_err(pull_failed)?;
                 }
                 Some(Body::Data(data)) => {
                     self.bytes += data.data.len() as u64;
-                    writer.data(&data).map_err(failed)?;
+                    writer.data(&data).map_err(pull_failed)?;
                 }
                 Some(Body::End(end)) if end.digest[..] == digest.value().0 => return Ok(()),
                 _ => return Err(broken("what came is not what was sent; try again")),
@@ -239,9 +278,8 @@ impl Restorer<'_> {
             return Err(on(&target.path, &error.into()));
         }
         self.restored += 1;
-        let age = (when::now_ns() - target.item.deleted_ns).max(0) as f64 / 1e9;
         let size = render::bytes(target.item.size);
-        let deleted = render::seconds(age);
+        let deleted = render::seconds(age(&target.item));
         say(&format!("{}  {size}, deleted {deleted} ago\n", target.path.display()))?;
         Ok(())
     }
@@ -252,7 +290,7 @@ impl Restorer<'_> {
                 0 => String::new(),
                 number => format!("; {number} left alone, because something is there"),
             };
-            complain(&format!("{} files restored, {}{way}", self.restored, render::bytes(self.bytes)));
+            complain(&format!("{} restored, {}{way}", self.restored, render::bytes(self.bytes)));
         }
         Ok(if self.restored == 0 { Exit::Behind } else { Exit::InSync })
     }

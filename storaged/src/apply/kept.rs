@@ -1,8 +1,9 @@
-//! What lost its last name is kept for a time: deleted and replaced files, by the path that they had.
+//! What lost its last name is kept for a time: deleted and replaced files and deleted directories, by the path that they had.
 //!
 //! ```text
-//!  unlink, rename over, a directory that a resync removed ─► history/open/PATH ──full or old──► history/deleted-EPOCH-SEQ/PATH
+//!  unlink, rmdir, rename over, a directory that a resync removed ─► history/open/PATH ──full or old──► history/deleted-EPOCH-SEQ/PATH
 //! ```
+//! A directory that was deleted is empty there, and has the attributes that it had; one that holds something was made for what it holds.
 //! Keeping is one rename, so it costs apply about what deleting costs. When it was deleted is the change time of the object, which
 //! the rename sets. The bound of all that lies in `history/` is [`crate::history::Surplus`]'s; it deletes whole places, the oldest first.
 //!
@@ -43,6 +44,17 @@ const AGAIN_NS: i64 = 10_000_000_000;
 const LAST_MAX: usize = 1024;
 /// A longer path is not kept: whoever lists and deletes goes by paths.
 const PATH_MAX_BYTES: usize = 3000;
+
+/// What is moved aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aside {
+    /// No directory.
+    File,
+    /// An empty directory.
+    Empty,
+    /// A directory with what it holds.
+    Tree,
+}
 
 /// State of keeping.
 pub struct Keeper<N> {
@@ -123,7 +135,7 @@ impl<T: ReplicaTree> Objects<T> {
         at: (&T::Node, &[u8]),
         cell: &Cell,
     ) -> Result<bool, ApplyError> {
-        Ok(self.keeps(id)? && self.keep_aside(at, cell, false)?)
+        Ok(self.keeps(id)? && self.keep_aside(at, cell, Aside::File)?)
     }
 
     /// Renames over what is kept: the name means one or the other at any time. Whether it was.
@@ -138,7 +150,7 @@ impl<T: ReplicaTree> Objects<T> {
             // Some file systems cannot; whatever it was, the plain rename says.
             return Ok(false);
         }
-        if !self.keep_aside((from.0, from.1.1.as_bytes()), to.1, false)? {
+        if !self.keep_aside((from.0, from.1.1.as_bytes()), to.1, Aside::File)? {
             self.tree.unlink(from.0, from.1.1.as_bytes()).on("unlink", show(from.1))?;
         }
         self.close_handle(victim);
@@ -146,16 +158,11 @@ impl<T: ReplicaTree> Objects<T> {
     }
 
     /// Moves what stands at a name to the open place, under the path of `cell`. Whether it could.
-    pub(super) fn keep_aside(
-        &mut self,
-        at: (&T::Node, &[u8]),
-        cell: &Cell,
-        directory: bool,
-    ) -> Result<bool, ApplyError> {
+    pub(super) fn keep_aside(&mut self, at: (&T::Node, &[u8]), cell: &Cell, what: Aside) -> Result<bool, ApplyError> {
         if !self.keeper.on {
             return Ok(false);
         }
-        match self.try_keep(at, cell, directory) {
+        match self.try_keep(at, cell, what) {
             Ok(kept) => {
                 self.keeper.failing = false;
                 Ok(kept)
@@ -171,15 +178,16 @@ impl<T: ReplicaTree> Objects<T> {
         }
     }
 
-    fn try_keep(&mut self, at: (&T::Node, &[u8]), cell: &Cell, directory: bool) -> Result<bool, ApplyError> {
+    fn try_keep(&mut self, at: (&T::Node, &[u8]), cell: &Cell, what: Aside) -> Result<bool, ApplyError> {
         let Some(dir) = self.kept_dir(&cell.0)? else { return Ok(false) };
         let now = self.keeper.time_ns;
-        let again = self.keeper.last.get(cell).filter(|(then, _)| !directory && (0..AGAIN_NS).contains(&(now - then)));
+        let soon = |then: i64| what != Aside::Tree && (0..AGAIN_NS).contains(&(now - then));
+        let again = self.keeper.last.get(cell).filter(|(then, _)| soon(*then));
         let again = again.map(|(_, target)| target.clone());
         let over = |target: &Vec<u8>| self.tree.rename(at.0, at.1, &dir, target).is_ok();
         let target = match again.filter(over) {
             Some(target) => target,
-            // Nothing to replace, or what was kept there has become a directory.
+            // Nothing to replace, or what is kept there is of the other kind, or holds something.
             None => {
                 let target = self.free_name(&dir, cell.1.as_bytes())?;
                 self.tree.rename(at.0, at.1, &dir, &target).on("move to the history", show(cell))?;
@@ -189,8 +197,10 @@ impl<T: ReplicaTree> Objects<T> {
         if self.keeper.last.len() >= LAST_MAX {
             self.keeper.last.clear();
         }
-        if !directory {
+        if what != Aside::Tree {
             self.keeper.last.insert(cell.clone(), (now, target.clone()));
+        }
+        if what == Aside::File {
             // Only what can be opened without harm; the others have no size.
             if let Ok(node) = self.tree.open(&dir, &target, NodeType::Regular)
                 && let Ok(is) = self.tree.stat(&node)

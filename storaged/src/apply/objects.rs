@@ -14,7 +14,7 @@ use tandem_proto::{
 use super::{
     error::{ApplyError, OnObject as _},
     handles::{HANDLES_MAX, Handles},
-    kept::Keeper,
+    kept::{Aside, Keeper},
     litter::Litter,
     plan::View,
     record::ObjectIdentity,
@@ -233,7 +233,9 @@ impl<T: ReplicaTree> Objects<T> {
     /// Removes an empty directory.
     pub fn rmdir(&mut self, id: &InodeId, cell: &Cell) -> Result<(), ApplyError> {
         let dir = self.open(&cell.0)?;
-        self.tree.rmdir(&dir, cell.1.as_bytes()).on("remove directory", show(cell))?;
+        if !self.keep_aside((&dir, cell.1.as_bytes()), cell, Aside::Empty)? {
+            self.tree.rmdir(&dir, cell.1.as_bytes()).on("remove directory", show(cell))?;
+        }
         self.name(cell, None)?;
         self.forget_if_nameless(id)
     }
@@ -322,7 +324,7 @@ impl<T: ReplicaTree> Objects<T> {
     /// Removes a directory and everything below it, in the tree by one rename.
     pub fn discard(&mut self, id: &InodeId, cell: &Cell) -> Result<(), ApplyError> {
         let dir = self.open(&cell.0)?;
-        if self.keep_aside((&dir, cell.1.as_bytes()), cell, true)? {
+        if self.keep_aside((&dir, cell.1.as_bytes()), cell, Aside::Tree)? {
             self.handles.forget(id);
         } else {
             self.discard_object(&dir, cell.1.as_bytes())?;

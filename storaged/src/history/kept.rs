@@ -1,7 +1,7 @@
 //! Finds deleted and replaced files in `history/`, and reads them.
 //!
 //! Places are `open` (being filled), `deleted-EPOCH-SEQ` (closed) and `EPOCH-SEQ` (what a resync replaced); in each a file stands at the
-//! path that it had. Everything is opened beneath `history/`, without following links: neither a place nor a path of a request can
+//! path that it had, and a deleted directory, empty. Everything is opened beneath `history/`, without following links: neither a place nor a path of a request can
 //! lead elsewhere.
 
 use std::{
@@ -90,6 +90,11 @@ pub fn list(history: &Path, top: &[Bytes], limit: usize) -> io::Result<Vec<pb::K
     Ok(items)
 }
 
+/// Of a directory; what went meanwhile counts as one that holds something.
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 fn walk(directory: &Path, place: &str, top: &[Bytes], limit: usize, found: &mut BinaryHeap<ByTime>) -> io::Result<()> {
     let why = if place == KEPT_OPEN || place.starts_with(KEPT_CLOSED) { "deleted" } else { "resynced" };
     let mut open: Vec<(PathBuf, Vec<Bytes>)> = vec![(directory.to_owned(), Vec::new())];
@@ -109,7 +114,7 @@ fn walk(directory: &Path, place: &str, top: &[Bytes], limit: usize, found: &mut 
                 continue;
             }
             let Ok(is) = entry.metadata() else { continue };
-            if is.is_dir() {
+            if is.is_dir() && !is_empty(&entry.path()) {
                 open.push((entry.path(), here));
                 continue;
             }
@@ -164,7 +169,7 @@ pub fn open(history: &Path, place: &str, stored: &[Bytes]) -> io::Result<Kept> {
     let mut kind = pb::NodeKind { r#type: file_type(is.st_mode).into(), ..Default::default() };
     let mut file = None;
     match file_type(is.st_mode) {
-        pb::FileType::Regular => file = Some(File::open(&by_fd)?),
+        pb::FileType::Regular | pb::FileType::Directory => file = Some(File::open(&by_fd)?),
         pb::FileType::Symlink => {
             kind.target = Bytes::from(rustix::fs::readlinkat(&object, "", Vec::new())?.into_bytes());
         }
@@ -185,6 +190,7 @@ pub fn open(history: &Path, place: &str, stored: &[Bytes]) -> io::Result<Kept> {
         Some(file) => xattrs(file)?,
         None => Vec::new(),
     };
+    let file = file.filter(|_| kind.r#type() == pb::FileType::Regular);
     let size = if file.is_some() { is.st_size.cast_unsigned() } else { 0 };
     Ok(Kept { node: pb::PullNode { path: Vec::new(), kind: Some(kind), attr: Some(attr), xattrs, size }, file })
 }
@@ -214,6 +220,7 @@ mod tests {
     use std::fs;
 
     use bytes::Bytes;
+    use tandem_proto::pb::FileType;
 
     use super::{is_place, list, open};
 
@@ -238,6 +245,10 @@ mod tests {
         assert_eq!(names(&["a", "f"]), ["a/f", "a/f"]);
         assert_eq!(names(&["a", "b"]), ["a/b/g"]);
         assert!(names(&["z"]).is_empty());
+        fs::create_dir(dir.path().join("open/a.~7~")).expect("made");
+        assert_eq!(names(&["a"]), ["a", "a/b/g", "a/f", "a/f"], "a directory that was deleted is empty");
+        let deleted = open(dir.path(), "open", &[Bytes::from_static(b"a.~7~")]).expect("there");
+        assert!(deleted.file.is_none() && deleted.node.kind.is_some_and(|kind| kind.r#type() == FileType::Directory));
         let path = ["a", "f.~3~"].map(|name| Bytes::from_static(name.as_bytes()));
         assert_eq!(open(dir.path(), "open", &path).expect("there").node.size, 7);
         assert!(

@@ -14,7 +14,9 @@ fn deleted_and_replaced_files_are_listed_and_had_back() {
     let storage = lab.storage();
     let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
     let at = |name: &str| mount.path().join(name);
-    fs::create_dir_all(at("docs/deep")).expect("writable");
+    fs::create_dir_all(at("docs/deep/empty")).expect("writable");
+    fs::set_permissions(at("docs/deep/empty"), fs::Permissions::from_mode(0o2710)).expect("ours");
+    fs::set_permissions(at("docs/deep"), fs::Permissions::from_mode(0o750)).expect("ours");
     fs::write(at("docs/deep/report"), vec![b'r'; 300_000]).expect("writable");
     fs::set_permissions(at("docs/deep/report"), fs::Permissions::from_mode(0o640)).expect("ours");
     fs::write(at("docs/saved"), "first").expect("writable");
@@ -41,6 +43,10 @@ fn deleted_and_replaced_files_are_listed_and_had_back() {
     let restored = fs::metadata(at("docs/deep/report")).expect("restored");
     assert_eq!(fs::read(at("docs/deep/report")).expect("restored"), vec![b'r'; 300_000]);
     assert_eq!(restored.permissions(), report.permissions());
+    // Directories, too, with what they were.
+    let mode = |name: &str| fs::metadata(at(name)).expect("restored").permissions().mode() & 0o7777;
+    assert_eq!((mode("docs/deep"), mode("docs/deep/empty")), (0o750, 0o2710));
+    assert!(fs::read_dir(at("docs/deep/empty")).expect("listed").next().is_none());
     assert_eq!(restored.modified().expect("a time"), report.modified().expect("a time"));
 
     let refused = lab.tandem(&["restore", &text(&at("docs/saved"))]);
