@@ -152,7 +152,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let (door, rooms) =
         Door::new(trust.registry.clone(), trust.authority.server_config()?, config.insecure, config.keepalive);
-    let admin = AdminService::new(volumes.clone());
+    let admin = AdminService::new(volumes.clone(), trust.clone());
     let stop_web = serve_web(&config, address.port(), &admin)?;
     let services = Services {
         guard: Guard::new(secret),

@@ -116,6 +116,21 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
+    /// Shows the page as wide as this, in light or dark.
+    pub fn look(&mut self, width: u32, height: u32, dark: bool) {
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.call("Emulation.setDeviceMetricsOverride", &size);
+        let scheme = if dark { "dark" } else { "light" };
+        let media = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.call("Emulation.setEmulatedMedia", &media);
+    }
+
+    /// A picture of the page, PNG in base64.
+    pub fn picture(&mut self) -> String {
+        let picture = self.call("Page.captureScreenshot", &json!({ "format": "png" }));
+        picture["data"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// Errors of scripts and of loading, so far.
     pub fn errors(&mut self) -> Vec<String> {
         self.eval("1");

@@ -4,6 +4,7 @@
 //! What touches the file system (flush, unmount) runs on blocking threads, never on the network's.
 
 mod control;
+mod recent;
 mod status;
 
 use std::{
@@ -24,6 +25,7 @@ use tokio::{net::UnixListener, sync::oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use self::recent::Recent;
 use crate::{fuse::Tell, replication::Replication, vfs::CacheMode};
 
 /// What the admin service needs of the mount itself.
@@ -65,6 +67,8 @@ pub struct MountFacts {
     pub bytes: (u64, u64),
     /// The busiest files.
     pub busy: Vec<pb::BusyFile>,
+    /// Calls that wait for the replica, the first ones.
+    pub waiting: Vec<pb::WaitingCall>,
     /// The folder has a `.tandem` of its own.
     pub own_inside: bool,
 }
@@ -73,6 +77,7 @@ pub struct MountFacts {
 pub(crate) struct Shared {
     replication: Arc<Replication>,
     ops: Arc<dyn MountOps>,
+    recent: Arc<Recent>,
     started_ns: i64,
     web: OnceLock<String>,
 }
@@ -83,6 +88,10 @@ pub const WEB_PORT: u16 = 7450;
 impl Source for Shared {
     fn status(&self) -> pb::StatusReply {
         self.reply("")
+    }
+
+    fn recent(&self, _volume: &str) -> Vec<pb::HistoryItem> {
+        self.recent.items(self.replication.runtime())
     }
 }
 
@@ -150,7 +159,8 @@ pub fn serve(
     let runtime = replication.runtime().clone();
     let _context = runtime.enter();
     let listener = UnixListener::from_std(listener)?;
-    let shared = Arc::new(Shared { replication, ops, started_ns: status::now_ns(), web: OnceLock::new() });
+    let recent = Recent::new(replication.server.clone(), replication.volume.to_string());
+    let shared = Arc::new(Shared { replication, ops, recent, started_ns: status::now_ns(), web: OnceLock::new() });
     let stop_web = serve_web(listen, socket.parent().unwrap_or(Path::new(".")), &shared)?;
     let serving = shared.clone();
     let reflection = tonic_reflection::server::Builder::configure()

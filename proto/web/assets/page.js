@@ -30,7 +30,7 @@ function mood(state) {
 }
 
 const PLOTS = [
-  { key: "sent", title: "throughput to the replica", show: n => bytes(n) + "/s" },
+  { key: "sent", title: "to the replica", show: n => bytes(n) + "/s" },
   { key: "ops", title: "operations", show: n => number(n) + "/s" },
   { key: "lag", title: "lag", show: span, only: "mount" },
   { key: "latency", title: "mean time of a call", show: n => span(n / 1e3), only: "mount" },
@@ -40,16 +40,25 @@ function plot(title) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("class", "plot"); svg.setAttribute("viewBox", "0 0 600 100");
   svg.setAttribute("preserveAspectRatio", "none"); svg.setAttribute("role", "img");
-  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  svg.append(path);
-  const now = element("span"), figure = element("figure", {}, element("figcaption", {}, element("span", {}, title), now), svg);
-  return { svg, path, now, figure };
+  const draws = (tag, attributes = {}) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+  const path = draws("path"), area = draws("path", { class: "area" });
+  for (const y of [4, 51]) svg.append(draws("line", { x1: 0, x2: 600, y1: y, y2: y }));
+  svg.append(path, area);
+  const now = element("span"), axis = element("div", { class: "axis", "aria-hidden": "true" }, element("span", {}, "5 min ago"), element("span", {}, "now"));
+  const figure = element("figure", {}, element("figcaption", {}, element("span", {}, title), now), svg, axis);
+  return { svg, path, area, now, figure };
 }
 function draw(plot, points, how) {
   const values = points.map(point => point[how.key] || 0);
   const most = Math.max(...values, 1e-9), last = values.length ? values[values.length - 1] : 0;
   const step = 600 / (POINTS - 1), from = POINTS - values.length;
-  plot.path.setAttribute("d", values.map((v, i) => (i ? "L" : "M") + ((from + i) * step).toFixed(1) + " " + (98 - 94 * v / most).toFixed(1)).join(""));
+  const line = values.map((v, i) => (i ? "L" : "M") + ((from + i) * step).toFixed(1) + " " + (98 - 94 * v / most).toFixed(1)).join("");
+  plot.path.setAttribute("d", line);
+  plot.area.setAttribute("d", line && `${line}L600 98L${(from * step).toFixed(1)} 98Z`);
   const text = how.show(last) + " · at most " + how.show(most > 1e-9 ? most : 0);
   if (plot.now.textContent !== text) { plot.now.textContent = text; plot.svg.setAttribute("aria-label", how.title + ": now " + text + " in five minutes"); }
 }
@@ -59,13 +68,13 @@ function card(volume) {
   const made = { root: element("article", { "aria-labelledby": id }), title: element("h2", { id }), state: element("span", { class: "state" }),
     peer: element("span", { class: "soft" }), why: element("p"), error: element("p", { class: "bad" }), figures: element("dl", { class: "figures" }),
     work: element("div"), plots: element("div", { class: "plots" }), more: element("details", {}, element("summary", {}, "Details")),
-    details: element("table"), busy: element("div"), recent: element("div"), calls: element("div"), drawn: [] };
+    details: element("table"), waits: element("div"), busy: element("div"), recent: element("div"), calls: element("div"), drawn: [] };
   for (const how of PLOTS) if (!how.only || how.only === volume.kind) {
     const one = plot(how.title); made.drawn.push([one, how]); made.plots.append(one.figure);
   }
   made.more.append(made.details);
-  made.root.append(element("div", { class: "head" }, made.title, made.state, made.peer), made.why, made.error, made.figures, made.work, made.plots,
-    made.busy, made.recent, made.calls, made.more);
+  made.root.append(element("div", { class: "head" }, made.title, made.state, made.peer), made.why, made.error, made.figures, made.work, made.waits, made.plots,
+    element("div", { class: "pair" }, made.busy, made.recent), made.calls, made.more);
   document.getElementById("volumes").append(made.root);
   return made;
 }
@@ -97,7 +106,10 @@ function work(node, progress) {
 function show(volume) {
   if (!cards.has(volume.volume)) cards.set(volume.volume, card(volume));
   const to = cards.get(volume.volume);
-  text(to.title, volume.volume + "  " + volume.place);
+  if (to.title.dataset.place !== volume.place) {
+    to.title.dataset.place = volume.place;
+    to.title.replaceChildren(volume.volume + " ", element("span", { class: "place" }, volume.place));
+  }
   text(to.state, volume.state); to.state.className = "state " + mood(volume.state);
   text(to.peer, volume.kind === "mount" ? "replica at " + volume.peer : volume.peer === "no writer" ? "no writer" : "written by " + volume.peer);
   text(to.why, volume.reason || ""); to.why.hidden = !volume.reason;
@@ -113,6 +125,7 @@ function show(volume) {
   }
   work(to.work, volume.progress);
   for (const [one, how] of to.drawn) draw(one, points, how);
+  block(to.waits, "Waits for the replica", [{}, {}, {}, { number: true }], (volume.waiting || []).map(call => [call.what, call.path, call.process, span(call.seconds)]));
   block(to.busy, "Busiest files", [{}, { number: true }], volume.busy.map(file => [file.path, bytes(file.bytes) + "/s"]));
   block(to.recent, "Lately", [{}, {}, {}, {}], volume.recent.slice(0, 12).map(item => [clock(item.t), item.what, item.path + (item.to ? " → " + item.to : ""), item.process]));
   block(to.calls, "Calls", [{ title: "call" }, { title: "number", number: true }, { title: "half within", number: true }, { title: "99 % within", number: true }],
@@ -122,6 +135,15 @@ function show(volume) {
     rows(to.details, [{}, { number: true }], volume.details.filter(row => row.value !== "").map(row => [row.label, value(row)])
       .concat(volume.workers.map(worker => ["worker " + worker.name, worker.state])));
   }
+}
+function clients(all) {
+  const section = document.getElementById("clients"), stamp = JSON.stringify(all);
+  section.hidden = !all.length;
+  if (section.dataset.stamp === stamp) return;
+  section.dataset.stamp = stamp;
+  const when = ms => ms ? new Date(ms).toLocaleString() : "not since the start";
+  rows(section.querySelector("table"), [{ title: "who" }, { title: "may" }, { title: "connections", number: true }, { title: "connected last" }, { title: "certificate until" }],
+    all.map(one => [one.name, one.grants, number(one.connections), when(one.seen), new Date(one.expires).toLocaleDateString()]));
 }
 function take(said) {
   document.getElementById("lost").hidden = true;
@@ -141,6 +163,7 @@ function take(said) {
   const main = document.getElementById("volumes");
   if (!said.volumes.length && !main.querySelector("p")) main.append(element("p", {}, "There is no volume yet: the first mount makes one."));
   else if (said.volumes.length) main.querySelectorAll(":scope > p").forEach(p => p.remove());
+  clients(said.clients || []);
   const list = document.getElementById("events"), stamp = JSON.stringify(said.events);
   if (list.dataset.stamp !== stamp) {
     list.dataset.stamp = stamp;

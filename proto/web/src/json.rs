@@ -22,7 +22,7 @@ pub fn snapshot(status: &pb::StatusReply, sampler: &Sampler, recent: &Recent<'_>
         "pid": status.pid,
         "started": status.started_ns / 1_000_000,
         "host": host.trim(),
-        "volumes": status.mounts.iter().map(|of| mount(of, plots(&of.volume)))
+        "volumes": status.mounts.iter().map(|of| mount(of, plots(&of.volume), &recent(&of.volume)))
             .chain(status.volumes.iter().map(|of| volume(of, plots(&of.volume), &recent(&of.volume))))
             .collect::<Vec<_>>(),
         "events": sampler.events(),
@@ -47,7 +47,7 @@ fn row(label: &str, text: impl Into<Value>, unit: &str) -> Value {
     json!({ "label": label, "value": text.into(), "unit": unit })
 }
 
-fn mount(of: &pb::MountStatus, plots: Value) -> Value {
+fn mount(of: &pb::MountStatus, plots: Value, recent: &[pb::HistoryItem]) -> Value {
     let operation = |op: &pb::OpFigures| {
         let (half, most) = (figures::quantile(&op.buckets, 0.5), figures::quantile(&op.buckets, 0.99));
         json!({ "op": op.op, "count": op.count, "p50": half, "p99": most })
@@ -59,7 +59,8 @@ fn mount(of: &pb::MountStatus, plots: Value) -> Value {
         "peer": of.server, "progress": progress(of.progress.as_ref()), "workers": workers(&of.workers),
         "plots": plots, "operations": operations,
         "busy": of.busy.iter().map(|file| json!({ "path": file.path, "bytes": file.bytes })).collect::<Vec<_>>(),
-        "recent": [],
+        "recent": told(recent),
+        "waiting": of.waiting.iter().map(waiting).collect::<Vec<_>>(),
         "details": [
             row("epoch", of.epoch, ""), row("last operation", of.seq, ""), row("durable on the replica", of.durable, ""),
             row("applied on the replica", of.applied, ""), row("bytes behind", of.bytes_behind, "B"),
@@ -75,20 +76,39 @@ fn mount(of: &pb::MountStatus, plots: Value) -> Value {
     })
 }
 
-fn volume(of: &pb::VolumeStatus, plots: Value, recent: &[pb::HistoryItem]) -> Value {
-    let behind = of.durable.saturating_sub(of.applied);
+/// What was done, the newest first.
+fn told(recent: &[pb::HistoryItem]) -> Value {
     let item = |item: &pb::HistoryItem| {
         json!({
             "t": item.time_ns / 1_000_000, "what": item.what, "path": item.path, "to": item.to, "bytes": item.bytes,
             "process": item.process,
         })
     };
+    recent.iter().rev().map(item).collect()
+}
+
+/// Somebody who has joined.
+pub fn client(of: &pb::ClientEntry) -> Value {
+    let role = |grant: &pb::Grant| {
+        let role = grant.role().as_str_name().trim_start_matches("ROLE_").to_lowercase();
+        format!("{} ({role})", grant.volume)
+    };
+    let grants: Vec<_> = of.grants.iter().map(role).collect();
+    json!({ "name": of.name, "grants": grants.join(", "), "connections": of.connections, "seen": of.seen_s * 1000, "expires": of.expires_s * 1000 })
+}
+
+fn waiting(call: &pb::WaitingCall) -> Value {
+    json!({ "what": call.what, "path": call.path, "seconds": call.seconds, "process": call.process })
+}
+
+fn volume(of: &pb::VolumeStatus, plots: Value, recent: &[pb::HistoryItem]) -> Value {
+    let behind = of.durable.saturating_sub(of.applied);
     json!({
         "kind": "volume", "volume": of.volume, "place": of.directory, "state": of.state, "reason": of.reason,
         "error": of.last_error, "behind": behind, "lag": 0.0, "fsync": "",
         "peer": if of.client.is_empty() { "no writer" } else { of.client.as_str() },
         "progress": progress(of.progress.as_ref()), "workers": workers(&of.workers), "plots": plots, "operations": [],
-        "busy": [], "recent": recent.iter().rev().map(item).collect::<Vec<_>>(),
+        "busy": [], "recent": told(recent),
         "details": [
             row("epoch", of.epoch, ""), row("durable", of.durable, ""), row("applied", of.applied, ""),
             row("inodes", of.inodes, ""), row("log", of.log_bytes, "B"), row("bound of the log", of.log_limit_bytes, "B"),

@@ -8,16 +8,18 @@
 //! ```
 //! Promises: nothing can be changed through it; it costs one look at the status each half second, however many watch; it listens on
 //! loopback unless told otherwise, answers only requests that name it by a loopback name there (a page of somebody else cannot read it
-//! through the browser), and off loopback only who has the token. Watchers are bounded in number.
+//! through the browser), and of other users of the machine, and off loopback, only who has the token. Watchers are bounded in number.
 
 mod guard;
 mod json;
 mod listen;
 pub mod metrics;
+mod owner;
 mod sample;
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -38,11 +40,16 @@ use bytes::Bytes;
 use tandem_proto::pb;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{service::Routes, transport::Server};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpConnectInfo},
+};
 
 pub use self::listen::{Listen, ListenError, Listening};
 use self::{guard::Guard, sample::Sampler};
 
+/// Where the metrics are.
+const METRICS: &str = "/metrics";
 /// Pages that are open at a time.
 const WATCHERS_MAX: usize = 32;
 /// How often the status is looked at, for plots and open pages.
@@ -57,20 +64,27 @@ pub trait Source: Send + Sync + 'static {
     fn recent(&self, _volume: &str) -> Vec<pb::HistoryItem> {
         Vec::new()
     }
+
+    /// Who has joined, of a storage daemon.
+    fn clients(&self) -> Vec<pb::ClientEntry> {
+        Vec::new()
+    }
 }
 
 struct Shared {
     source: Arc<dyn Source>,
     sampler: Sampler,
     guard: Guard,
+    address: SocketAddr,
     watchers: AtomicUsize,
 }
 
 /// Serves until `stop` is ready. Runs on tokio.
 pub async fn serve(listening: Listening, source: Arc<dyn Source>, stop: impl Future<Output = ()>) {
     let address = listening.address;
-    let guard = Guard::new(address, listening.token);
-    let shared = Arc::new(Shared { source, sampler: Sampler::default(), guard, watchers: AtomicUsize::new(0) });
+    let guard = Guard::new(address, listening.token, rustix::process::geteuid().as_raw());
+    let (sampler, watchers) = (Sampler::default(), AtomicUsize::new(0));
+    let shared = Arc::new(Shared { source, sampler, guard, address, watchers });
     let sampling = shared.clone();
     let sampler = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
@@ -103,7 +117,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/icon.svg", page("image/svg+xml", include_str!("../assets/icon.svg")))
         .route("/api/state", get(state))
         .route("/api/stream", get(stream))
-        .route("/metrics", get(scrape))
+        .route(METRICS, get(scrape))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is no such page\n") })
         .layer(middleware::from_fn_with_state(shared.clone(), guarded))
         .with_state(shared)
@@ -111,7 +125,14 @@ fn router(shared: Arc<Shared>) -> Router {
 
 /// Who may ask, and what every answer says about itself.
 async fn guarded(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let mut response = match shared.guard.admit(&request) {
+    let address = shared.address;
+    let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+    let who = match peer.filter(|_| shared.guard.asks_who()) {
+        // The kernel makes that file while it is read.
+        Some(peer) => tokio::task::spawn_blocking(move || owner::of(peer, address)).await.ok().flatten(),
+        None => None,
+    };
+    let mut response = match shared.guard.admit(&request, who) {
         guard::Verdict::Pass => next.run(request).await,
         guard::Verdict::Remember(cookie) => {
             let mut response = (StatusCode::SEE_OTHER, [(header::LOCATION, "/")]).into_response();
@@ -140,7 +161,9 @@ impl Shared {
     fn snapshot(&self, with_series: bool) -> String {
         let status = self.source.status();
         let recent = |volume: &str| self.source.recent(volume);
-        json::snapshot(&status, &self.sampler, &recent, with_series).to_string()
+        let mut snapshot = json::snapshot(&status, &self.sampler, &recent, with_series);
+        snapshot["clients"] = self.source.clients().iter().map(json::client).collect();
+        snapshot.to_string()
     }
 }
 

@@ -65,7 +65,7 @@ pub struct Listening {
     /// Where.
     pub address: SocketAddr,
     pub(crate) listener: TcpListener,
-    pub(crate) token: Option<String>,
+    pub(crate) token: String,
 }
 
 impl Listening {
@@ -74,8 +74,8 @@ impl Listening {
         format!("http://{}/", self.address)
     }
 
-    /// Opens the socket. Needs a tokio context. `first`: the port that is tried first where none was asked for; 0: any. Off loopback
-    /// a token is made, and kept in `runtime`.
+    /// Opens the socket. Needs a tokio context. `first`: the port that is tried first where none was asked for; 0: any. The token is
+    /// kept in `runtime`, and made if there is none.
     pub fn open(asked: Listen, first: u16, runtime: &Path) -> Result<Option<Listening>, ListenError> {
         let listening = match asked {
             Listen::Off => return Ok(None),
@@ -85,10 +85,7 @@ impl Listening {
             }
         };
         let Some((address, listener)) = listening else { return Ok(None) };
-        let token = match address.ip().is_loopback() {
-            true => None,
-            false => Some(token(&runtime.join(format!("web-{}.token", address.port())))?),
-        };
+        let token = token(&runtime.join(format!("web-{}.token", address.port())))?;
         Ok(Some(Listening { address, listener, token }))
     }
 }

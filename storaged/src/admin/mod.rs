@@ -25,7 +25,11 @@ use tonic::{Request, Response, Status};
 use crate::{
     history::Kept,
     index::WorkerState,
-    trust::caller::{Caller, Role},
+    trust::{
+        Trust,
+        caller::{Caller, Role},
+        service,
+    },
     volume::volumes::{Broken, Entry, Volume, Volumes},
 };
 
@@ -40,6 +44,7 @@ pub struct AdminService {
 
 struct Source {
     volumes: Arc<Volumes>,
+    trust: Arc<Trust>,
     started_ns: i64,
     web: OnceLock<String>,
 }
@@ -57,13 +62,17 @@ impl tandem_web::Source for Source {
             _ => Vec::new(),
         }
     }
+
+    fn clients(&self) -> Vec<pb::ClientEntry> {
+        service::everybody(&self.trust)
+    }
 }
 
 impl AdminService {
     /// Reports on these volumes.
-    pub fn new(volumes: Arc<Volumes>) -> Self {
+    pub fn new(volumes: Arc<Volumes>, trust: Arc<Trust>) -> Self {
         let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64);
-        AdminService { source: Arc::new(Source { volumes, started_ns, web: OnceLock::new() }) }
+        AdminService { source: Arc::new(Source { volumes, trust, started_ns, web: OnceLock::new() }) }
     }
 
     /// For the page, which is at this address.
@@ -190,6 +199,7 @@ impl Source {
             mounts: Vec::new(),
             volumes,
             web: self.web.get().cloned().unwrap_or_default(),
+            now_ns: tandem_runtime::when::now_ns(),
         })
     }
 }

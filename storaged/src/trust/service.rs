@@ -80,6 +80,11 @@ async fn blocking<T: Send + 'static>(
     Ok(done.map_err(|_| Status::internal("the storage daemon failed: see its log"))??)
 }
 
+/// All who have joined.
+pub fn everybody(trust: &Trust) -> Vec<pb::ClientEntry> {
+    trust.registry.list().into_iter().map(|listed| entry(listed, |_| true)).collect()
+}
+
 fn entry(listed: Listed, shown: impl Fn(&str) -> bool) -> pb::ClientEntry {
     let grants = listed.grants.into_iter().filter(|(volume, _)| shown(volume));
     let (seen_s, connections, refused) =

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    os::unix::process::CommandExt as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -30,26 +31,48 @@ fn page_of(mount: &Mount) -> String {
     rpc::mount_status(&mount.socket()).expect("it answers").web
 }
 
-/// `promtool check metrics`, where it is installed.
-fn check_with_promtool(metrics: &str) {
+/// Metrics out of an answer, through `promtool check metrics`.
+fn check_metrics(metrics: &str) {
     let body = metrics.split_once("\r\n\r\n").expect("a body").1;
     // Chunks have their length before them, which is no metric.
     let is_length = |line: &str| !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_hexdigit());
     let body: String =
         body.lines().filter(|line| !line.is_empty() && !is_length(line)).map(|line| format!("{line}\n")).collect();
-    let spawned = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
+    promtool(&["check", "metrics"], &body);
+}
+
+/// Where it is installed, `promtool` must have nothing to say against it.
+fn promtool(args: &[&str], input: &str) {
+    let spawned =
+        Command::new("promtool").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let Ok(mut promtool) = spawned else {
-        eprintln!("SKIPPED promtool check metrics: it is not installed (apt install prometheus)");
+        eprintln!("SKIPPED promtool {}: it is not installed (apt install prometheus)", args.join(" "));
         return;
     };
-    promtool.stdin.take().expect("piped").write_all(body.as_bytes()).expect("it reads");
+    promtool.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
     let said = promtool.wait_with_output().expect("it ends");
-    assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+}
+
+#[test]
+fn example_rules_and_dashboard_are_sound_and_ask_for_metrics_that_there_are() {
+    let monitoring = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/monitoring");
+    let rules = fs::read_to_string(format!("{monitoring}/alerts.yml")).expect("the rules");
+    promtool(&["check", "rules", &format!("{monitoring}/alerts.yml")], "");
+    let dashboard = fs::read_to_string(format!("{monitoring}/grafana.json")).expect("the dashboard");
+    let panels: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    assert!(panels["panels"].as_array().is_some_and(|panels| panels.len() > 3));
+    let known = include_str!("../../../docs/METRICS.md");
+    let mut asked = 0;
+    for word in format!("{rules}\n{dashboard}").split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+        let name = word.strip_suffix("_bucket").unwrap_or(word);
+        // The label of a group, and what a rule is called.
+        if name.starts_with("tandem_") {
+            assert!(known.contains(&format!("`{name}`")), "{name} is no metric");
+            asked += 1;
+        }
+    }
+    assert!(asked > 10, "{asked}");
 }
 
 #[test]
@@ -69,7 +92,7 @@ fn page_and_metrics_are_served_to_this_machine_only() {
         assert_eq!(get(&url, "/api/state", Some("evil.example")).0, 403);
         let (code, metrics) = get(&url, "/metrics", None);
         assert!(code == 200 && metrics.contains("tandem_build_info{"), "{metrics}");
-        check_with_promtool(&metrics);
+        check_metrics(&metrics);
     }
     let (_, metrics) = get(&page_of(&mount), "/metrics", None);
     assert!(metrics.contains("tandem_fuse_op_duration_seconds_bucket{") && metrics.contains(r#"state="live"} 1"#));
@@ -116,10 +139,7 @@ fn a_browser_shows_the_page_and_it_moves() {
     let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
     mount.settle();
     let Some(mut browser) = Browser::open("browser", &lab.path("profile"), &page_of(&mount)) else { return };
-    let mut shows = |expression: &str| {
-        let shown = eventually(LIMIT, || browser.eval(expression) == true);
-        assert!(shown, "{expression}: the page says {}", browser.eval("document.body.innerText"));
-    };
+    let mut shows = |expression: &str| shows(&mut browser, expression);
     shows("document.querySelector('.state')?.textContent === 'live'");
     shows("document.title.includes('vol live')");
     for number in 0..50 {
@@ -129,6 +149,8 @@ fn a_browser_shows_the_page_and_it_moves() {
     shows(
         "new Set((document.querySelector('svg.plot path').getAttribute('d') || '').split(/[ML]/).map(p => p.split(' ')[1])).size > 2",
     );
+    // What was done is told by the storage daemon, also on the page of the mount.
+    shows("document.body.innerText.includes('/file49')");
     storage.kill();
     let killed = Instant::now();
     shows("document.querySelector('.state').textContent === 'offline'");
@@ -136,5 +158,56 @@ fn a_browser_shows_the_page_and_it_moves() {
     shows("document.getElementById('events').textContent.includes('offline')");
     storage.restart();
     shows("document.querySelector('.state').textContent === 'live'");
+    // On a phone nothing is cut off, in the dark nothing is lost.
+    for (name, width, height, dark) in
+        [("wide", 1100, 1500, false), ("dark", 1100, 1500, true), ("phone", 390, 2400, false)]
+    {
+        browser.look(width, height, dark);
+        let fits = format!("document.documentElement.scrollWidth <= {width}");
+        self::shows(&mut browser, &fits);
+        // For people who want to see it.
+        if let Some(dir) = std::env::var_os("TANDEM_PICTURES") {
+            fs::write(std::path::Path::new(&dir).join(format!("{name}.png.base64")), browser.picture())
+                .expect("writable");
+        }
+    }
     assert_eq!(browser.errors(), Vec::<String>::new());
+}
+
+fn shows(browser: &mut Browser, expression: &str) {
+    let shown = eventually(LIMIT, || browser.eval(expression) == true);
+    assert!(shown, "{expression}: the page says {}", browser.eval("document.body.innerText"));
+}
+
+#[test]
+fn another_user_of_this_machine_has_the_metrics_and_needs_the_token_for_the_page() {
+    let Some(lab) = Lab::new("page-user") else { return };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED page-user: only root can be another user");
+        return;
+    }
+    let storage = lab.storage();
+    let url = storage.status().expect("it answers").web;
+    let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let (host, port) = address.split_once(':').expect("a port");
+    let ask = |path: &str| {
+        let script = format!(
+            "exec 3<>/dev/tcp/{host}/{port}; printf 'GET {path} HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
+        );
+        let ran = Command::new("bash").args(["-c", &script]).current_dir("/").uid(65_534).output().expect("bash runs");
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    };
+    assert!(ask("/metrics").starts_with("HTTP/1.1 200"), "{}", ask("/metrics"));
+    let refused = ask("/api/state");
+    assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("web-PORT.token"), "{refused}");
+    let token = fs::read_to_string(lab.runtime_dir().join(format!("web-{port}.token"))).expect("the token");
+    let let_in = ask(&format!("/?token={}", token.trim()));
+    assert!(let_in.starts_with("HTTP/1.1 303") && let_in.contains("tandem_token="), "{let_in}");
+    // Who has joined is told to who may look.
+    let server = format!("127.0.0.1:{}", storage.port());
+    let invited = lab.tandem(&["invite", "vol", "--server", &server, "--address", &server]).expect_success("invite");
+    let token = invited.stdout.split_whitespace().last().expect("a token").to_owned();
+    lab.tandem(&["join", &server, &token, "--name", "me@test"]).expect_success("join");
+    let (code, state) = get(&url, "/api/state", None);
+    assert!(code == 200 && state.contains(r#""name":"me@test""#) && state.contains("vol (writer)"), "{state}");
 }
