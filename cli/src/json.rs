@@ -43,6 +43,15 @@ struct CallsReport {
 }
 
 #[derive(Debug, Serialize)]
+struct WaitingReport {
+    what: String,
+    path: String,
+    seconds: f64,
+    pid: u32,
+    process: String,
+}
+
+#[derive(Debug, Serialize)]
 struct PositionReport {
     epoch: u64,
     seq: u64,
@@ -136,6 +145,8 @@ struct MountReport {
     congestion: String,
     held_writes: u64,
     waiting_fsyncs: u64,
+    waiting: Vec<WaitingReport>,
+    state_since_ns: i64,
     unreplicated_fsync_seconds: f64,
     read_bytes: u64,
     written_bytes: u64,
@@ -255,6 +266,16 @@ fn calls(op: &pb::OpFigures) -> CallsReport {
     }
 }
 
+fn waiting(call: &pb::WaitingCall) -> WaitingReport {
+    WaitingReport {
+        what: call.what.clone(),
+        path: call.path.clone(),
+        seconds: finite(call.seconds),
+        pid: call.pid,
+        process: call.process.clone(),
+    }
+}
+
 fn progress(progress: &pb::Progress) -> ProgressReport {
     ProgressReport {
         what: progress.what.clone(),
@@ -351,6 +372,8 @@ fn mount(mount: &Mount) -> MountReport {
         offered_rounds: status.offered_rounds,
         held_writes: status.held_writes,
         waiting_fsyncs: status.waiting_fsyncs,
+        waiting: status.waiting.iter().map(waiting).collect(),
+        state_since_ns: status.state_since_ns,
         unreplicated_fsync_seconds: finite(status.unreplicated_fsync_seconds),
         read_bytes: status.read_bytes,
         written_bytes: status.written_bytes,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tandem_proto::pb::{MountStatus, Progress, VerifyStatus, VolumeStatus, Worker};
+use tandem_proto::pb::{MountStatus, Progress, VerifyStatus, VolumeStatus, WaitingCall, Worker};
 
 use crate::{
     bar,
@@ -61,6 +61,11 @@ pub fn mount_row(status: &MountStatus) -> Vec<String> {
         let _ = write!(behind, " ({})", bytes(status.bytes_behind));
     }
     let fsync = format!("fsync={}", status.fsync_mode);
+    let verified = match &status.verify {
+        Some(verify) if verify.time_ns > 0 => format!("verified {} ago", age(verify.time_ns)),
+        Some(_) => "not verified yet".to_owned(),
+        None => String::new(),
+    };
     vec![
         status.volume.clone(),
         status.mountpoint.clone(),
@@ -68,6 +73,7 @@ pub fn mount_row(status: &MountStatus) -> Vec<String> {
         behind,
         seconds(status.lag_seconds),
         fsync,
+        verified,
     ]
 }
 
@@ -111,15 +117,38 @@ pub fn coloured(line: &str, state: &str, exit: Exit) -> String {
     }
 }
 
+/// A call that waits is worth a line of its own after so many seconds.
+const WAITING_NOTED: f64 = 1.0;
+
+/// A call that waits, in a few words.
+fn waiting(call: &WaitingCall) -> String {
+    let path = if call.path.is_empty() { "a file without a name" } else { &call.path };
+    let who = match (call.process.as_str(), call.pid) {
+        ("", 0) => String::new(),
+        ("", pid) => format!(" by process {pid}"),
+        (process, pid) => format!(" by {process} ({pid})"),
+    };
+    format!("{} of {path}{who}, for {}", call.what, seconds(call.seconds))
+}
+
 /// What every reader must see below a mount's line: why it is not in order.
 pub fn mount_notes(status: &MountStatus) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(running) = &status.progress {
         notes.push(progress(running));
     }
-    if !status.reason.is_empty() {
-        notes.push(status.reason.clone());
+    let stands = !matches!(status.state.as_str(), "live" | "initial" | "catching-up");
+    match status.reason.as_str() {
+        // Since when matters as much as why.
+        reason if stands && status.state_since_ns > 0 => {
+            let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+            notes.push(format!("{} for {}{why}", status.state, age(status.state_since_ns)));
+        }
+        "" => {}
+        reason => notes.push(reason.to_owned()),
     }
+    let long = status.waiting.iter().filter(|call| call.seconds >= WAITING_NOTED);
+    notes.extend(long.take(3).map(|call| format!("waits for the replica: {}", waiting(call))));
     if status.security == "plaintext" {
         notes.push(
             "WARNING: plaintext over a network, as `insecure` asks: whoever is on the way reads and changes everything"
@@ -162,6 +191,7 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
     let status = &mount.status;
     let mut details = vec![
         ("server", status.server.clone()),
+        ("role", role(status)),
         ("backing", status.backing.clone()),
         (
             "position",
@@ -220,6 +250,7 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
         details.push(("verified", verified(verify)));
         details.extend(verify.recent.iter().map(|mismatch| ("mismatch", mismatch.clone())));
     }
+    details.extend(status.waiting.iter().map(|call| ("waits", waiting(call))));
     if status.fenced_ns > 0 {
         details.push(("fenced", format!("{} ago", age(status.fenced_ns))));
     }
@@ -237,6 +268,16 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
         details.push(("connection", status.security.clone()));
     }
     details
+}
+
+/// What this mount is to the volume, and since when its link is as it is.
+fn role(status: &MountStatus) -> String {
+    let role = if status.state == "fenced" { "read-only: another client writes" } else { "writer" };
+    let since = match status.state_since_ns {
+        0 => String::new(),
+        since => format!(", {} for {}", status.state, age(since)),
+    };
+    format!("{role}, epoch {}{since}", status.epoch)
 }
 
 /// What the last comparison said, in a few words.
@@ -386,9 +427,9 @@ fn age(since_ns: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tandem_proto::pb::MountStatus;
+    use tandem_proto::pb::{MountStatus, WaitingCall};
 
-    use super::{bytes, mount_row, seconds, table};
+    use super::{bytes, mount_notes, mount_row, seconds, table};
 
     #[test]
     fn numbers_have_units_that_people_read() {
@@ -415,6 +456,25 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(table(&[mount_row(&status)]), ["work  /home/u/work  live  0 ops behind  4 ms  fsync=local"]);
+    }
+
+    #[test]
+    fn who_waits_and_since_when_it_is_offline_is_said() {
+        let mut status = MountStatus { state: "offline".to_owned(), state_since_ns: 1, ..Default::default() };
+        status.reason = "connection refused".to_owned();
+        let call = |seconds| WaitingCall {
+            what: "fsync".to_owned(),
+            path: "/db/wal".to_owned(),
+            seconds,
+            pid: 7,
+            process: "postgres".to_owned(),
+        };
+        status.waiting = vec![call(12.3), call(0.01)];
+        let notes = mount_notes(&status);
+        assert!(notes[0].starts_with("offline for ") && notes[0].ends_with(": connection refused"), "{notes:?}");
+        assert_eq!(notes[1..], ["waits for the replica: fsync of /db/wal by postgres (7), for 12.3 s"]);
+        status.state = "live".to_owned();
+        assert_eq!(mount_notes(&status)[0], "connection refused");
     }
 
     #[test]

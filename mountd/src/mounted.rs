@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io,
+    fs, io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,11 +15,14 @@ use tandem_proto::{Seq, pb};
 use crate::{
     admin::{MountFacts, MountOps},
     backing::{handle::Handle, sys},
-    fuse,
+    fuse::{self, Waiting},
     meters::Meters,
     mount,
     vfs::{Journal, Vfs, inodes::Inode},
 };
+
+/// Calls that wait and are told one by one.
+const WAITING_SHOWN: usize = 10;
 
 /// The mount.
 pub struct Mounted<J> {
@@ -27,6 +30,8 @@ pub struct Mounted<J> {
     vfs: Arc<Vfs<J>>,
     bypass: Vec<String>,
     meters: Arc<Meters>,
+    /// Which calls wait.
+    waiting: Option<Waiting>,
     /// How long written data may wait in the kernel.
     flush_interval: Duration,
 }
@@ -34,7 +39,7 @@ pub struct Mounted<J> {
 impl<J: Journal> Mounted<J> {
     /// `dir` is mounted and answered by `vfs`; `bypass` are those who held something of it before.
     pub fn new(dir: PathBuf, vfs: Arc<Vfs<J>>, bypass: Vec<String>, meters: Arc<Meters>) -> Mounted<J> {
-        Mounted { dir, vfs, bypass, meters, flush_interval: Duration::ZERO }
+        Mounted { dir, vfs, bypass, meters, waiting: None, flush_interval: Duration::ZERO }
     }
 
     /// Written data may wait in the kernel so long.
@@ -42,6 +47,32 @@ impl<J: Journal> Mounted<J> {
     pub fn with_flush_interval(mut self, interval: Duration) -> Mounted<J> {
         self.flush_interval = interval;
         self
+    }
+
+    /// What tells which calls wait.
+    #[must_use]
+    pub fn with_waiting(mut self, waiting: Waiting) -> Mounted<J> {
+        self.waiting = Some(waiting);
+        self
+    }
+
+    /// Calls that wait for the replica, those first that wait longest.
+    fn waiting(&self) -> Vec<pb::WaitingCall> {
+        let mut waiting = self.waiting.as_ref().map_or_else(Vec::new, |waiting| waiting());
+        waiting.sort_unstable_by_key(|(_, waits)| waits.since);
+        waiting.truncate(WAITING_SHOWN);
+        let call = |(what, waits): (&str, fuse::Waits)| {
+            // 0 in another pid namespace; and who is told of may have ended meanwhile.
+            let process = fs::read_to_string(format!("/proc/{}/comm", waits.thread)).unwrap_or_default();
+            pb::WaitingCall {
+                what: what.to_owned(),
+                path: self.vfs.shown_path(waits.node).unwrap_or_default(),
+                seconds: waits.since.elapsed().as_secs_f64(),
+                pid: waits.thread,
+                process: process.trim_end().to_owned(),
+            }
+        };
+        waiting.into_iter().map(call).collect()
     }
 
     fn busy(&self) -> Vec<pb::BusyFile> {
@@ -137,6 +168,7 @@ impl<J: Journal> MountOps for Mounted<J> {
             ops: self.meters.figures(),
             bytes: self.meters.bytes(),
             busy: self.busy(),
+            waiting: self.waiting(),
             own_inside: self.vfs.backing().has_in_root(fuse::INSIDE_NAME),
         }
     }

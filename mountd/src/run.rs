@@ -219,7 +219,7 @@ fn serve(
     };
     let connection = Connection::open(fuse, vfs.clone()).map_err(fuse_failed)?;
     let connection = connection.with_busy_poll(settings.busy_poll);
-    let meters = connection.meters();
+    let (meters, waiting) = (connection.meters(), connection.waiting());
     let teller: Arc<OnceLock<Tell>> = Arc::default();
     let inside = teller.clone();
     connection.show_inside(Box::new(move |name| inside.get().map_or_else(String::new, |tell| tell(name))));
@@ -248,8 +248,8 @@ fn serve(
         settings.verify,
     );
     replication.verify_with(verifier.map_err(system("starting a thread"))?);
-    let mounted =
-        Arc::new(Mounted::new(place.dir.clone(), vfs, place.bypass, meters).with_flush_interval(flush_interval));
+    let mounted = Mounted::new(place.dir.clone(), vfs, place.bypass, meters).with_flush_interval(flush_interval);
+    let mounted = Arc::new(mounted.with_waiting(waiting));
     let socket = admin::socket_path(&settings.runtime, key);
     let admin = admin::serve(&socket, settings.web, replication.clone(), mounted.clone()).map_err(|source| {
         let _ = mount::unmount(&place.dir, true);

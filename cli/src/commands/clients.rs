@@ -13,6 +13,8 @@ use crate::{
 
 /// Options of `tandem clients`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem clients                                 on the storage host: who has joined, and may do what")]
 pub struct Args {
     #[command(flatten)]
     which: Which,

@@ -33,6 +33,9 @@ const MARKER: &str = ".tandem-clone-incomplete";
 
 /// Options of `tandem clone`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem clone work /tmp/work-now                the replica's state now, as a folder, while the mount is written to
+  tandem clone work /tmp/then --at 3:4711        at one exact position")]
 pub struct Args {
     /// The state just after this operation, as `tandem status` shows it. One to come is waited for. Default: the last that is durable.
     #[arg(long, value_name = "EPOCH:SEQ", value_parser = place)]

@@ -31,6 +31,9 @@ const LIST: &str = "list.jsonl";
 
 /// Options of `tandem divergence`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem divergence ~/work                       what only this folder has, by path
+  tandem divergence --export /tmp/mine ~/work    the same as a tree to be looked at")]
 pub struct Args {
     /// Copies what differs to DIR, which must be new or empty: DIR/tree, a list of what is gone in DIR/removed, everything in DIR/list.jsonl.
     #[arg(long, value_name = "DIR")]

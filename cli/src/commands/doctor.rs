@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tandem_proto::pb::{StatusRequest, admin_client::AdminClient};
+use tandem_proto::pb::{MountStatus, StatusRequest, admin_client::AdminClient};
 use tandem_runtime::{
     connect::{DEFAULT_PORT, ServerAddress},
     dirs,
@@ -29,6 +29,10 @@ use crate::{
 const KERNEL_MIN: (u32, u32) = (5, 15);
 /// Less room than this is worth a word.
 const ROOM_MIN_BYTES: u64 = 1 << 30;
+/// A live mount that is less behind is on its way.
+const LAG_MIN_SECONDS: f64 = 5.0;
+/// A certificate is renewed long before.
+const CERTIFICATE_MIN_SECONDS: f64 = 7.0 * 86_400.0;
 /// Clocks that differ by more make displays of lag wrong.
 const CLOCK_MAX_SECONDS: f64 = 2.0;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -105,7 +109,7 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         servers.push(ServerAddress::new("localhost", DEFAULT_PORT));
     }
     for server in &servers {
-        findings.push(storage(server, asked).await);
+        findings.extend(storage(server, asked).await);
     }
     let mut text = String::new();
     for Finding { grade, text: what, remedy } in &findings {
@@ -205,6 +209,8 @@ fn mounts(found: &Found) -> Vec<Finding> {
         let shown = format!("{} on {} is {}", status.volume, status.mountpoint, status.state);
         findings.push(match Exit::of_mount(status) {
             Exit::InSync => good(shown),
+            // Somebody works on it right now.
+            Exit::Behind if status.state == "live" && status.lag_seconds < LAG_MIN_SECONDS => good(shown),
             Exit::Behind => look(format!("{shown}, {} ops behind", status.ops_behind), status.reason.clone()),
             _ => bad(shown, status.reason.clone()),
         });
@@ -222,6 +228,7 @@ fn mounts(found: &Found) -> Vec<Finding> {
             findings.push(look(text, "restart them: what they write is not seen before the next walk"));
         }
         findings.push(directory(&format!("backing directory of {}", status.mountpoint), Path::new(&status.mountpoint)));
+        findings.extend(certificate(status));
     }
     if found.mounts.is_empty() && found.silent.is_empty() {
         findings.push(good("no mount of this user runs here"));
@@ -229,15 +236,43 @@ fn mounts(found: &Found) -> Vec<Finding> {
     findings
 }
 
+/// The certificate of a mount that connects with one.
+fn certificate(status: &MountStatus) -> Option<Finding> {
+    if status.identity_expires_s == 0 {
+        return None;
+    }
+    let left = (status.identity_expires_s - when::now_ns() / 1_000_000_000) as f64;
+    let shown = format!("certificate of {} for {}", status.mountpoint, status.server);
+    Some(match left {
+        left if left <= 0.0 => bad(
+            format!("{shown} has expired"),
+            "run `tandem invite` on the storage host and `tandem join` here again; look at both clocks",
+        ),
+        left if left < CERTIFICATE_MIN_SECONDS => look(
+            format!("{shown} expires in {}", render::seconds(left)),
+            "it is renewed by itself while the mount is connected: see why it is not",
+        ),
+        left => good(format!("{shown}, good for {}", render::seconds(left))),
+    })
+}
+
 /// `asked`: it must be there.
-async fn storage(server: &ServerAddress, asked: bool) -> Finding {
-    let nobody = |why: String| match asked {
-        true => bad(format!("storage daemon {server}: {why}"), "start tandem-storaged there, or see its log"),
-        false => good(format!("no storage daemon on {server}")),
+async fn storage(server: &ServerAddress, asked: bool) -> Vec<Finding> {
+    let nobody = |why: String| {
+        let taken = || std::net::TcpStream::connect((server.host.as_str(), server.port)).is_ok();
+        vec![match asked {
+            true => bad(format!("storage daemon {server}: {why}"), "start tandem-storaged there, or see its log"),
+            false if taken() => look(
+                format!("somebody else listens on {server}, where storage daemons do by default"),
+                "if one is to run here: tandem-storaged --listen ADDRESS:PORT with a port that is free",
+            ),
+            false => good(format!("no storage daemon on {server}, and its port is free")),
+        }]
     };
     if let Err(error) = server.may_connect() {
-        return look(error.to_string(), "");
+        return vec![look(error.to_string(), "")];
     }
+    let begin = when::now_ns();
     let channel = match server.connect(ANSWER_TIMEOUT, None).await {
         Ok(channel) => channel,
         Err(error) => return nobody(crate::mounts::with_causes(&error)),
@@ -248,21 +283,44 @@ async fn storage(server: &ServerAddress, asked: bool) -> Finding {
         Ok(Err(status)) => return nobody(crate::mounts::said(&status)),
         Ok(Ok(reply)) => reply.into_inner(),
     };
+    let end = when::now_ns();
+    let mut findings = Vec::new();
     let ill: Vec<_> = reply.volumes.iter().filter(|volume| Exit::of_volume(volume) == Exit::Unreachable).collect();
-    if let Some(volume) = ill.first() {
+    for volume in ill {
         let text = format!("storage daemon {server}: volume {} is {}", volume.volume, volume.state);
-        return bad(text, volume.reason.clone());
-    }
-    let ahead = (reply.started_ns - when::now_ns()) as f64 / 1e9;
-    if ahead > CLOCK_MAX_SECONDS {
-        let text = format!("the clock of {server} is at least {} ahead of this one", render::seconds(ahead));
-        return look(text, "let both hosts keep time (systemd-timesyncd, chrony): nothing depends on it but displays");
+        findings.push(bad(text, volume.reason.clone()));
     }
     if reply.version != env!("CARGO_PKG_VERSION") {
         let text = format!("storage daemon {server} is of version {}", reply.version);
-        return look(text, format!("this command is of {}: upgrade the older one", env!("CARGO_PKG_VERSION")));
+        findings.push(look(text, format!("this command is of {}: upgrade the older one", env!("CARGO_PKG_VERSION"))));
+    } else {
+        let (version, volumes) = (&reply.version, reply.volumes.len());
+        findings.push(good(format!("storage daemon {server}, version {version}, volumes: {volumes}")));
     }
-    good(format!("storage daemon {server}, version {}, {} volumes", reply.version, reply.volumes.len()))
+    if reply.now_ns != 0 {
+        findings.push(clock(server, begin, reply.now_ns, end));
+    }
+    if server.is_loopback() {
+        let here = reply.volumes.iter().map(|volume| Path::new(&volume.directory)).filter(|path| path.is_dir());
+        // They lie beside each other.
+        findings.extend(here.filter_map(Path::parent).next().map(|path| directory("storage directory", path)));
+    }
+    findings
+}
+
+/// The clock of a storage daemon, asked between two looks at ours.
+fn clock(server: &ServerAddress, begin: i64, theirs: i64, end: i64) -> Finding {
+    let (early, late) = ((theirs - end) as f64 / 1e9, (begin - theirs) as f64 / 1e9);
+    let remedy = "let both hosts keep time (systemd-timesyncd, chrony): displays of lag and history are wrong otherwise; no promise rests on it";
+    match (early, late) {
+        (ahead, _) if ahead > CLOCK_MAX_SECONDS => {
+            look(format!("the clock of {server} is {} ahead of this one", render::seconds(ahead)), remedy)
+        }
+        (_, behind) if behind > CLOCK_MAX_SECONDS => {
+            look(format!("the clock of {server} is {} behind this one", render::seconds(behind)), remedy)
+        }
+        _ => good(format!("the clock of {server} agrees with this one")),
+    }
 }
 
 fn bundle(findings: &str, found: &Found) -> String {
@@ -294,7 +352,24 @@ fn tail(path: &Path) -> std::io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Grade, kernel};
+    use tandem_proto::pb::MountStatus;
+
+    use super::{Grade, certificate, clock, kernel};
+
+    #[test]
+    fn clocks_and_certificates_that_are_off_are_told() {
+        let server = tandem_runtime::connect::ServerAddress::new("far", 1);
+        let second = 1_000_000_000;
+        assert_eq!(clock(&server, 0, 5, 10).grade, Grade::Good);
+        assert!(clock(&server, 0, 9 * second, second).text.ends_with("8.0 s ahead of this one"));
+        assert!(clock(&server, 9 * second, second, 10 * second).text.ends_with("8.0 s behind this one"));
+        let mut status = MountStatus::default();
+        assert!(certificate(&status).is_none());
+        status.identity_expires_s = 1;
+        assert_eq!(certificate(&status).map(|found| found.grade), Some(Grade::Bad));
+        status.identity_expires_s = i64::MAX / 2_000_000_000;
+        assert_eq!(certificate(&status).map(|found| found.grade), Some(Grade::Good));
+    }
 
     #[test]
     fn kernels_are_graded_by_their_numbers() {

@@ -12,6 +12,9 @@ use crate::{
 
 /// Options of `tandem invite`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem invite work                             on the storage host: prints the line to type on the client
+  tandem invite work --role reader --ttl 2h      for who only copies, redeemable for two hours")]
 pub struct Args {
     /// The volume that the client may use; it need not exist yet.
     volume: VolumeName,

@@ -14,6 +14,9 @@ const TOKEN_MAX_BYTES: u64 = 4096;
 
 /// Options of `tandem join`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem join storage.example TOKEN              the token is what `tandem invite` printed
+  tandem join storage.example - < token          from standard input, so that no list of processes shows it")]
 pub struct Args {
     /// Where the storage daemon is, if not where the token says, and the token that `tandem invite` printed there; `-` reads it from
     /// standard input, so that no list of processes shows it.

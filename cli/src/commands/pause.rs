@@ -13,6 +13,9 @@ use crate::{
 
 /// Options of `tandem pause`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem pause ~/work                            local work goes on, nothing is sent
+  tandem resume ~/work; tandem wait ~/work       what was missing is sent")]
 pub struct Args {
     /// A mountpoint, or a path on it; default: all mounts of this user.
     #[arg(value_name = "DIR")]

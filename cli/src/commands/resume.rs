@@ -12,6 +12,8 @@ use crate::{
 
 /// Options of `tandem resume`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem resume ~/work; tandem wait ~/work       sends what was missing, and waits for it")]
 pub struct Args {
     /// A mountpoint, or a path on it; default: all mounts of this user.
     #[arg(value_name = "DIR")]

@@ -10,6 +10,9 @@ use crate::{
 
 /// Options of `tandem revoke`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem revoke me@laptop                        all of its roles; it is cut at once
+  tandem revoke me@laptop --volume work          one of them")]
 pub struct Args {
     /// The client, as `tandem clients` calls it.
     client: String,

@@ -16,6 +16,11 @@ use crate::{
 
 /// Options of `tandem status`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem status                                  all mounts of this user, a line each
+  tandem status -v ~/work                        all about one, also where its page is
+  tandem status --server storage.example         the volumes of a storage daemon
+  tandem status --json | jq .exit_code           for scripts: 0 in sync, 1 behind, 2 needs a person")]
 pub struct Args {
     /// Prints JSON; docs/status-json.md describes it.
     #[arg(long)]

@@ -41,7 +41,11 @@ const ONCE: (u16, u16) = (100, 32);
 
 /// Options of `tandem top`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Keys: up and down choose a mount, q ends.")]
+#[command(after_help = "Keys: up and down choose a mount, q ends.
+
+Examples:
+  tandem top                                     all mounts of this user
+  tandem top ~/work                              one")]
 pub struct Args {
     /// Prints one picture, after a second, instead of taking the terminal.
     #[arg(long)]

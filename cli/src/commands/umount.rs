@@ -24,6 +24,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options of `tandem umount`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem umount ~/work                           says what the replica lacks; it follows at the next mount
+  tandem umount --drain ~/work                   first sends it")]
 pub struct Args {
     /// First waits until the replica has everything.
     #[arg(long)]

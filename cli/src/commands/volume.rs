@@ -17,6 +17,10 @@ use crate::{
 
 /// Options of `tandem volume`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem volume list                             on the storage host
+  tandem volume set work --quota 100GiB          bounds what it takes; none lifts it
+  tandem volume rename work projects             roles and mounts follow")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -10,7 +10,7 @@ use crate::{
     json::Report,
     mounts::{Found, Mount, said, select},
     output::{complain, say},
-    render,
+    render, when,
 };
 
 /// Changes that wait to be printed. When the terminal is slower, the daemons wait, and send the newest.
@@ -18,6 +18,9 @@ const WAITING_MAX: usize = 16;
 
 /// Options of `tandem watch`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem watch                                   a line at each change, until interrupted
+  tandem watch --json | jq -r '.mounts[0].state' for programs")]
 pub struct Args {
     /// Prints JSON, one object a line; docs/status-json.md describes it.
     #[arg(long)]
@@ -42,18 +45,30 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
     drop(send);
     let mut last = std::collections::HashMap::new();
     while let Some(mount) = changes.recv().await {
-        let text = if args.json {
-            let exit = Exit::of_mount(&mount.status);
-            Report::of_mounts(&Found { mounts: vec![mount.clone()], silent: Vec::new() }, exit).line()
-        } else {
-            let lines = render::table(&[render::mount_row(&mount.status)]);
-            format!("{}\n{}", lines.join("\n"), render::indented(&render::mount_notes(&mount.status), &[]))
-        };
-        if last.insert(mount.socket, text.clone()).as_ref() != Some(&text) {
-            say(&text)?;
+        // That time passes is no change.
+        let mut ageless = mount.clone();
+        ageless.status.state_since_ns = 0;
+        ageless.status.waiting.iter_mut().for_each(|call| call.seconds = call.seconds.min(1.0));
+        if let Some(verify) = &mut ageless.status.verify {
+            verify.time_ns = verify.time_ns.min(1);
+        }
+        let news = shown(&ageless, args.json);
+        if last.get(&mount.socket) != Some(&news) {
+            let when = if args.json { String::new() } else { format!("{}  ", when::shown(when::now_ns())) };
+            say(&format!("{when}{}", shown(&mount, args.json)))?;
+            last.insert(mount.socket, news);
         }
     }
     Err(Failure::new(Exit::NoAnswer, "no watched daemon is left"))
+}
+
+fn shown(mount: &Mount, json: bool) -> String {
+    if json {
+        let exit = Exit::of_mount(&mount.status);
+        return Report::of_mounts(&Found { mounts: vec![mount.clone()], silent: Vec::new() }, exit).line();
+    }
+    let lines = render::table(&[render::mount_row(&mount.status)]);
+    format!("{}\n{}", lines.join("\n"), render::indented(&render::mount_notes(&mount.status), &[]))
 }
 
 async fn watch(mut mount: Mount, interval_ms: u32, changes: mpsc::Sender<Mount>) {

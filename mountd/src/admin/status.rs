@@ -126,6 +126,8 @@ impl Shared {
             busy: mount.busy,
             unreplicated_fsync_seconds: self.ops.oldest_unreplicated_fsync(durable),
             own_inside: mount.own_inside,
+            waiting: mount.waiting,
+            state_since_ns: replication.link().state_since_ns.load(Ordering::Relaxed),
             verify,
             excludes: mount.excludes,
         }
@@ -171,6 +173,7 @@ impl Shared {
             mounts: if matches { vec![self.mount_status()] } else { Vec::new() },
             volumes: Vec::new(),
             web: self.web.get().cloned().unwrap_or_default(),
+            now_ns: now_ns(),
         }
     }
 }
@@ -194,7 +197,8 @@ impl Admin for Service {
         tokio::spawn(async move {
             let mut last = None;
             loop {
-                let reply = shared.reply(&request.volume);
+                // That time passes is no change.
+                let reply = pb::StatusReply { now_ns: 0, ..shared.reply(&request.volume) };
                 if last.as_ref() != Some(&reply) {
                     if replies.send(Ok(reply.clone())).await.is_err() {
                         return;

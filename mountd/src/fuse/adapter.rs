@@ -189,7 +189,7 @@ impl<J: Journal> Adapter<J> {
     /// Makes a file durable as the mount promises, then answers.
     fn sync(&self, header: Header, handle: u64, data_only: bool, answer: impl FnOnce(VfsResult<()>) + Send + 'static) {
         let unique = header.unique;
-        self.interrupts.begin(unique, header.pid);
+        self.interrupts.begin(unique, header.pid, header.node);
         let interrupts = self.interrupts.clone();
         let (meters, vfs) = (self.meters.clone(), self.vfs.clone());
         let done = Box::new(move |result: VfsResult<()>| {

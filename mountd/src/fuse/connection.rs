@@ -14,7 +14,7 @@ use super::{
     dying,
     gate::Gate,
     inside::{Inside, Tell},
-    interrupts::Interrupts,
+    interrupts::{Interrupts, Waits},
     serve::{self, Queue, SLOW_KINDS},
     wire::{self, Fields, Out},
 };
@@ -67,6 +67,9 @@ const WISHES: [InitFlags; 13] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
 
+/// What kind of call waits, and for whom. May be asked at any time.
+pub type Waiting = Box<dyn Fn() -> Vec<(&'static str, Waits)> + Send + Sync>;
+
 /// A connection to the kernel whose handshake is done.
 pub struct Connection<J: Journal> {
     device: Arc<Device>,
@@ -95,6 +98,17 @@ impl<J: Journal> Connection<J> {
     /// What was asked, and how long it took.
     pub fn meters(&self) -> Arc<Meters> {
         self.adapter.meters.clone()
+    }
+
+    /// Tells which calls wait for the replica, and which writes are held back.
+    pub fn waiting(&self) -> Waiting {
+        let adapter = Arc::downgrade(&self.adapter);
+        Box::new(move || {
+            let Some(adapter) = adapter.upgrade() else { return Vec::new() };
+            let told = |what| move |waits: Waits| (what, waits);
+            let fsyncs = adapter.interrupts.waiting().into_iter().map(told("fsync"));
+            fsyncs.chain(adapter.gate.waiting().into_iter().map(told("write"))).collect()
+        })
     }
 
     /// What the files of `.tandem` say. Only the first is kept.

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fuser::WriteFlags;
@@ -19,7 +19,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     device::{Device, Reply},
-    wire::Fields,
+    interrupts::Waits,
+    wire::{self, Fields},
 };
 
 /// Memory for requests that are held back: each is at most 1 MiB, of one thread of an application.
@@ -50,6 +51,8 @@ struct Inner {
 pub struct Held {
     /// Names it.
     unique: u64,
+    /// When it was taken.
+    since: Instant,
     /// All of it.
     pub bytes: Vec<u8>,
     /// Where its answer goes.
@@ -85,11 +88,21 @@ impl Gate {
             return false;
         }
         inner.bytes += bytes.len();
-        inner.held.push_back(Held { unique, bytes: bytes.to_vec(), device: device.clone() });
+        inner.held.push_back(Held { unique, since: Instant::now(), bytes: bytes.to_vec(), device: device.clone() });
         self.count.fetch_add(1, Ordering::Relaxed);
         drop(inner);
         self.wake.notify_one();
         true
+    }
+
+    /// Those that are held back.
+    pub fn waiting(&self) -> Vec<Waits> {
+        let inner = self.inner.lock();
+        let waits = |held: &Held| {
+            let (header, _) = wire::request(&held.bytes).ok()?;
+            Some(Waits { thread: header.pid, node: header.node, since: held.since })
+        };
+        inner.held.iter().filter_map(waits).collect()
     }
 
     /// A signal came to the process of a request: if it is held back, it goes on now.

@@ -11,7 +11,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -38,8 +38,21 @@ struct Inner<T> {
 #[derive(Debug)]
 struct Begun<T> {
     thread: u32,
+    node: u64,
+    since: Instant,
     ticket: Option<T>,
     signalled: bool,
+}
+
+/// A request that waits, for who is asked why a program stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// The thread that asked.
+    pub thread: u32,
+    /// The inode that it is about.
+    pub node: u64,
+    /// When it was taken.
+    pub since: Instant,
 }
 
 impl<T> Default for Interrupts<T> {
@@ -50,12 +63,13 @@ impl<T> Default for Interrupts<T> {
 }
 
 impl<T: Copy> Interrupts<T> {
-    /// A request of a thread begins that may wait.
-    pub fn begin(&self, unique: u64, thread: u32) {
+    /// A request of a thread about an inode begins that may wait.
+    pub fn begin(&self, unique: u64, thread: u32, node: u64) {
+        let since = Instant::now();
         let mut inner = self.inner.lock();
         let early = inner.early.iter().position(|other| *other == unique);
         let signalled = early.and_then(|at| inner.early.remove(at)).is_some();
-        inner.begun.insert(unique, Begun { thread, ticket: None, signalled });
+        inner.begun.insert(unique, Begun { thread, node, since, ticket: None, signalled });
     }
 
     /// It waits now. It may have been answered meanwhile.
@@ -72,6 +86,13 @@ impl<T: Copy> Interrupts<T> {
     /// It is answered.
     pub fn end(&self, unique: u64) {
         self.inner.lock().begun.remove(&unique);
+    }
+
+    /// Those that wait.
+    pub fn waiting(&self) -> Vec<Waits> {
+        let inner = self.inner.lock();
+        let waiting = inner.begun.values().filter(|begun| begun.ticket.is_some());
+        waiting.map(|begun| Waits { thread: begun.thread, node: begun.node, since: begun.since }).collect()
     }
 
     /// A signal came to its process.
@@ -131,24 +152,28 @@ mod tests {
         let interrupts = Interrupts::default();
         // Before it is begun, because another thread has it in hand.
         interrupts.signal(2);
-        interrupts.begin(2, 12);
+        interrupts.begin(2, 12, 1);
         interrupts.waits(2, 'a');
         assert_eq!(interrupts.next_signalled(), Some(vec![(12, 'a')]));
         interrupts.end(2);
         // While it runs.
-        interrupts.begin(4, 14);
+        interrupts.begin(4, 14, 1);
         interrupts.signal(4);
         interrupts.waits(4, 'b');
         assert_eq!(interrupts.next_signalled(), Some(vec![(14, 'b')]));
         assert_eq!(interrupts.next_signalled(), Some(vec![(14, 'b')]), "until it is answered");
         interrupts.end(4);
         // While it waits, beside one that got none.
-        interrupts.begin(6, 16);
-        interrupts.begin(8, 18);
+        interrupts.begin(6, 16, 1);
+        interrupts.begin(8, 18, 1);
         interrupts.waits(6, 'c');
         interrupts.waits(8, 'd');
         interrupts.signal(6);
         assert_eq!(interrupts.next_signalled(), Some(vec![(16, 'c')]));
+        // Who waits is told, signal or not.
+        let mut waiting: Vec<_> = interrupts.waiting().iter().map(|waits| (waits.thread, waits.node)).collect();
+        waiting.sort_unstable();
+        assert_eq!(waiting, [(16, 1), (18, 1)]);
         // After it was answered.
         interrupts.end(6);
         interrupts.signal(6);

@@ -26,8 +26,9 @@ mod serve;
 mod wire;
 
 pub use self::{
-    connection::{Connection, default_busy_poll},
+    connection::{Connection, Waiting, default_busy_poll},
     inside::{NAME as INSIDE_NAME, Tell},
+    interrupts::Waits,
 };
 
 /// Largest write request: what one op carries.

@@ -12,7 +12,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
         mpsc as thread_mpsc,
     },
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use tandem_proto::{
     pb::{self, client_message::Body, server_message},
     stage::Stage,
 };
-use tandem_runtime::{connect::ServerAddress, gauge::Gauge};
+use tandem_runtime::{connect::ServerAddress, gauge::Gauge, when};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
@@ -78,6 +78,8 @@ pub struct Traffic {
 pub struct LinkShared {
     /// The newest facts.
     pub facts: Mutex<LinkFacts>,
+    /// Unix time since when its state is what it is.
+    pub state_since_ns: AtomicI64,
     /// Told at each change of state or reason.
     pub changed: watch::Sender<u64>,
     /// Counters.
@@ -261,6 +263,9 @@ impl Driver {
         self.commit.set_connected(matches!(facts.state, "initial" | "live" | "lagging" | "catching-up"));
         let mut shown = self.shared.facts.lock();
         let changed = shown.state != facts.state || shown.reason != facts.reason;
+        if shown.state != facts.state {
+            self.shared.state_since_ns.store(when::now_ns(), Ordering::Relaxed);
+        }
         *shown = facts;
         drop(shown);
         if changed {

@@ -11,13 +11,13 @@ pub mod shadow;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicI64},
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use tandem_proto::{Position, Seq, Timestamp, Uuid, VolumeName, ids::hex};
-use tandem_runtime::{connect::ServerAddress, gauge::Gauge};
+use tandem_runtime::{connect::ServerAddress, gauge::Gauge, when::now_ns};
 use tokio::sync::{mpsc, watch};
 
 use self::renewal::Renewal;
@@ -248,6 +248,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
     };
     let shared = Arc::new(LinkShared {
         facts: Mutex::new(core.facts()),
+        state_since_ns: AtomicI64::new(now_ns()),
         changed: watch::Sender::new(0),
         traffic: Traffic::default(),
         gauge: Arc::new(Gauge::new(config.bandwidth_limit)),
@@ -311,11 +312,6 @@ fn walk_since(pending: Option<i64>, left: Option<i64>, reachable_between: bool) 
             Some(pending.map_or(left, |pending| pending.min(left)))
         }
     }
-}
-
-fn now_ns() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn timestamp(nanoseconds: i64) -> Timestamp {

@@ -1,5 +1,13 @@
 //! Points in time as people read them. For messages only: nothing is decided by them.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Unix time in nanoseconds; 0 before 1970.
+pub fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
 /// `2026-11-21 05:17:49 UTC`; `at an unknown time` for what nobody noted.
 pub fn utc(unix_ns: i64) -> String {
     if unix_ns <= 0 {

@@ -73,6 +73,12 @@ fn a_program_that_waits_for_a_replica_that_is_away_can_be_interrupted() {
             .spawn()
             .expect("dd");
         assert!(eventually(Duration::from_secs(20), || mount.status().waiting_fsyncs == 1), "it waits");
+        // Status says who waits, for which file.
+        let status = mount.status();
+        let [call] = &status.waiting[..] else { panic!("{status:#?}") };
+        let told = (call.what.as_str(), call.path.as_str(), call.pid, call.process.as_str());
+        assert_eq!(told, ("fsync", format!("/{name}").as_str(), child.id(), "dd"));
+        assert!(status.state == "offline" && status.state_since_ns > 0, "{status:#?}");
         // SAFETY: the child was not waited for yet, so its number is its own.
         unsafe { libc::kill(child.id() as libc::pid_t, signal) };
         assert!(eventually(Duration::from_secs(20), || child.try_wait().expect("ours").is_some()), "it ends");
