@@ -10,7 +10,7 @@ mod error;
 
 use std::{
     ffi::OsString,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, OnceLock, mpsc},
@@ -396,10 +396,18 @@ fn fill_folder(
             PathBuf::from(format!("/proc/self/fd/{}/.", std::os::fd::AsRawFd::as_raw_fd(&place.backing.root())))
         }
     };
+    let shows = io::stderr().is_terminal();
     let pulled = pull::pull_blocking(&source.server, &source.volume, &directory, state.path(), &mut |pulled| {
-        eprint!("\rpulled {} files and folders, {} MiB ", pulled.nodes, pulled.bytes >> 20);
+        if shows {
+            eprint!("\rpulled {} files and folders, {} MiB ", pulled.nodes, pulled.bytes >> 20);
+        }
     })?;
-    eprintln!("\rpulled {} files and folders, {} MiB ", pulled.nodes, pulled.bytes >> 20);
+    eprintln!(
+        "{}pulled {} files and folders, {} MiB ",
+        if shows { "\r" } else { "" },
+        pulled.nodes,
+        pulled.bytes >> 20
+    );
     replication::remember::note_pulled(
         state,
         &replication::remember::Pulled {

@@ -272,17 +272,17 @@ impl<J: Journal> Vfs<J> {
     /// A descriptor of the file is closed.
     pub fn flush(&self, caller: Caller, handle: u64) -> VfsResult<()> {
         let file = self.file(handle)?;
-        if !file.writable {
-            return Ok(());
-        }
-        self.journal.closed(&file.inode.id);
-        self.settle(caller, &file.inode, Some(&file.fd))
+        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
     }
 
     /// The last descriptor of the handle is closed.
     pub fn release(&self, caller: Caller, handle: u64) -> VfsResult<()> {
         let Some(file) = self.handles.remove(handle) else { return Ok(()) };
-        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
+        if !file.writable {
+            return Ok(());
+        }
+        self.journal.closed(&file.inode.id);
+        self.settle(caller, &file.inode, Some(&file.fd))
     }
 
     /// Makes the file durable as the mount promises, then calls `done`, perhaps later and from another thread. The ticket is of who

@@ -80,7 +80,10 @@ function card(volume) {
 }
 function text(node, value) { if (node.textContent !== value) node.textContent = value; }
 function rows(table, head, lines) {
-  const row = (tag, cells) => element("tr", {}, ...cells.map((cell, i) => element(tag, i && head[i] && head[i].number ? { class: "number" } : {}, cell)));
+  const row = (tag, cells) => element("tr", {}, ...cells.map((cell, i) => {
+    const how = head[i] || {};
+    return element(tag, how.number ? { class: "number" } : how.any ? { class: "any" } : {}, cell);
+  }));
   const body = element("tbody", {}, ...lines.map(line => row("td", line)));
   const parts = head.some(cell => cell.title) ? [element("thead", {}, row("th", head.map(cell => cell.title)))] : [];
   table.replaceChildren(...parts, body);
@@ -113,7 +116,7 @@ function show(volume) {
   text(to.state, volume.state); to.state.className = "state " + mood(volume.state);
   text(to.peer, volume.kind === "mount" ? "replica at " + volume.peer : volume.peer === "no writer" ? "no writer" : "written by " + volume.peer);
   text(to.why, volume.reason || ""); to.why.hidden = !volume.reason;
-  text(to.error, volume.error && volume.error !== volume.reason ? "Last error: " + volume.error : ""); to.error.hidden = !to.error.textContent;
+  text(to.error, volume.error && volume.error !== volume.reason ? "Last error: " + volume.error : ""); to.error.hidden = !to.error.textContent; to.error.className = mood(volume.state) === "good" ? "soft" : "bad";
   const points = series.get(volume.volume) || [], last = points[points.length - 1] || {};
   const figures = [["behind", number(volume.behind) + (volume.behind === 1 ? " op" : " ops")]];
   if (volume.kind === "mount") figures.push(["lag", span(volume.lag)], ["fsync", volume.fsync]);
@@ -125,14 +128,14 @@ function show(volume) {
   }
   work(to.work, volume.progress);
   for (const [one, how] of to.drawn) draw(one, points, how);
-  block(to.waits, "Waits for the replica", [{}, {}, {}, { number: true }], (volume.waiting || []).map(call => [call.what, call.path, call.process, span(call.seconds)]));
-  block(to.busy, "Busiest files", [{}, { number: true }], volume.busy.map(file => [file.path, bytes(file.bytes) + "/s"]));
-  block(to.recent, "Lately", [{}, {}, {}, {}], volume.recent.slice(0, 12).map(item => [clock(item.t), item.what, item.path + (item.to ? " → " + item.to : ""), item.process]));
+  block(to.waits, "Waits for the replica", [{}, { any: true }, {}, { number: true }], (volume.waiting || []).map(call => [call.what, call.path, call.process, span(call.seconds)]));
+  block(to.busy, "Busiest files", [{ any: true }, { number: true }], volume.busy.map(file => [file.path, bytes(file.bytes) + "/s"]));
+  block(to.recent, "Lately", [{}, {}, { any: true }, { any: true }], volume.recent.slice(0, 12).map(item => [clock(item.t), item.what, item.path + (item.to ? " → " + item.to : ""), item.process]));
   block(to.calls, "Calls", [{ title: "call" }, { title: "number", number: true }, { title: "half within", number: true }, { title: "99 % within", number: true }],
     volume.operations.map(op => [op.op, number(op.count), span(op.p50), span(op.p99)]));
   if (to.more.open || !to.details.firstChild) {
     const value = row => row.unit === "B" ? bytes(row.value) : row.unit === "s" ? span(row.value) : typeof row.value === "number" ? number(row.value) : row.value;
-    rows(to.details, [{}, { number: true }], volume.details.filter(row => row.value !== "").map(row => [row.label, value(row)])
+    rows(to.details, [{}, { any: true }], volume.details.filter(row => row.value !== "").map(row => [row.label, value(row)])
       .concat(volume.workers.map(worker => ["worker " + worker.name, worker.state])));
   }
 }
@@ -142,7 +145,7 @@ function clients(all) {
   if (section.dataset.stamp === stamp) return;
   section.dataset.stamp = stamp;
   const when = ms => ms ? new Date(ms).toLocaleString() : "not since the start";
-  rows(section.querySelector("table"), [{ title: "who" }, { title: "may" }, { title: "connections", number: true }, { title: "connected last" }, { title: "certificate until" }],
+  rows(section.querySelector("table"), [{ title: "who", any: true }, { title: "may", any: true }, { title: "connections", number: true }, { title: "connected last" }, { title: "certificate until" }],
     all.map(one => [one.name, one.grants, number(one.connections), when(one.seen), new Date(one.expires).toLocaleDateString()]));
 }
 function take(said) {

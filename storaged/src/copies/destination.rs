@@ -38,9 +38,9 @@ use crate::{
 };
 
 /// Files that are published at once.
-const STEP_FILES: usize = 1024;
+const STEP_FILES: usize = 4096;
 /// A whole file waits for its name at most so long, if others follow.
-const STEP_AGE: Duration = Duration::from_secs(1);
+const STEP_AGE: Duration = Duration::from_secs(3);
 /// How long a step may take after who asked for the copy has left.
 const LEFT_WITHIN: Duration = Duration::from_secs(5);
 /// Parts of files that nobody went on with are deleted.
