@@ -12,6 +12,8 @@
 //!
 //! The trailer is an unknown field to everybody else, so generic clients read our messages; theirs come without it and are accepted.
 //! It cannot be lost by a flipped bit without the message itself being whole: whoever flips one in the trailer has flipped none before.
+//!
+//! A message that is whole and has more parts than it may have ([`crate::shape`]) is not decoded at all.
 
 use std::{any::Any, fmt, marker::PhantomData};
 
@@ -22,7 +24,7 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use crate::pb;
+use crate::{pb, shape};
 
 /// Tag of the highest field number, which no message uses: as long as a tag can be, so that nobody's data ends like it by chance.
 const TAG: [u8; 5] = [0xfd, 0xff, 0xff, 0xff, 0x0f];
@@ -121,22 +123,30 @@ fn is_whole(message: &[u8]) -> bool {
     }
 }
 
-impl<U: Message + Default> Decoder for CheckedDecoder<U> {
+/// That the message is whole, and no more than it may be.
+fn check<U: 'static>(message: &[u8]) -> Result<(), Status> {
+    if !is_whole(message) {
+        return Err(Status::data_loss("a message changed on its way: its checksum is wrong"));
+    }
+    let Some(shape) = shape::of::<U>() else { return Ok(()) };
+    shape::check(shape, message).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+impl<U: Message + Default + 'static> Decoder for CheckedDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // A message lies in one piece; one that does not is brought into one.
-        let changed = || Status::data_loss("a message changed on its way: its checksum is wrong");
-        let wrong = |error: prost::DecodeError| Status::internal(format!("a message cannot be decoded: {error}"));
+        let wrong =
+            |error: prost::DecodeError| Status::invalid_argument(format!("a message cannot be decoded: {error}"));
         if buf.chunk().len() == buf.remaining() {
-            if !is_whole(buf.chunk()) {
-                return Err(changed());
-            }
+            check::<U>(buf.chunk())?;
             return U::decode(buf).map(Some).map_err(wrong);
         }
         let bytes = buf.copy_to_bytes(buf.remaining());
-        if is_whole(&bytes) { U::decode(bytes).map(Some).map_err(wrong) } else { Err(changed()) }
+        check::<U>(&bytes)?;
+        U::decode(bytes).map(Some).map_err(wrong)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod op;
 pub mod packed;
 pub mod position;
 pub mod pull;
+pub mod shape;
 pub mod stage;
 pub mod verify;
 pub mod volume;

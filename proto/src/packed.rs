@@ -9,6 +9,7 @@ use crate::{
     convert::Invalid,
     limits::MESSAGE_MAX_BYTES,
     pb::{self, client_message::Body},
+    shape,
 };
 
 /// zstd's fastest ordinary level: 300 MB/s, which is more than any link carries for which it is asked.
@@ -44,6 +45,9 @@ pub fn unpack(message: pb::ClientMessage) -> Result<pb::ClientMessage, Invalid> 
         zstd::bulk::decompress(&packed.data, packed.len as usize).map_err(|error| invalid(format!("zstd: {error}")))?;
     if bytes.len() != packed.len as usize {
         return Err(invalid(format!("{} bytes, and it says {}", bytes.len(), packed.len)));
+    }
+    if let Some(shape) = shape::of::<pb::ClientMessage>() {
+        shape::check(shape, &bytes).map_err(|error| invalid(error.to_string()))?;
     }
     let inner = pb::ClientMessage::decode(&bytes[..]).map_err(|error| invalid(error.to_string()))?;
     match inner.body {
@@ -92,6 +96,12 @@ mod tests {
         {
             assert!(unpack(packed(codec, len, data)).is_err(), "{codec} {len}");
         }
+        // Four million empty ops in some hundred bytes.
+        let mut ops = vec![0x12, 0x80, 0x80, 0x80, 0x04];
+        ops.extend([0x32, 0].repeat(4 << 20));
+        let len = ops.len() as u32;
+        let ops = zstd::bulk::compress(&ops[..(8 << 20)], 1).expect("they are all the same");
+        assert!(ops.len() < 2000 && unpack(packed(1, len.min(8 << 20), &ops)).is_err());
         let inner = prost::Message::encode_to_vec(&packed(1, 100, b"x"));
         let nested = zstd::bulk::compress(&inner, 1).expect("short");
         assert!(unpack(packed(1, inner.len() as u32, &nested)).is_err());

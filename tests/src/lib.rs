@@ -2,7 +2,7 @@
 //!
 //! [`compare`] says whether two trees are equal, [`storm`] changes a tree at random, [`harness`] runs real daemons,
 //! [`trials`] hits them with faults under load, [`sim`] runs the production core of both sides on simulated disks and a simulated network,
-//! [`fuzz`] feeds mutated input to whatever reads what others wrote.
+//! [`fuzz`] feeds mutated input to whatever reads what others wrote, [`hostile`] is a client that means harm.
 //! The tests themselves are in `tests/tests`.
 
 pub mod bench;
@@ -13,6 +13,7 @@ pub mod figures;
 pub mod fuzz;
 pub mod generic;
 pub mod harness;
+pub mod hostile;
 pub mod netlab;
 pub mod rng;
 pub mod sim;

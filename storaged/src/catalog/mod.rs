@@ -8,7 +8,7 @@
 //! always leaves exactly the state of a checkpoint, and the position of that state is in the same commit. Readers on other
 //! threads share the catalog behind a lock that is held for one look-up.
 
-mod codec;
+pub mod codec;
 pub mod store;
 pub mod verify;
 

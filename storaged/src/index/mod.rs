@@ -19,7 +19,7 @@ mod files;
 mod late;
 mod pacer;
 mod queue;
-mod recipe;
+pub mod recipe;
 mod store;
 mod verify;
 mod worker;

@@ -19,7 +19,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     incoming::{AttachRequest, Incoming},
@@ -158,7 +158,17 @@ async fn serve(
     let mut alive = Alive::new(alive_ms, outbox.clone());
     // The stream's end, in order or broken, ends the session.
     while !outbox.is_closed() {
-        let Ok(Some(message)) = alive.tell_while(false, stream.message()).await else { break };
+        let message = match alive.tell_while(false, stream.message()).await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(error) => {
+                if let Some(refusal) = unreadable(&error) {
+                    tracing::info!(session, %refusal, "the stream ends: a message cannot be read");
+                    outbox.close(Some(refusal.into()));
+                }
+                break;
+            }
+        };
         alive.received += 1;
         if let Err(refusal) = alive.tell_while(true, forward(&volume, session, message)).await {
             tracing::warn!(session, reason = ?refusal.reason, %refusal, "refused");
@@ -167,6 +177,13 @@ async fn serve(
         }
     }
     volume.tell(Command::Closed { session }).ok()
+}
+
+/// A message that came and is none that may be sent: too long, with too many parts, or no protobuf. Bytes that changed on the way look the
+/// same, so nothing is held against the client, and it may come again. `None`: the stream broke.
+fn unreadable(error: &Status) -> Option<Refusal> {
+    let is_message = matches!(error.code(), Code::OutOfRange | Code::InvalidArgument);
+    is_message.then(|| Refusal::unavailable(format!("a message cannot be read: {}", error.message())))
 }
 
 /// Tells a client regularly how far its stream was read, if it asked for that.
@@ -209,7 +226,9 @@ async fn attach(
 ) -> Result<(Arc<Volume>, u64, u32), Refusal> {
     let bad = |message: &str| Refusal::new(Reason::BadRequest, message);
     // A stream that breaks, or is damaged, before its first message is the network's doing: the client comes again by itself.
-    let broken = |error: Status| Refusal::unavailable(format!("no attach came: {}", error.message()));
+    let broken = |error: Status| {
+        unreadable(&error).unwrap_or_else(|| Refusal::unavailable(format!("no attach came: {}", error.message())))
+    };
     let first = stream.message().await.map_err(broken)?;
     let Some(pb::ClientMessage { body: Some(Body::Attach(attach)) }) = first else {
         return Err(bad("the first message of a stream is an attach"));

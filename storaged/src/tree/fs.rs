@@ -88,12 +88,23 @@ impl FsTree {
 
     /// The same with a bound of names that is not above that of the file system.
     fn open_with_names_of(volume: &Path, name_max: usize) -> io::Result<Self> {
-        for area in Area::ALL {
-            tandem_runtime::durable::create_private_dir(&volume.join(area.path()))?;
-        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        tandem_runtime::durable::create_private_dir(volume)?;
+        let top = rustix::fs::open(volume, flags, Mode::empty())?;
+        // A link in the place of an area leads out of the volume, whoever put it there.
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let open = |area: Area| -> io::Result<FsNode> {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = rustix::fs::open(volume.join(area.path()), flags, Mode::empty())?;
+            let fd = match openat2(&top, area.path(), flags, Mode::empty(), resolve) {
+                Err(Errno::NOENT) => {
+                    tandem_runtime::durable::create_private_dir(&volume.join(area.path()))?;
+                    openat2(&top, area.path(), flags, Mode::empty(), resolve)?
+                }
+                Err(Errno::LOOP) => {
+                    let path = volume.join(area.path());
+                    return Err(io::Error::other(format!("{} is a symbolic link, or behind one", path.display())));
+                }
+                answer => answer?,
+            };
             Ok(FsNode { fd: Arc::new(fd), path_only: false })
         };
         let [tree, staging, parked, limbo, discard, history, incoming] = Area::ALL.map(open);

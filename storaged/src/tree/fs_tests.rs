@@ -21,6 +21,17 @@ fn is_root() -> bool {
 }
 
 #[test]
+fn a_volume_whose_areas_are_links_is_not_opened_and_nothing_is_made_where_they_lead() {
+    for (link, area) in [("tree", "tree"), ("staging", "staging/files"), ("history", "history")] {
+        let (directory, outside) = (tempfile::tempdir().expect("inside"), tempfile::tempdir().expect("outside"));
+        std::os::unix::fs::symlink(outside.path(), directory.path().join(link)).expect("a link");
+        let error = FsTree::open(directory.path()).err().expect("refused").to_string();
+        assert!(error.contains(area) && error.contains("symbolic link"), "{error}");
+        assert_eq!(std::fs::read_dir(outside.path()).expect("listed").count(), 0);
+    }
+}
+
+#[test]
 fn symlinks_get_owner_time_and_attributes_of_their_own() {
     let (directory, tree) = tree();
     let root = tree.area(Area::Tree);

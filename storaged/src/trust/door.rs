@@ -4,7 +4,7 @@
 //!  accept ─► too many? dropped
 //!         ─► first byte: TLS ─► handshake ─┬─ certificate of a client that we know ─► house (cut when it is revoked)
 //!                                          └─ no certificate, or one that was revoked ─► porch
-//!                        other ─► loopback, or --insecure: house;   else porch, which says why
+//!                        other ─► loopback, or --insecure: house, among few until it has shown the local secret;   else porch, which says why
 //! ```
 //! Nothing here waits for one peer on behalf of another: each connection shakes hands in a task of its own. Where those are too many, the
 //! oldest that has not finished goes, so that a crowd of silent ones keeps nobody out.
@@ -17,7 +17,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -47,6 +47,8 @@ const CONNECTIONS_MAX: usize = 4096;
 const SHAKING_MAX: usize = 512;
 /// Connections at the porch.
 const PORCH_MAX: usize = 128;
+/// Connections without TLS of which nobody has shown the local secret yet. Who has it shows it with the first call.
+const UNPROVEN_MAX: usize = 256;
 /// How long one may stay at the porch: long enough for a join over a bad link.
 const PORCH_STAY: Duration = Duration::from_secs(30);
 /// Connections that wait to be served.
@@ -60,7 +62,7 @@ const TLS_HANDSHAKE: u8 = 0x16;
 #[derive(Clone, Debug)]
 pub enum Peer {
     /// Plaintext where that is allowed: the local secret has to prove the rest.
-    Plain,
+    Plain(Proof),
     /// A client whose certificate we know.
     Client(Arc<Member>),
     /// TLS without a certificate that we know.
@@ -69,6 +71,21 @@ pub enum Peer {
     Crowding,
     /// Plaintext where that is not allowed.
     Unprotected,
+}
+
+/// Whether a connection has shown the local secret. Until then it has its place among few, as a stranger has.
+#[derive(Clone, Debug, Default)]
+pub struct Proof(Arc<AtomicBool>);
+
+impl Proof {
+    /// It has.
+    pub fn give(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_given(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Bounds a crowd: each that enters beyond the bound makes the oldest leave.
@@ -125,6 +142,7 @@ pub struct Door {
     connections: AtomicUsize,
     shaking: Crowd,
     porch: Crowd,
+    unproven: Crowd,
     to_house: mpsc::Sender<io::Result<Guest>>,
     to_porch: mpsc::Sender<io::Result<Guest>>,
 }
@@ -154,6 +172,7 @@ impl Door {
             connections: AtomicUsize::new(0),
             shaking: Crowd::new(SHAKING_MAX),
             porch: Crowd::new(PORCH_MAX),
+            unproven: Crowd::new(UNPROVEN_MAX),
             to_house,
             to_porch,
         };
@@ -194,7 +213,7 @@ impl Door {
 
     async fn show_in(&self, guest: Guest) {
         let room = match guest.peer {
-            Peer::Plain | Peer::Client(_) => &self.to_house,
+            Peer::Plain(_) | Peer::Client(_) => &self.to_house,
             Peer::Unknown | Peer::Crowding | Peer::Unprotected => &self.to_porch,
         };
         // Nobody serves any more: the daemon stops.
@@ -209,7 +228,8 @@ impl Door {
         let here = is_loopback(&from) && is_loopback(&stream.local_addr()?);
         let watched = Watched::new(stream, self.keepalive)?;
         if first[0] != TLS_HANDSHAKE {
-            let peer = if here || self.insecure { Peer::Plain } else { Peer::Unprotected };
+            let may = here || self.insecure;
+            let peer = if may { Peer::Plain(Proof::default()) } else { Peer::Unprotected };
             return Ok(self.guest(Wire::Plain(watched), peer, None, place));
         }
         let tls = self.acceptor.accept(watched).await?;
@@ -231,8 +251,17 @@ impl Door {
 
     /// With the leave of its room.
     fn guest(&self, wire: Wire, peer: Peer, counted: Option<Counted>, place: Place) -> Guest {
-        let leave: Pin<Box<dyn Future<Output = ()> + Send>> = match peer {
-            Peer::Plain | Peer::Client(_) => Box::pin(std::future::pending()),
+        let leave: Pin<Box<dyn Future<Output = ()> + Send>> = match &peer {
+            Peer::Client(_) => Box::pin(std::future::pending()),
+            Peer::Plain(proof) => {
+                let (leave, proof) = (self.unproven.enter(), proof.clone());
+                Box::pin(async move {
+                    let _ = leave.await;
+                    if proof.is_given() {
+                        std::future::pending::<()>().await;
+                    }
+                })
+            }
             Peer::Unknown | Peer::Crowding | Peer::Unprotected => {
                 let leave = self.porch.enter();
                 Box::pin(async move {

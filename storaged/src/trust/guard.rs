@@ -88,7 +88,13 @@ impl Guard {
                 }
                 _ => Ok(Caller::Client(member.clone())),
             },
-            Some(Peer::Plain) => self.admit_plain(request, wanted),
+            Some(Peer::Plain(proof)) => {
+                let caller = self.admit_plain(request, wanted)?;
+                if caller.is_local() {
+                    proof.give();
+                }
+                Ok(caller)
+            }
             Some(Peer::Unknown) if matches!(wanted, For::Anybody | For::Tickets) => {
                 if self.joins.lock().take(Instant::now()) {
                     return Ok(Caller::Stranger);
@@ -172,7 +178,7 @@ mod tests {
     use tonic::Code;
 
     use super::{Caller, For, Guard, Peer, method};
-    use crate::trust::caller::Member;
+    use crate::trust::{caller::Member, door::Proof};
 
     fn request(path: &str, peer: Option<Peer>, secret: Option<&str>) -> Request<()> {
         let mut request = Request::builder().uri(format!("http://x{path}"));
@@ -194,11 +200,12 @@ mod tests {
             "/grpc.health.v1.Health/Check",
             "/tandem.v1.New/Thing",
         );
+        let plain = || Peer::Plain(Proof::default());
         let code = |path, peer, secret| guard.admit(&request(path, peer, secret)).err().map(|status| status.code());
-        assert!(matches!(guard.admit(&request(unknown, Some(Peer::Plain), Some("right"))), Ok(Caller::Local)));
-        assert_eq!(code(status, Some(Peer::Plain), Some("wrong")), Some(Code::Unauthenticated));
-        assert_eq!(code(health, Some(Peer::Plain), None), None);
-        assert_eq!(code(join, Some(Peer::Plain), None), Some(Code::Unauthenticated));
+        assert!(matches!(guard.admit(&request(unknown, Some(plain()), Some("right"))), Ok(Caller::Local)));
+        assert_eq!(code(status, Some(plain()), Some("wrong")), Some(Code::Unauthenticated));
+        assert_eq!(code(health, Some(plain()), None), None);
+        assert_eq!(code(join, Some(plain()), None), Some(Code::Unauthenticated));
         assert_eq!(code(status, Some(client()), None), None);
         assert_eq!(code(unknown, Some(client()), Some("right")), Some(Code::PermissionDenied));
         assert_eq!(code(join, Some(Peer::Unknown), None), None);

@@ -2,5 +2,7 @@
 
 pub mod echo;
 pub mod fsync;
+pub mod hostile;
 pub mod speed;
 pub mod steady;
+pub mod tls;

@@ -1,14 +1,15 @@
 //! Benches that need daemons of their own, in a temporary directory: `fsync [--writes N]`, `steady [--rate BYTES] [--seconds S]`,
+//! `hostile [--seconds S] [--kinds LIST]`, `tls [--mib N] [--rounds N] [--files N]`,
 //! `speed [--runs N] [--kinds LIST] [--families LIST] [--options LIST] [--json FILE] [--against FILE] ...`.
 //! Prints figures; exit code 1 if one is out of its bound (`--no-bound`: never).
 
-use std::{env, fs, process::ExitCode, time::Duration};
+use std::{env, fs, path::Path, process::ExitCode, time::Duration};
 
 use tandem_tests::{
     bench::{
-        fsync,
+        fsync, hostile,
         speed::{self, Plan, Scale, report},
-        steady,
+        steady, tls,
     },
     figures,
     harness::{Lab, MountSpec},
@@ -16,6 +17,8 @@ use tandem_tests::{
 
 const USAGE: &str = "usage: tandem-bench fsync [--writes N] [--no-bound]
        tandem-bench steady [--rate BYTES] [--seconds S] [--no-bound]
+       tandem-bench hostile [--seconds S] [--kinds crowd,handshakes,lies,calls] [--no-bound]
+       tandem-bench tls [--mib N] [--rounds N] [--files N] [--no-bound]
        tandem-bench speed [--runs N] [--kinds paused,live,absent,bindfs,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
                           [--mib N] [--files N] [--tree N] [--fsyncs N] [--pgbench S] [--json FILE] [--against FILE] [--no-bound]";
 
@@ -25,6 +28,12 @@ const FSYNC_RATIO_MAX: f64 = 1.5;
 const BEHIND_MAX: Duration = Duration::from_millis(100);
 /// Bytes on the wire for each byte written.
 const OVERHEAD_MAX: f64 = 1.15;
+/// Beside attackers, one fsync in a hundred may take so many times what it takes alone, and so long.
+const ATTACKED_MAX: (f64, Duration) = (10.0, Duration::from_millis(50));
+/// What attackers may cost the storage daemon.
+const ATTACKED_GROWTH_MAX_KIB: u64 = 256 << 10;
+/// A first sync over TLS may take so many times the one in the clear, and the lag of a small file so much more.
+const TLS_MAX: (f64, Duration) = (1.5, Duration::from_millis(1));
 
 struct Args {
     words: Vec<String>,
@@ -61,6 +70,9 @@ fn main() -> ExitCode {
     let ran = match args.words.first().map(String::as_str) {
         Some("fsync") => bench_fsync(&args),
         Some("steady") => bench_steady(&args),
+        Some("hostile") => bench_hostile(&args),
+        Some("attack") => attack(&args),
+        Some("tls") => bench_tls(&args),
         Some("speed") => bench_speed(&args),
         _ => Err(USAGE.to_owned()),
     };
@@ -99,6 +111,36 @@ fn bench_steady(args: &Args) -> Result<bool, String> {
     println!("random writes of 4 KiB: {measured} (bounds {BEHIND_MAX:?} and {OVERHEAD_MAX})");
     let equal = figures::status(&mount.socket()).is_ok_and(|status| status.ops_behind == 0);
     Ok(equal && measured.behind <= BEHIND_MAX && measured.overhead() <= OVERHEAD_MAX)
+}
+
+fn bench_hostile(args: &Args) -> Result<bool, String> {
+    let time = Duration::from_secs(args.value("--seconds", 10)?);
+    let kinds = args.list("--kinds", &hostile::KINDS.join(","));
+    let lab = Lab::new("bench-hostile").ok_or("mounts are impossible here")?;
+    let figures = hostile::measure(&lab, time, &kinds).map_err(|error| error.to_string())?;
+    println!("{figures} (bounds {} x and {:?})", ATTACKED_MAX.0, ATTACKED_MAX.1);
+    let p99 = figures.attacked.p99;
+    let soon = p99 <= ATTACKED_MAX.1 && p99.as_secs_f64() <= ATTACKED_MAX.0 * figures.idle.p99.as_secs_f64();
+    Ok(soon && figures.grown_kib <= ATTACKED_GROWTH_MAX_KIB)
+}
+
+/// `attack KIND PORT IDENTITY`: one attacker of `hostile`.
+fn attack(args: &Args) -> Result<bool, String> {
+    let [_, kind, port, identity] = args.words.as_slice() else { return Err(USAGE.to_owned()) };
+    let port = port.parse().map_err(|_| USAGE.to_owned())?;
+    hostile::attack(kind, port, Path::new(identity)).map(|()| true)
+}
+
+fn bench_tls(args: &Args) -> Result<bool, String> {
+    let scale = tls::Scale {
+        bytes: args.value("--mib", 4096)? << 20,
+        rounds: args.value("--rounds", 3)?,
+        files: args.value("--files", 200)?,
+    };
+    let lab = Lab::new("bench-tls").ok_or("mounts are impossible here")?;
+    let figures = tls::measure(&lab, &scale).map_err(|error| error.to_string())?;
+    println!("{figures} (bounds {} and {:?} more)", TLS_MAX.0, TLS_MAX.1);
+    Ok(figures.ratio() <= TLS_MAX.0 && figures.more_lag() <= TLS_MAX.1)
 }
 
 fn bench_speed(args: &Args) -> Result<bool, String> {

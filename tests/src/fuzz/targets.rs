@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tandem_mountd::options;
 use tandem_proto::{
-    VolumeName, chunks, convert,
+    VolumeName, chunks, convert, packed,
     pb::{self, client_message::Body},
 };
 use tandem_pull::Writer;
@@ -21,6 +21,8 @@ use tandem_storaged::{
     trust::ca::Authority,
     volume::state::State,
 };
+
+use super::{receiver, stored, wire};
 
 /// Something that reads what others wrote.
 pub struct Target {
@@ -50,6 +52,27 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "log-segment", what: "a segment of the log, at recovery", seeds: segment_seeds, run: segment },
     Target { name: "log-record", what: "the payload of a record of the log", seeds: record_seeds, run: record },
+    Target {
+        name: "receiver",
+        what: "what a volume accepts from its writers, as a program of events",
+        seeds: receiver::seeds,
+        run: receiver::run,
+    },
+    Target {
+        name: "server-message",
+        what: "messages of a storage daemon, as a mount reads them",
+        seeds: wire::server_seeds,
+        run: wire::server,
+    },
+    Target {
+        name: "copies",
+        what: "messages of tandem cp, from both sides",
+        seeds: wire::copy_seeds,
+        run: wire::copies,
+    },
+    Target { name: "requests", what: "requests of all services", seeds: wire::request_seeds, run: wire::requests },
+    Target { name: "catalog", what: "records of the catalog", seeds: stored::catalog_seeds, run: stored::catalog },
+    Target { name: "index", what: "records of the content index", seeds: stored::index_seeds, run: stored::index },
     Target { name: "frame", what: "a framed record", seeds: frame_seeds, run: framed },
     Target { name: "state", what: "the state file of a volume", seeds: state_seeds, run: state },
     Target { name: "token", what: "a token of tandem invite", seeds: token_seeds, run: token },
@@ -112,17 +135,24 @@ fn client_seeds() -> Vec<Vec<u8>> {
     let dir =
         pb::StageDir { session: 1, dir: id(2), listing, entries: vec![entry], born_since: Some(position.clone()) };
     let pieces = vec![pb::Piece { offset: 0, len: 100, digest: vec![1; 32].into(), ..Default::default() }];
+    let recipe = pb::StageRecipe { session: 1, id: id(1), pieces };
+    let many = pb::StageRecipe { pieces: vec![recipe.pieces[0].clone(); 100], ..recipe.clone() };
+    let packed = packed::pack(&pb::ClientMessage { body: Some(Body::StageRecipe(many)) }).expect("it gets shorter");
+    let items = vec![pb::VerifyItem { kind: 1, id: id(1), digest: vec![1; 32].into(), ..Default::default() }];
     vec![
+        encoded(Body::Verify(pb::VerifyCheck { session: 1, token: 1, seq: 5, items, confirm: false })),
+        packed.encode_to_vec(),
         encoded(Body::Attach(attach)),
         encoded(Body::Batch(batch)),
         encoded(Body::StageDir(dir)),
-        encoded(Body::StageRecipe(pb::StageRecipe { session: 1, id: id(1), pieces })),
+        encoded(Body::StageRecipe(recipe)),
         encoded(Body::Publish(pb::Publish { session: 1, round: 1, position: Some(position) })),
     ]
 }
 
 fn client_message(input: &[u8]) -> u64 {
-    let Ok(message) = pb::ClientMessage::decode(input) else { return 0 };
+    let Some(message) = wire::decode::<pb::ClientMessage>(input) else { return 0 };
+    let Ok(message) = packed::unpack(message) else { return 1 };
     match message.body {
         Some(Body::Attach(attach)) => 1 + u64::from(AttachRequest::check(attach).is_ok()),
         _ => 1 + 2 * u64::from(Incoming::check(message).is_ok()),

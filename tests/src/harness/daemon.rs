@@ -1,7 +1,7 @@
 //! One daemon process that can be killed and started again, and its log.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::Write as _,
     path::{Path, PathBuf},
@@ -18,6 +18,8 @@ pub struct Daemon {
     name: String,
     program: PathBuf,
     args: Mutex<Vec<OsString>>,
+    /// What runs the program, with its arguments; empty: it is run as it is.
+    tracer: Mutex<Vec<OsString>>,
     envs: Vec<(String, OsString)>,
     log: PathBuf,
     child: Mutex<Option<Child>>,
@@ -26,7 +28,8 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon that does not run yet. Its standard output and error go to `log`.
     pub fn new(name: &str, program: PathBuf, envs: Vec<(String, OsString)>, log: PathBuf) -> Self {
-        Daemon { name: name.to_owned(), program, args: Mutex::default(), envs, log, child: Mutex::new(None) }
+        let (args, tracer) = (Mutex::default(), Mutex::default());
+        Daemon { name: name.to_owned(), program, args, tracer, envs, log, child: Mutex::new(None) }
     }
 
     fn child(&self) -> MutexGuard<'_, Option<Child>> {
@@ -48,6 +51,12 @@ impl Daemon {
         *self.args.lock().unwrap_or_else(PoisonError::into_inner) = args;
     }
 
+    /// From its next start on it is run by this program, whose process becomes it.
+    pub fn run_by(&self, tracer: &[&OsStr]) {
+        let tracer = tracer.iter().map(|word| (*word).to_owned()).collect();
+        *self.tracer.lock().unwrap_or_else(PoisonError::into_inner) = tracer;
+    }
+
     /// Starts it; it must not be running.
     pub fn start(&self) {
         let mut child = self.child();
@@ -57,8 +66,10 @@ impl Daemon {
             OpenOptions::new().create(true).append(true).open(&self.log).expect("the lab's directory is writable");
         let _ = writeln!(log, "--- {} {:?}", self.program.display(), args);
         let out = log.try_clone().expect("a descriptor can be copied");
-        let mut command = Command::new(&self.program);
-        command.args(args).envs(self.envs.iter().cloned()).stdin(Stdio::null()).stdout(out).stderr(log);
+        let tracer = self.tracer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut words = tracer.into_iter().chain([self.program.clone().into()]).chain(args);
+        let mut command = Command::new(words.next().expect("at least the program"));
+        command.args(words).envs(self.envs.iter().cloned()).stdin(Stdio::null()).stdout(out).stderr(log);
         *child = Some(command.spawn().unwrap_or_else(|error| panic!("{} cannot be started: {error}", self.name)));
     }
 

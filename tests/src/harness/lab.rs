@@ -1,7 +1,7 @@
 //! A temporary directory with daemons in it.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -156,6 +156,13 @@ impl Lab {
         let log = self.root().join("logs").join(format!("{name}-{}.log", daemons.len()));
         let daemon = Arc::new(Daemon::new(name, binary(program), self.envs(), log));
         daemons.push(Arc::clone(&daemon));
+        daemon
+    }
+
+    /// A daemon that another program runs, and becomes.
+    pub(super) fn daemon_under(&self, name: &str, program: &str, tracer: &[&OsStr]) -> Arc<Daemon> {
+        let daemon = self.daemon(name, program);
+        daemon.run_by(tracer);
         daemon
     }
 

@@ -1,7 +1,7 @@
 //! A storage daemon of a lab.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
@@ -47,8 +47,23 @@ impl Storage {
         Self::start_in_with(lab, name, &lab.root().join(name), flags)
     }
 
+    /// Starts one in a new directory `name` of the lab that listens on all addresses, loopback included.
+    pub fn start_open(lab: &Lab, name: &str) -> Storage {
+        Self::start_daemon(lab.daemon(name, "tandem-storaged"), lab, &lab.root().join(name), "0.0.0.0", &[])
+    }
+
+    /// Starts one in a new directory `name` of the lab as the program that `tracer` runs: its arguments come behind the tracer's, which
+    /// has to become the daemon itself.
+    pub fn start_under(lab: &Lab, name: &str, tracer: &[&OsStr], flags: &[&str]) -> Storage {
+        let daemon = lab.daemon_under(name, "tandem-storaged", tracer);
+        Self::start_daemon(daemon, lab, &lab.root().join(name), "127.0.0.1", flags)
+    }
+
     fn start_in_with(lab: &Lab, name: &str, data: &Path, flags: &[&str]) -> Storage {
-        let daemon = lab.daemon(name, "tandem-storaged");
+        Self::start_daemon(lab.daemon(name, "tandem-storaged"), lab, data, "127.0.0.1", flags)
+    }
+
+    fn start_daemon(daemon: Arc<Daemon>, lab: &Lab, data: &Path, host: &str, flags: &[&str]) -> Storage {
         let runtime = lab.runtime_dir();
         let before = secrets(&runtime);
         // A page near the port could take the port of another storaged that is started again.
@@ -58,7 +73,7 @@ impl Storage {
             let more = ["127.0.0.1:0"].iter().chain(flags).map(OsString::from);
             ours.into_iter().chain(more).chain(keepalive.clone().into_iter().flatten()).collect()
         };
-        daemon.set_args(args("127.0.0.1:0"));
+        daemon.set_args(args(&format!("{host}:0")));
         daemon.start();
         let mut port = 0;
         let found = eventually(START_LIMIT, || {
@@ -67,7 +82,7 @@ impl Storage {
             port != 0
         });
         assert!(found, "storaged wrote no secret within {START_LIMIT:?}:\n{}", daemon.log_text());
-        daemon.set_args(args(&format!("127.0.0.1:{port}")));
+        daemon.set_args(args(&format!("{host}:{port}")));
         let storage = Storage { daemon, data: data.to_owned(), runtime, port };
         storage.wait_until_serving();
         storage

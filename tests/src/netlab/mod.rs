@@ -2,9 +2,11 @@
 //!
 //! [`in_namespace`] runs a piece of work, and every daemon that it starts, in a network namespace where nothing but a loopback device
 //! is; [`Rules`] are that namespace's packet filter. The kernel does the rest: retransmission, back-off, time-outs are the real ones.
-//! [`proxy::Proxy`] stands between a mount and its storage daemon and does to the stream what no packet filter can.
+//! [`proxy::Proxy`] stands between a mount and its storage daemon and does to the stream what no packet filter can. [`wiretap`] has two
+//! namespaces with a wire between them, and listens in.
 
 pub mod proxy;
+pub mod wiretap;
 
 use std::{panic, thread};
 

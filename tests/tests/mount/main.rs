@@ -4,6 +4,7 @@
 
 mod admin;
 mod bad_input;
+mod capture;
 mod clones;
 mod confined;
 mod copies;
@@ -17,6 +18,7 @@ mod hostile;
 mod identity;
 mod link_faults;
 mod links;
+mod many;
 mod names;
 mod outages;
 mod page;
@@ -29,6 +31,7 @@ mod starts;
 mod storms;
 mod support;
 mod takeover;
+mod traced;
 mod trust;
 mod twin;
 mod verify;

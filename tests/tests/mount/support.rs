@@ -14,7 +14,7 @@ use std::{
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use tandem_tests::{
     compare,
-    harness::{Mount, Storage},
+    harness::{Lab, Mount, Storage},
     rng::{Rng, content},
 };
 
@@ -66,6 +66,21 @@ pub fn fill_mixed(dir: &Path, files: usize, seed: u64) {
             }
         }
     }
+}
+
+/// The token of an invitation to a volume, for a client that finds the storage daemon at `address`. Called on its own host.
+pub fn invite(lab: &Lab, storage: &Storage, volume: &str, address: &str) -> String {
+    let server = format!("127.0.0.1:{}", storage.port());
+    let invited = lab.tandem(&["invite", volume, "--server", &server, "--address", address]).expect_success("invite");
+    invited.stdout.split_whitespace().last().expect("a token").to_owned()
+}
+
+/// Joins with a token under a name; the new identity.
+pub fn join(lab: &Lab, address: &str, token: &str, name: &str) -> PathBuf {
+    let path = lab.path(&format!("{name}.pem"));
+    let identity = path.to_str().expect("plain text");
+    lab.tandem(&["join", address, token, "--name", name, "--identity", identity]).expect_success("join");
+    path
 }
 
 /// Waits until everything is applied, then compares mount and replica.
