@@ -7,6 +7,7 @@ pub mod chain;
 pub mod chunk;
 pub mod codec;
 pub mod convert;
+pub mod fields;
 pub mod figures;
 pub mod ids;
 pub mod limits;

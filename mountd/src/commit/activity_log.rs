@@ -17,7 +17,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tandem_proto::{InodeId, Position, Uuid};
+use tandem_proto::{
+    InodeId, Position, Uuid,
+    fields::{Fields, put_position},
+};
 use tandem_runtime::{
     durable,
     frame::{self, Parsed},
@@ -25,7 +28,6 @@ use tandem_runtime::{
 
 use crate::commit::{
     MarkCell,
-    cell::{Fields, put_position},
     marks::{Generation, MarkRecord},
 };
 
@@ -293,7 +295,7 @@ fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
     if version == 0 || version > newest {
         return None;
     }
-    let mut fields = Fields(payload);
+    let mut fields = Fields::new(payload);
     match kind {
         KIND_HEADER => Some(Record::Header(Header {
             volume_id: Uuid(fields.take()?),
@@ -302,22 +304,22 @@ fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
             run: if version == 1 { Uuid::default() } else { Uuid(fields.take()?) },
         })),
         KIND_MARK => {
-            let generation = Generation(fields.word()?);
+            let generation = Generation(fields.u64()?);
             let since = fields.position()?;
             let [tag] = fields.take()?;
-            let block = fields.word()?;
-            let id = InodeId::new(fields.0)?;
+            let block = fields.u64()?;
+            let id = InodeId::new(fields.rest())?;
             let cell = if tag == 0 { MarkCell::Dir(id) } else { MarkCell::File { id, block } };
             Some(Record::Mark(MarkRecord { cell, generation, since }))
         }
         KIND_CLEAR => {
             let mut generations = Vec::new();
-            while let Some(generation) = fields.word() {
+            while let Some(generation) = fields.u64() {
                 generations.push(Generation(generation));
             }
             Some(Record::Clear(generations))
         }
-        KIND_SUSPECT => Some(Record::Suspect(Suspect { boot: Uuid(fields.take()?), to: Generation(fields.word()?) })),
+        KIND_SUSPECT => Some(Record::Suspect(Suspect { boot: Uuid(fields.take()?), to: Generation(fields.u64()?) })),
         _ => None,
     }
 }

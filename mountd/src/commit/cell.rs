@@ -7,7 +7,11 @@
 
 use std::collections::HashSet;
 
-use tandem_proto::{Chain, Change, Changes, Epoch, InodeId, Name, Position, Seq, Timestamp, limits::MARK_BLOCK};
+use tandem_proto::{
+    Change, Changes, InodeId, Name, Position, Timestamp,
+    fields::{Fields, put_id, put_position},
+    limits::MARK_BLOCK,
+};
 
 use crate::commit::{
     ATTRIBUTES, MarkCell,
@@ -55,39 +59,31 @@ const BORN_SINCE: u8 = 11;
 /// What an encoded cell takes at most.
 pub const CELL_MAX: usize = 1 + 32 + 256;
 
-fn put_id(out: &mut Vec<u8>, tag: u8, id: &InodeId) {
-    let bytes = id.as_bytes();
-    out.extend_from_slice(&[tag, bytes.len() as u8]);
-    out.extend_from_slice(bytes);
+fn put_tagged(out: &mut Vec<u8>, tag: u8, id: &InodeId) {
+    out.push(tag);
+    put_id(out, id);
 }
 
 fn put_range(out: &mut Vec<u8>, id: &InodeId, start: u64, end: u64) {
-    put_id(out, RANGE, id);
+    put_tagged(out, RANGE, id);
     out.extend_from_slice(&start.to_le_bytes());
     out.extend_from_slice(&end.to_le_bytes());
 }
 
 fn put_name(out: &mut Vec<u8>, dir: &InodeId, name: &Name) {
-    put_id(out, NAME, dir);
+    put_tagged(out, NAME, dir);
     out.push(name.as_bytes().len() as u8);
     out.extend_from_slice(name.as_bytes());
-}
-
-/// Appends a position.
-pub fn put_position(out: &mut Vec<u8>, position: &Position) {
-    out.extend_from_slice(&position.epoch.0.to_le_bytes());
-    out.extend_from_slice(&position.seq.0.to_le_bytes());
-    out.extend_from_slice(&position.chain.0);
 }
 
 /// Appends the cells that an op assigns: those of [`DirtySet::insert_op`].
 pub fn put_changes(out: &mut Vec<u8>, changes: &Changes) {
     for change in changes {
         match change {
-            Change::Birth { id, .. } => put_id(out, BIRTH, id),
+            Change::Birth { id, .. } => put_tagged(out, BIRTH, id),
             Change::Entry { dir, name, .. } => put_name(out, dir, name),
-            Change::Attr { id, patch } if patch.mtime.is_some() => put_id(out, TIMED, id),
-            Change::Attr { id, .. } | Change::Xattr { id, .. } => put_id(out, NODE, id),
+            Change::Attr { id, patch } if patch.mtime.is_some() => put_tagged(out, TIMED, id),
+            Change::Attr { id, .. } | Change::Xattr { id, .. } => put_tagged(out, NODE, id),
             Change::Data { id, offset, data } => put_range(out, id, *offset, offset + data.len() as u64),
             Change::Copy { id, offset, len, .. } | Change::Hole { id, offset, len } => {
                 put_range(out, id, *offset, offset.saturating_add(*len))
@@ -115,88 +111,52 @@ impl Cell {
     /// Appends its bytes.
     pub fn put(&self, out: &mut Vec<u8>) {
         match self {
-            Cell::Birth(id) => put_id(out, BIRTH, id),
+            Cell::Birth(id) => put_tagged(out, BIRTH, id),
             Cell::Name(dir, name) => put_name(out, dir, name),
-            Cell::Directory(id) => put_id(out, DIRECTORY, id),
-            Cell::Node(id) => put_id(out, NODE, id),
-            Cell::Timed(id) => put_id(out, TIMED, id),
+            Cell::Directory(id) => put_tagged(out, DIRECTORY, id),
+            Cell::Node(id) => put_tagged(out, NODE, id),
+            Cell::Timed(id) => put_tagged(out, TIMED, id),
             Cell::Range(id, start, end) => put_range(out, id, *start, *end),
-            Cell::File(id) => put_id(out, FILE, id),
+            Cell::File(id) => put_tagged(out, FILE, id),
             Cell::Scope(Scope::Walk(since)) => {
-                put_id(out, WALK, &InodeId::ROOT);
+                put_tagged(out, WALK, &InodeId::ROOT);
                 out.extend_from_slice(&since.seconds.to_le_bytes());
                 out.extend_from_slice(&since.nanos.to_le_bytes());
             }
             Cell::Scope(Scope::Cells) => {}
-            Cell::Scope(Scope::Everything) => put_id(out, ALL, &InodeId::ROOT),
-            Cell::UnknownIds => put_id(out, UNKNOWN_IDS, &InodeId::ROOT),
+            Cell::Scope(Scope::Everything) => put_tagged(out, ALL, &InodeId::ROOT),
+            Cell::UnknownIds => put_tagged(out, UNKNOWN_IDS, &InodeId::ROOT),
             Cell::BornSince(position) => {
-                put_id(out, BORN_SINCE, &InodeId::ROOT);
+                put_tagged(out, BORN_SINCE, &InodeId::ROOT);
                 put_position(out, position);
             }
         }
     }
-}
 
-/// Takes encoded fields from the front of bytes. `None`: they are not what was encoded.
-#[derive(Clone, Copy, Debug)]
-pub struct Fields<'a>(pub &'a [u8]);
-
-impl<'a> Fields<'a> {
-    /// So many bytes.
-    pub fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(head)
-    }
-
-    /// A fixed number of bytes.
-    pub fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*head)
-    }
-
-    /// A number.
-    pub fn word(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    /// A position.
-    pub fn position(&mut self) -> Option<Position> {
-        Some(Position { epoch: Epoch(self.word()?), seq: Seq(self.word()?), chain: Chain(self.take()?) })
-    }
-
-    /// A cell.
-    pub fn cell(&mut self) -> Option<Cell> {
-        let [tag, len] = self.take()?;
-        let id = InodeId::new(self.bytes(usize::from(len))?)?;
+    /// The reverse of [`Cell::put`].
+    pub fn take(fields: &mut Fields<'_>) -> Option<Cell> {
+        let (tag, id) = (fields.u8()?, fields.id()?);
         Some(match tag {
             BIRTH => Cell::Birth(id),
             NAME => {
-                let [len] = self.take()?;
-                Cell::Name(id, Name::new(self.bytes(usize::from(len))?.to_vec())?)
+                let len = fields.u8()?;
+                Cell::Name(id, Name::new(fields.bytes(usize::from(len))?.to_vec())?)
             }
             DIRECTORY => Cell::Directory(id),
             NODE => Cell::Node(id),
             TIMED => Cell::Timed(id),
-            RANGE => Cell::Range(id, self.word()?, self.word()?),
+            RANGE => Cell::Range(id, fields.u64()?, fields.u64()?),
             FILE => Cell::File(id),
             WALK => {
-                let seconds = i64::from_le_bytes(self.take()?);
-                let nanos = u32::from_le_bytes(self.take()?);
+                let seconds = fields.i64()?;
+                let nanos = fields.u32()?;
                 Cell::Scope(Scope::Walk(Timestamp { seconds, nanos }))
             }
             ALL => Cell::Scope(Scope::Everything),
             UNKNOWN_IDS => Cell::UnknownIds,
-            BORN_SINCE => Cell::BornSince(self.position()?),
+            BORN_SINCE => Cell::BornSince(fields.position()?),
             _ => return None,
         })
-    }
-
-    /// Whether nothing is left.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 
@@ -323,11 +283,11 @@ mod tests {
             let mut bytes = Vec::new();
             cell.put(&mut bytes);
             assert!(bytes.len() <= CELL_MAX, "{cell:?}");
-            let mut fields = Fields(&bytes);
-            assert_eq!(fields.cell().as_ref(), Some(cell));
+            let mut fields = Fields::new(&bytes);
+            assert_eq!(Cell::take(&mut fields).as_ref(), Some(cell));
             assert!(fields.is_empty());
             for cut in 0..bytes.len() {
-                assert_eq!(Fields(&bytes[..cut]).cell(), None, "{cell:?} cut at {cut}");
+                assert_eq!(Cell::take(&mut Fields::new(&bytes[..cut])), None, "{cell:?} cut at {cut}");
             }
         }
     }

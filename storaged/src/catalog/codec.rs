@@ -5,10 +5,9 @@
 
 use bytes::Bytes;
 use tandem_proto::{
-    chain::Chain,
+    fields::{Fields, put_id, put_position},
     ids::{InodeId, Name},
     op::{NodeKind, Timestamp},
-    position::{Epoch, Position, Seq},
 };
 
 use super::{Meta, NodeRecord, SideRecord};
@@ -19,18 +18,15 @@ const META_VERSION: u8 = 1;
 
 /// Key of an inode, and prefix of its links or of a directory's entries.
 pub fn id_key(id: &InodeId) -> Vec<u8> {
-    let bytes = id.as_bytes();
-    let mut key = Vec::with_capacity(1 + bytes.len());
-    key.push(bytes.len() as u8);
-    key.extend_from_slice(bytes);
+    let mut key = Vec::with_capacity(1 + id.as_bytes().len());
+    put_id(&mut key, id);
     key
 }
 
 /// Key of a name.
 pub fn entry_key(dir: &InodeId, name: &Name) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + dir.as_bytes().len() + name.as_bytes().len());
-    key.push(dir.as_bytes().len() as u8);
-    key.extend_from_slice(dir.as_bytes());
+    put_id(&mut key, dir);
     key.extend_from_slice(name.as_bytes());
     key
 }
@@ -44,9 +40,8 @@ pub fn link_key(id: &InodeId, dir: &InodeId, name: &Name) -> Vec<u8> {
 
 /// The id that a key begins with, and the rest.
 pub fn split_id(key: &[u8]) -> Option<(InodeId, &[u8])> {
-    let (len, rest) = key.split_first()?;
-    let (id, rest) = rest.split_at_checked(usize::from(*len))?;
-    Some((InodeId::new(id)?, rest))
+    let mut fields = Fields::new(key);
+    Some((fields.id()?, fields.rest()))
 }
 
 /// The name that ends a key.
@@ -54,36 +49,16 @@ pub fn name(bytes: &[u8]) -> Option<Name> {
     Name::new(Bytes::copy_from_slice(bytes))
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Bytes behind their length.
+fn long_bytes<'a>(from: &mut Fields<'a>) -> Option<&'a [u8]> {
+    let len = from.u32()?;
+    from.bytes(len as usize)
+}
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(taken)
-    }
-    fn u8(&mut self) -> Option<u8> {
-        Some(self.take(1)?[0])
-    }
-    fn u32(&mut self) -> Option<u32> {
-        Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
-    }
-    fn u64(&mut self) -> Option<u64> {
-        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
-    }
-    fn bytes(&mut self) -> Option<&'a [u8]> {
-        let len = self.u32()?;
-        self.take(len as usize)
-    }
-    fn option<V>(&mut self, read: impl FnOnce(&mut Self) -> Option<V>) -> Option<Option<V>> {
-        match self.u8()? {
-            0 => Some(None),
-            _ => read(self).map(Some),
-        }
-    }
-    fn position(&mut self) -> Option<Position> {
-        let (epoch, seq) = (Epoch(self.u64()?), Seq(self.u64()?));
-        Some(Position { epoch, seq, chain: Chain::from_slice(self.take(16)?)? })
+fn option<'a, V>(from: &mut Fields<'a>, read: impl FnOnce(&mut Fields<'a>) -> Option<V>) -> Option<Option<V>> {
+    match from.u8()? {
+        0 => Some(None),
+        _ => read(from).map(Some),
     }
 }
 
@@ -103,12 +78,6 @@ fn put_u32(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_position(out: &mut Vec<u8>, position: &Position) {
-    out.extend_from_slice(&position.epoch.0.to_le_bytes());
-    out.extend_from_slice(&position.seq.0.to_le_bytes());
-    out.extend_from_slice(&position.chain.0);
-}
-
 fn put_kind(out: &mut Vec<u8>, kind: &NodeKind) {
     out.push(kind.node_type() as u8);
     match kind {
@@ -121,11 +90,11 @@ fn put_kind(out: &mut Vec<u8>, kind: &NodeKind) {
     }
 }
 
-fn kind(from: &mut Reader<'_>) -> Option<NodeKind> {
+fn kind(from: &mut Fields<'_>) -> Option<NodeKind> {
     Some(match from.u8()? {
         1 => NodeKind::Regular,
         2 => NodeKind::Directory,
-        3 => NodeKind::Symlink(Bytes::copy_from_slice(from.bytes()?)),
+        3 => NodeKind::Symlink(Bytes::copy_from_slice(long_bytes(from)?)),
         4 => NodeKind::Fifo,
         5 => NodeKind::Socket,
         6 => NodeKind::CharDevice { major: from.u32()?, minor: from.u32()? },
@@ -161,22 +130,22 @@ pub fn encode_node(node: &NodeRecord) -> Vec<u8> {
 
 /// The reverse of [`encode_node`].
 pub fn decode_node(bytes: &[u8]) -> Option<NodeRecord> {
-    let mut from = Reader(bytes);
+    let mut from = Fields::new(bytes);
     if from.u8()? != NODE_VERSION {
         return None;
     }
     Some(NodeRecord {
         kind: kind(&mut from)?,
-        identity: ObjectIdentity::new(from.bytes()?)?,
+        identity: ObjectIdentity::new(long_bytes(&mut from)?)?,
         born: from.position()?,
-        dir_mtime: from.option(|from| Some(Timestamp { seconds: from.u64()? as i64, nanos: from.u32()? }))?,
-        side: from.option(|from| {
-            let (uid, gid, mode) = (from.option(Reader::u32)?, from.option(Reader::u32)?, from.option(Reader::u32)?);
+        dir_mtime: option(&mut from, |from| Some(Timestamp { seconds: from.u64()? as i64, nanos: from.u32()? }))?,
+        side: option(&mut from, |from| {
+            let (uid, gid, mode) = (option(from, Fields::u32)?, option(from, Fields::u32)?, option(from, Fields::u32)?);
             let placeholder = from.u8()? != 0;
             let xattrs = (0..from.u32()?)
                 .map(|_| {
-                    let name = Bytes::copy_from_slice(from.bytes()?);
-                    Some((name, from.option(|from| Some(Bytes::copy_from_slice(from.bytes()?)))?))
+                    let name = Bytes::copy_from_slice(long_bytes(from)?);
+                    Some((name, option(from, |from| Some(Bytes::copy_from_slice(long_bytes(from)?)))?))
                 })
                 .collect::<Option<_>>()?;
             Some(Box::new(SideRecord { uid, gid, mode, placeholder, xattrs }))
@@ -195,7 +164,7 @@ pub fn encode_meta(meta: &Meta) -> Vec<u8> {
 
 /// The reverse of [`encode_meta`].
 pub fn decode_meta(bytes: &[u8]) -> Option<Meta> {
-    let mut from = Reader(bytes);
+    let mut from = Fields::new(bytes);
     if from.u8()? != META_VERSION {
         return None;
     }

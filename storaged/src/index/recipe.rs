@@ -5,7 +5,10 @@
 //! offset is always in the same part. A value that does not decode is `None`: the index is a hint, so a damaged value is a
 //! lost value and the file is read again.
 
-use tandem_proto::{Chain, Digest, Epoch, InodeId, Position, Seq};
+use tandem_proto::{
+    Chain, Digest, Epoch, Position, Seq,
+    fields::{Fields, put_id},
+};
 
 use crate::apply::Place;
 
@@ -71,31 +74,8 @@ pub struct Summary {
     pub digests: u64,
 }
 
-/// Takes fields off the front of a value.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*head)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn i64(&mut self) -> Option<i64> {
-        self.take().map(i64::from_le_bytes)
-    }
-
-    fn version(&mut self) -> Option<()> {
-        (self.take::<1>()? == [FORMAT]).then_some(())
-    }
-
-    fn end<T>(self, value: T) -> Option<T> {
-        self.0.is_empty().then_some(value)
-    }
+fn version(fields: &mut Fields<'_>) -> Option<()> {
+    (fields.u8()? == FORMAT).then_some(())
 }
 
 impl Header {
@@ -113,8 +93,8 @@ impl Header {
 
     /// The reverse of [`Self::encode`].
     pub fn decode(bytes: &[u8]) -> Option<Header> {
-        let mut fields = Fields(bytes);
-        fields.version()?;
+        let mut fields = Fields::new(bytes);
+        version(&mut fields)?;
         let (size, chunks) = (fields.u64()?, fields.u64()?);
         let mtime = (fields.i64()?, fields.i64()?);
         let ctime = (fields.i64()?, fields.i64()?);
@@ -135,9 +115,9 @@ impl Summary {
 
     /// The reverse of [`Self::encode`].
     pub fn decode(bytes: &[u8]) -> Option<Summary> {
-        let mut fields = Fields(bytes);
-        fields.version()?;
-        let complete = fields.take::<1>()? == [1];
+        let mut fields = Fields::new(bytes);
+        version(&mut fields)?;
+        let complete = fields.u8()? == 1;
         let (epoch, seq) = (Epoch(fields.u64()?), Seq(fields.u64()?));
         let (files, digests) = (fields.u64()?, fields.u64()?);
         let position = Position { epoch, seq, chain: Chain(fields.take()?) };
@@ -159,12 +139,12 @@ pub fn encode_part(chunks: &[Chunk]) -> Vec<u8> {
 
 /// The reverse of [`encode_part`].
 pub fn decode_part(bytes: &[u8]) -> Option<Vec<Chunk>> {
-    let mut fields = Fields(bytes);
-    fields.version()?;
-    let mut chunks = Vec::with_capacity(fields.0.len() / CHUNK_LEN);
-    while !fields.0.is_empty() {
+    let mut fields = Fields::new(bytes);
+    version(&mut fields)?;
+    let mut chunks = Vec::with_capacity(fields.rest().len() / CHUNK_LEN);
+    while !fields.is_empty() {
         let offset = fields.u64()?;
-        let len = u32::from_le_bytes(fields.take()?);
+        let len = fields.u32()?;
         chunks.push(Chunk { offset, len, digest: Digest(fields.take()?) });
     }
     Some(chunks)
@@ -174,9 +154,7 @@ pub fn decode_part(bytes: &[u8]) -> Option<Vec<Chunk>> {
 pub fn encode_places(places: &[Place]) -> Vec<u8> {
     let mut out = vec![FORMAT];
     for place in places {
-        let id = place.id.as_bytes();
-        out.push(id.len() as u8);
-        out.extend_from_slice(id);
+        put_id(&mut out, &place.id);
         out.extend_from_slice(&place.offset.to_le_bytes());
         out.extend_from_slice(&place.len.to_le_bytes());
     }
@@ -185,14 +163,11 @@ pub fn encode_places(places: &[Place]) -> Vec<u8> {
 
 /// The reverse of [`encode_places`].
 pub fn decode_places(bytes: &[u8]) -> Option<Vec<Place>> {
-    let mut fields = Fields(bytes);
-    fields.version()?;
+    let mut fields = Fields::new(bytes);
+    version(&mut fields)?;
     let mut places = Vec::with_capacity(PLACES_MAX);
-    while !fields.0.is_empty() {
-        let len = usize::from(fields.take::<1>()?[0]);
-        let (id, rest) = fields.0.split_at_checked(len)?;
-        fields.0 = rest;
-        places.push(Place { id: InodeId::new(id)?, offset: fields.u64()?, len: u32::from_le_bytes(fields.take()?) });
+    while !fields.is_empty() {
+        places.push(Place { id: fields.id()?, offset: fields.u64()?, len: fields.u32()? });
     }
     Some(places)
 }

@@ -25,7 +25,7 @@ mod tests;
 
 use std::io;
 
-use tandem_proto::{Changes, InodeId, Op, Position, Seq, Uuid};
+use tandem_proto::{Changes, InodeId, Op, Position, Seq, Uuid, fields::put_position};
 use tandem_runtime::frame;
 
 pub use self::{
@@ -35,7 +35,7 @@ pub use self::{
 };
 use crate::commit::{
     MarkCell, MarkCells,
-    cell::{Cell, Untimed, put_changes, put_position},
+    cell::{Cell, Untimed, put_changes},
     dirty::{DirtySet, Scope},
     marks::WHOLE_FILE,
 };

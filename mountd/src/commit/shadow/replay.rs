@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tandem_proto::{Position, Seq, Uuid};
+use tandem_proto::{Position, Seq, Uuid, fields::Fields};
 use tandem_runtime::frame::{self, Frame, Parsed};
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     KIND_UNTIMED, RECORD_VERSION, STEP_FREEZE, STEP_PUBLISHED, STEP_THAW, TO_DIRTY, TO_FROZEN, TO_REPLICA, VERSION,
 };
 use crate::commit::{
-    cell::{Cell, Fields, Untimed},
+    cell::{Cell, Untimed},
     dirty::DirtySet,
 };
 
@@ -72,12 +72,12 @@ fn head(bytes: &[u8]) -> Option<Head> {
     if crc32c::crc32c(block).to_le_bytes() != *crc {
         return None;
     }
-    let mut fields = Fields(block);
+    let mut fields = Fields::new(block);
     Some(Head {
         boot: Uuid(fields.take()?),
         run: Uuid(fields.take()?),
         previous: Uuid(fields.take()?),
-        place: fields.word()?,
+        place: fields.u64()?,
     })
 }
 
@@ -137,9 +137,9 @@ struct Bins<'a> {
 }
 
 fn each_cell(bytes: &[u8], mut each: impl FnMut(Cell)) -> Option<()> {
-    let mut fields = Fields(bytes);
+    let mut fields = Fields::new(bytes);
     while !fields.is_empty() {
-        each(fields.cell()?);
+        each(Cell::take(&mut fields)?);
     }
     Some(())
 }
@@ -155,16 +155,16 @@ impl<'a> Bins<'a> {
         if found.version != RECORD_VERSION {
             return None;
         }
-        let mut fields = Fields(found.payload);
+        let mut fields = Fields::new(found.payload);
         match found.kind {
             KIND_OP => {
-                let seq = Seq(fields.word()?);
-                each_cell(fields.0, |cell| self.untimed.handle_cell(&cell))?;
-                self.ops.insert(seq, fields.0);
+                let seq = Seq(fields.u64()?);
+                each_cell(fields.rest(), |cell| self.untimed.handle_cell(&cell))?;
+                self.ops.insert(seq, fields.rest());
             }
             KIND_MOVED => {
                 let [to] = fields.take()?;
-                self.move_ops(to, Seq(fields.word()?))?;
+                self.move_ops(to, Seq(fields.u64()?))?;
             }
             KIND_STEP => {
                 let [step] = fields.take()?;
