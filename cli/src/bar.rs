@@ -65,10 +65,23 @@ pub struct Bar {
 }
 
 impl Bar {
+    /// Whether somebody sees it.
+    pub fn is_seen() -> bool {
+        io::stderr().is_terminal()
+    }
+
     /// Shows how far it is.
     pub fn show(&mut self, progress: &Progress) {
-        if io::stderr().is_terminal() {
-            let text = line(progress);
+        self.put(&line(progress));
+    }
+
+    /// The same, of one of several.
+    pub fn show_of(&mut self, whose: &str, progress: &Progress) {
+        self.put(&format!("{whose}  {}", line(progress)));
+    }
+
+    fn put(&mut self, text: &str) {
+        if Bar::is_seen() {
             let _ = write!(io::stderr().lock(), "\r{text:<width$}", width = self.shown);
             self.shown = text.chars().count();
         }

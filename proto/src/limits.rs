@@ -39,13 +39,18 @@ pub const ATTACH_RUNS_MAX: usize = 64;
 pub const FEATURE_GROUPS: u32 = 1;
 /// Copies from another file of the volume, as ops.
 pub const FEATURE_COPIES: u32 = 2;
-/// Longest copy in one op: 256 MiB are eight of them. The replica holds one in memory while it is logged.
+/// Longest copy in one op, with what else the op carries: 256 MiB are eight of them. The replica holds one in memory while it is logged, and a
+/// record of its log is hardly longer than that (`PAYLOAD_MAX` of the runtime's frames).
 pub const COPY_MAX: u64 = 32 << 20;
+/// Copies in one batch. The replica makes them one by one, and acknowledges the last: a gigabyte, a few seconds of its disk.
+pub const BATCH_MAX_COPIES: usize = 32;
 /// Compressed messages.
 pub const FEATURE_PACKED: u32 = 4;
 /// The storage daemon has hooks: it wants to be told which files were closed after they were open for writing.
 pub const FEATURE_CLOSED: u32 = 8;
 /// Files that one [`Closed`](crate::pb::Closed) names.
 pub const CLOSED_MAX: usize = 256;
+/// Several copies in one batch, and other ops beside them.
+pub const FEATURE_COPY_RUNS: u32 = 16;
 /// Longest piece with a digest; longer than [`DATA_MAX`] it is a group of chunks. The replica reads it at once to check it.
 pub const GROUP_MAX: u64 = 8 << 20;

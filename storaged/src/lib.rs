@@ -17,6 +17,7 @@ pub mod offline;
 pub mod pull;
 pub mod reader;
 pub mod sandbox;
+pub mod scrub;
 pub mod server;
 pub mod storage;
 pub mod tree;

@@ -253,6 +253,11 @@ impl<T: ReplicaTree> ReplicaFile<T> {
         self.tree.next_data(&self.node, from)
     }
 
+    /// What is read next comes from the disk, as far as it is there.
+    pub fn forget_cached(&self) {
+        self.tree.forget_cached(&self.node);
+    }
+
     /// Its size now.
     pub fn size(&self) -> io::Result<u64> {
         Ok(self.tree.stat(&self.node)?.size)

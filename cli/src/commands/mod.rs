@@ -13,6 +13,7 @@ pub mod pause;
 pub mod restore;
 pub mod resume;
 pub mod revoke;
+pub mod scrub;
 pub mod status;
 pub mod top;
 pub mod umount;

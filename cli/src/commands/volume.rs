@@ -8,7 +8,7 @@ use tandem_proto::{
 };
 
 use crate::{
-    commands::status,
+    commands::{scrub, status},
     exit::{Exit, Failure},
     output::{complain, say},
     render::bytes,
@@ -48,6 +48,17 @@ enum Command {
         volume: VolumeName,
         #[command(flatten)]
         settings: Settings,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Reads all of one from its disk, while it is used, and compares it with what the storage daemon read after the last operation on each
+    /// file: damage is told, and its mount repairs it. Ends with code 2 if there was some.
+    Scrub {
+        /// Its name.
+        volume: VolumeName,
+        /// Bytes a second at most, as 100MiB; else as fast as the disk is.
+        #[arg(long, value_name = "SIZE", value_parser = quota)]
+        rate: Option<u64>,
         #[command(flatten)]
         which: Which,
     },
@@ -150,6 +161,7 @@ fn confirmed(volume: &VolumeName) -> Result<bool, Failure> {
 pub async fn run(args: Args) -> Result<Exit, Failure> {
     match args.command {
         Command::List { which } => return status::of_volumes(which.server()).await,
+        Command::Scrub { volume, rate, which } => return scrub::run(&volume, rate.unwrap_or(0), &which).await,
         Command::Set { volume, settings, which } => set(&volume, settings, &which).await?,
         Command::Create { volume, settings, which } => {
             let request = pb::CreateVolumeRequest { volume: volume.to_string() };

@@ -6,6 +6,7 @@ use tandem_proto::pb::WatchRequest;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
+    bar::Bar,
     exit::{Exit, Failure},
     json::Report,
     mounts::{Found, Mount, said, select},
@@ -43,8 +44,13 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         watchers.spawn(watch(mount, args.interval, send.clone()));
     }
     drop(send);
-    let mut last = std::collections::HashMap::new();
+    let (mut last, mut bar) = (std::collections::HashMap::new(), Bar::default());
     while let Some(mount) = changes.recv().await {
+        if let Some(progress) = mount.status.progress.as_ref().filter(|_| !args.json && Bar::is_seen()) {
+            // Written over, so that what it is at does not push away what was said before.
+            bar.show_of(&mount.status.mountpoint, progress);
+            continue;
+        }
         // That time passes is no change.
         let mut ageless = mount.clone();
         ageless.status.state_since_ns = 0;
@@ -54,6 +60,7 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         }
         let news = shown(&ageless, args.json);
         if last.get(&mount.socket) != Some(&news) {
+            bar.clear();
             let when = if args.json { String::new() } else { format!("{}  ", when::shown(when::now_ns())) };
             say(&format!("{when}{}", shown(&mount, args.json)))?;
             last.insert(mount.socket, news);

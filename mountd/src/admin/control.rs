@@ -184,7 +184,7 @@ impl Service {
             unmounted,
             ops_behind: ops_behind(&facts),
             bytes_behind: facts.window_bytes as u64,
-            dirty_cells: facts.dirty_cells as u64,
+            dirty_cells: (facts.dirty_cells + self.0.replication.commit.taken_cells()) as u64,
             reason,
         }
     }

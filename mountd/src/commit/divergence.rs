@@ -16,6 +16,11 @@ impl Commit {
         all
     }
 
+    /// Cells that a resync under way has taken: they count as not replicated until it is published.
+    pub fn taken_cells(&self) -> usize {
+        self.inner.lock().frozen.as_ref().map_or(0, |frozen| frozen.cells().max(1))
+    }
+
     /// Why no change may happen any more, if that is so.
     pub fn fenced(&self) -> Option<String> {
         self.inner.lock().fenced.clone()

@@ -30,6 +30,7 @@ use crate::{
         state::LinkState,
     },
     resync::plan::{Manner, Plan, PlanProgress, StepDone},
+    verify::desk::Damaged,
 };
 
 /// Sent and not acknowledged: above this the link waits until it is below half of it.
@@ -114,6 +115,8 @@ struct Stream {
     in_flight: VecDeque<(Seq, usize)>,
     in_flight_bytes: usize,
     held_back: bool,
+    /// The last op of a batch with copies that the replica is at.
+    copying: Option<Seq>,
     round: Option<Round>,
     empty: bool,
     /// The replica has bytes of a resync that was not finished.
@@ -486,6 +489,11 @@ impl LinkCore {
             }
             Some(Body::Verified(result)) => {
                 self.commit.desk().answered(result);
+                Ok(())
+            }
+            Some(Body::Damaged(damaged)) => {
+                let files: Result<Vec<Damaged>, _> = damaged.files.into_iter().map(Damaged::try_from).collect();
+                self.commit.desk().put_damaged(files.map_err(|error| error.to_string())?);
                 Ok(())
             }
             // What the driver watches; it says nothing of the volume.

@@ -1,5 +1,5 @@
-//! When the link sends batches: at once after a rest, and then at most every [`REST`], unless somebody waits for the replica, or has just
-//! waited.
+//! When the link sends batches: at once after a rest, and then at most every [`REST`], more rarely while they come without a pause
+//! ([`REST_MAX`]), unless somebody waits for the replica, or has just waited.
 //!
 //! ```text
 //!            sent all there was                 the rest is over
@@ -11,35 +11,49 @@
 //! Who has waited once will wait again: a database writes and calls fsync, again and again, and what it writes is on its way before it asks.
 //!
 //! Each batch costs both daemons the same, however few ops it has: some ten hand-overs between threads, a write to the log and an
-//! acknowledgement. Sent one by one, the ops of a program that makes many files kept a processor busy that the program needed
-//! (`docs/decisions/0031`). Pure: time is an argument.
+//! acknowledgement, and on the wire some 300 bytes. Sent one by one, the ops of a program that makes many files kept a processor busy that
+//! the program needed (`docs/decisions/0031`). Pure: time is an argument.
 
 use std::time::Duration;
 
 /// Least time between two looks for ops. The timer of the runtime counts in milliseconds, so it is one to two of them in fact.
 pub const REST: Duration = Duration::from_millis(1);
+/// The rest doubles up to this while ops come without a pause.
+pub const REST_MAX: Duration = Duration::from_millis(4);
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
-    until: Option<Duration>,
+    /// The end of the last rest, and how long that was.
+    last: Option<(Duration, Duration)>,
+    resting: bool,
 }
 
 impl Pace {
     /// Everything there was has been sent. `waited`: somebody waited for the replica since the last time.
     pub fn handle_sent(&mut self, now: Duration, waited: bool) {
-        self.until = (!waited).then_some(now + REST);
+        if waited {
+            *self = Pace::default();
+            return;
+        }
+        let rest = match self.last {
+            Some((until, rest)) if now < until + REST => (rest * 2).min(REST_MAX),
+            _ => REST,
+        };
+        self.last = Some((now + rest, rest));
+        self.resting = true;
     }
 
     /// Somebody waits for what was not sent yet.
     pub fn handle_hurry(&mut self) {
-        self.until = None;
+        *self = Pace::default();
     }
 
     /// How long to rest from now on; `None`: batches may go.
     pub fn rest(&mut self, now: Duration) -> Option<Duration> {
-        self.until = self.until.filter(|until| *until > now);
-        self.until.map(|until| until - now)
+        let until = self.last.filter(|_| self.resting).map(|(until, _)| until).filter(|until| *until > now);
+        self.resting = until.is_some();
+        until.map(|until| until - now)
     }
 }
 
@@ -47,7 +61,7 @@ impl Pace {
 mod tests {
     use std::time::Duration;
 
-    use super::{Pace, REST};
+    use super::{Pace, REST, REST_MAX};
 
     #[test]
     fn the_first_goes_at_once_the_next_after_a_rest_and_what_is_or_was_waited_for_at_once() {
@@ -61,5 +75,23 @@ mod tests {
         assert_eq!(pace.rest(now + REST), None);
         pace.handle_sent(now + REST, true);
         assert_eq!(pace.rest(now + REST), None);
+    }
+
+    #[test]
+    fn the_rest_grows_while_ops_come_without_a_pause_and_is_short_again_after_one() {
+        let (mut pace, mut now) = (Pace::default(), Duration::from_secs(7));
+        let mut rests = Vec::new();
+        for _ in 0..5 {
+            pace.handle_sent(now, false);
+            let rest = pace.rest(now).unwrap_or_default();
+            rests.push(rest);
+            // The runtime's timer is late.
+            now += rest + REST / 2;
+            assert_eq!(pace.rest(now), None);
+        }
+        assert_eq!(rests, [REST, REST * 2, REST_MAX, REST_MAX, REST_MAX]);
+        now += REST * 2;
+        pace.handle_sent(now, false);
+        assert_eq!(pace.rest(now), Some(REST));
     }
 }

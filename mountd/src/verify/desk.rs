@@ -14,7 +14,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tandem_proto::{Seq, pb};
+use tandem_proto::{
+    InodeId, Name, Seq,
+    convert::{self, Invalid},
+    pb,
+};
+
+/// Damaged files that wait for the verifier; a pass finds the others.
+const DAMAGED_MAX: usize = 4096;
 
 /// Why a check has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +42,35 @@ struct Point {
     check: Option<pb::VerifyCheck>,
 }
 
+/// A file of the replica that a scrub found to be damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// A directory that has it.
+    pub dir: InodeId,
+    /// Its name there.
+    pub name: Name,
+    /// Its id.
+    pub id: InodeId,
+    /// Path of the directory, for messages.
+    pub below: String,
+}
+
+impl TryFrom<pb::DamagedFile> for Damaged {
+    type Error = Invalid;
+
+    fn try_from(file: pb::DamagedFile) -> Result<Damaged, Invalid> {
+        Ok(Damaged {
+            dir: convert::inode_id("damaged.dir", &file.dir)?,
+            name: convert::name("damaged.name", file.name)?,
+            id: convert::inode_id("damaged.id", &file.id)?,
+            below: file.below,
+        })
+    }
+}
+
 #[derive(Default)]
 struct State {
+    damaged: Vec<Damaged>,
     open: bool,
     next: u64,
     points: VecDeque<Point>,
@@ -99,6 +133,18 @@ impl Desk {
         let mut state = self.0.lock();
         let due = state.points.front().is_some_and(|point| point.seq <= sent && point.check.is_some());
         if due { state.points.pop_front().and_then(|point| point.check) } else { None }
+    }
+
+    /// For the link: what a scrub of the replica found.
+    pub fn put_damaged(&self, files: Vec<Damaged>) {
+        let damaged = &mut self.0.lock().damaged;
+        let room = DAMAGED_MAX.saturating_sub(damaged.len());
+        damaged.extend(files.into_iter().take(room));
+    }
+
+    /// What is to be looked at because of that.
+    pub fn take_damaged(&self) -> Vec<Damaged> {
+        std::mem::take(&mut self.0.lock().damaged)
     }
 
     /// For the link: what the replica found.

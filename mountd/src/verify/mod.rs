@@ -186,6 +186,12 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            if self.commit.desk().is_open() {
+                let damaged = self.commit.desk().take_damaged();
+                if !damaged.is_empty() {
+                    Pass::of_damaged(&mut self).run_files(&damaged);
+                }
+            }
             if due.is_some_and(|due| due <= Instant::now()) && self.commit.desk().is_open() {
                 // In a thread of its own, because a lower priority cannot be taken back by everybody.
                 std::thread::scope(|scope| {

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::{
     Updates, Worker,
+    desk::Damaged,
     look::{Listed, NodeRead, Stop, Watch, names_digest},
     record::unix_ns,
     suspect::{Suspect, below, place_in},
@@ -93,10 +94,37 @@ impl<'a> Pass<'a> {
         Pass::new(worker, false, full_speed, Some(updates))
     }
 
+    /// A pass over files that a scrub of the replica found to be damaged.
+    pub fn of_damaged(worker: &'a mut Worker) -> Pass<'a> {
+        Pass::new(worker, false, true, None)
+    }
+
     /// Runs to its end.
     pub fn run(mut self, path: &[Name]) {
-        let whole = path.is_empty();
         let walked = self.walk(path);
+        self.finish(walked, path.is_empty());
+    }
+
+    /// The same over some files only.
+    pub fn run_files(mut self, files: &[Damaged]) {
+        let walked = files.iter().try_for_each(|file| self.damaged(file));
+        self.finish(walked, false);
+    }
+
+    fn damaged(&mut self, file: &Damaged) -> Result<(), Stop> {
+        self.worker.wait_open(self.patience())?;
+        self.path = format!("{}/", file.below);
+        // Renamed or removed meanwhile: then it has other names, or is no concern any more.
+        match self.worker.reader.entry(&file.dir, &file.name)? {
+            Some(entry) if entry.id == file.id => {
+                self.one_by_one(&file.dir, &[(file.name.clone(), file.id, entry.node_type)])?;
+                self.pause()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(mut self, walked: Result<(), Stop>, whole: bool) {
         // Also what a pass found that did not come to its end.
         let repaired = self.repair();
         let result = walked.and(repaired);

@@ -7,9 +7,11 @@ use tandem_proto::{
     volume::VolumeName,
 };
 use tandem_runtime::tls::now_s;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    scrub,
     trust::Trust,
     volume::{
         settings::Special,
@@ -54,6 +56,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + 
 
 #[tonic::async_trait]
 impl VolumesRpc for VolumesService {
+    type ScrubStream = ReceiverStream<Result<pb::ScrubReply, Status>>;
+
+    async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        let request = request.into_inner();
+        let volume = self.volumes.serving(&name(&request.volume)?).map_err(ManageError::Refused)?;
+        Ok(Response::new(scrub::start(volume, request.rate_bytes)?))
+    }
+
     async fn create(
         &self,
         request: Request<pb::CreateVolumeRequest>,

@@ -24,7 +24,7 @@ const PIECE_MAX: u64 = 16 << 20;
 /// Bytes that are copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 /// Staged bytes are on their way to the disk as soon as they are so many, so that the sync before the publish finds little to do.
-const WRITE_BACK: u64 = 1 << 20;
+pub(crate) const STAGED_WRITE_BACK: u64 = 1 << 20;
 /// Places of a chunk that are tried.
 const PLACES_MAX: usize = 4;
 
@@ -269,9 +269,9 @@ impl Staging {
         let name = if target == Target::Object { area_name(id) } else { ranges_name(id) };
         let node = objects.staging_file(&name)?;
         objects.tree.write_at(&node, offset, bytes).on("stage bytes of", id)?;
-        let (from, to) = (offset / WRITE_BACK, (offset + bytes.len() as u64) / WRITE_BACK);
+        let (from, to) = (offset / STAGED_WRITE_BACK, (offset + bytes.len() as u64) / STAGED_WRITE_BACK);
         if from < to {
-            objects.tree.write_back(&node, from * WRITE_BACK, (to - from) * WRITE_BACK);
+            objects.tree.write_back(&node, from * STAGED_WRITE_BACK, (to - from) * STAGED_WRITE_BACK);
         }
         self.staged(id, target, offset, bytes.len() as u64, reply)
     }

@@ -48,6 +48,7 @@ mod staging;
 
 use std::sync::Arc;
 
+pub(crate) use content::STAGED_WRITE_BACK;
 pub use error::ApplyError;
 pub(crate) use kept::{CLOSED as KEPT_CLOSED, OPEN as KEPT_OPEN, original_name};
 use objects::Objects;

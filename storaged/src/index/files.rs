@@ -67,6 +67,10 @@ impl<T: ReplicaTree> IndexedFile for OpenFile<T> {
         self.file.read_at(offset, buffer)
     }
 
+    fn forget_cached(&self) {
+        self.file.forget_cached();
+    }
+
     fn next_data(&self, from: u64) -> io::Result<Option<(u64, u64)>> {
         self.file.next_data(from)
     }

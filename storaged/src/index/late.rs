@@ -14,7 +14,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tandem_proto::{Digest, InodeId, Position};
 
-use super::{Index, IndexError, IndexOptions, IndexStatus, ReplicaFiles, WorkerState, worker::Event};
+use super::{Index, IndexError, IndexOptions, IndexStatus, Recipe, ReplicaFiles, WorkerState, worker::Event};
 use crate::apply::{ChunkSource, Place};
 
 /// How long a resync waits for it: bytes that it would find cost more.
@@ -93,6 +93,16 @@ impl LateIndex {
     /// See [`Index::applied`].
     pub fn applied(&self, position: Position) {
         self.announce(Event::Applied(position));
+    }
+
+    /// See [`Index::recipe`].
+    pub fn recipe(&self, id: &InodeId) -> Option<Recipe> {
+        self.shared.index.get()?.recipe(id)
+    }
+
+    /// See [`Index::wait_for`].
+    pub fn wait_for(&self, position: Position, timeout: Duration) -> bool {
+        self.shared.index.get().is_some_and(|index| index.wait_for(position, timeout))
     }
 
     /// See [`Index::judge`].

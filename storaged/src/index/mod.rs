@@ -42,11 +42,12 @@ use tandem_proto::{Digest, InodeId, Position};
 use crate::apply::{ChunkSource, Place};
 pub use files::CatalogFiles;
 pub use late::LateIndex;
+pub use pacer::Pacer;
 use recipe::Summary;
 pub use recipe::{Chunk, FileStamp, Recipe};
 pub use store::Contents;
 use store::Store;
-pub use verify::{IndexFinding, verify};
+pub use verify::{IndexFinding, differs, verify};
 use worker::{Event, Worker};
 
 /// Marks a directory whose database failed while it was in use; the next open begins an empty one.
@@ -74,6 +75,8 @@ pub trait IndexedFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
     /// The next range at or after `from` that is not a hole; `None`: only holes follow.
     fn next_data(&self, from: u64) -> io::Result<Option<(u64, u64)>>;
+    /// What is read next comes from the disk, as far as it is there.
+    fn forget_cached(&self) {}
 }
 
 /// Bounds of the index.

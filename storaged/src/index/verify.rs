@@ -5,7 +5,7 @@ use std::{io, path::Path};
 
 use tandem_proto::{Digest, InodeId, Position};
 
-use super::{DAMAGED_MARK, IndexError, IndexedFile, Recipe, ReplicaFiles, STORE_DIR, store::Store};
+use super::{Chunk, DAMAGED_MARK, IndexError, IndexedFile, Recipe, ReplicaFiles, STORE_DIR, store::Store};
 
 /// Files that are asked for at once.
 const PAGE: usize = 512;
@@ -91,12 +91,17 @@ fn compare(files: &dyn ReplicaFiles, id: &InodeId, recipe: &Recipe, read: bool) 
 pub fn compare_content(file: &dyn IndexedFile, recipe: &Recipe) -> io::Result<Option<String>> {
     let mut buffer = Vec::new();
     for chunk in &recipe.chunks {
-        buffer.resize(chunk.len as usize, 0);
-        let have = file.read_at(chunk.offset, &mut buffer)?;
-        if have < buffer.len() || Digest::of(&buffer) != chunk.digest {
-            let what = format!("its content at byte {} is not what it was when it was indexed", chunk.offset);
+        if let Some(what) = differs(file, chunk, &mut buffer)? {
             return Ok(Some(what));
         }
     }
     Ok(None)
+}
+
+/// What is wrong with one chunk of a file, if anything is.
+pub fn differs(file: &dyn IndexedFile, chunk: &Chunk, buffer: &mut Vec<u8>) -> io::Result<Option<String>> {
+    buffer.resize(chunk.len as usize, 0);
+    let have = file.read_at(chunk.offset, buffer)?;
+    let same = have == buffer.len() && Digest::of(buffer) == chunk.digest;
+    Ok((!same).then(|| format!("its content at byte {} is not what it was when it was indexed", chunk.offset)))
 }

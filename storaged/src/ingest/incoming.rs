@@ -5,7 +5,7 @@ use tandem_proto::{
     chain::Chain,
     convert,
     ids::Uuid,
-    limits::{ATTACH_RUNS_MAX, BATCH_MAX_OPS},
+    limits::{ATTACH_RUNS_MAX, BATCH_MAX_COPIES, BATCH_MAX_OPS, COPY_MAX},
     op::{Change, Op},
     pb,
     position::{Epoch, Position, Seq},
@@ -43,6 +43,8 @@ pub struct AttachRequest {
     pub have: Option<Position>,
     /// Runs of this client that may have opened the current epoch; empty: not checked.
     pub runs: Vec<Uuid>,
+    /// It understands [`pb::Damaged`].
+    pub hears_damage: bool,
 }
 
 impl AttachRequest {
@@ -79,6 +81,7 @@ impl AttachRequest {
             succeed: attach.succeed,
             have: attach.have.as_ref().map(Position::try_from).transpose()?,
             runs,
+            hears_damage: attach.hears_damage,
         };
         Ok((volume, attach.create, request))
     }
@@ -129,10 +132,7 @@ impl CheckedBatch {
             chains.push(chain);
             ops.push(convert::op(seq, op)?);
         }
-        let made = |op: &Op| op.changes.iter().any(|change| matches!(change, Change::Copy { data: Some(_), .. }));
-        if ops.iter().any(|op| op.copies() && ops.len() > 1 || made(op)) {
-            return Err(bad("a copy is the only op of its batch, and comes without bytes".to_owned()));
-        }
+        check_copies(&ops).map_err(bad)?;
         if chain != claimed {
             let message = format!("the ops up to seq {} are not those that were sent: their chain differs", ops.len());
             return Err(Refusal::new(Reason::Diverged, message)
@@ -141,6 +141,44 @@ impl CheckedBatch {
         }
         Ok(CheckedBatch { epoch: Epoch(batch.epoch), chain_before, ops, chains })
     }
+
+    /// Takes what follows the first `at` ops away; `None`: there is nothing.
+    pub fn split_off(&mut self, at: usize) -> Option<CheckedBatch> {
+        if at == 0 || at >= self.ops.len() {
+            return None;
+        }
+        let (ops, chains) = (self.ops.split_off(at), self.chains.split_off(at));
+        Some(CheckedBatch { epoch: self.epoch, chain_before: self.chains[at - 1], ops, chains })
+    }
+
+    /// Puts back what [`Self::split_off`] took.
+    pub fn append(&mut self, rest: CheckedBatch) {
+        self.ops.extend(rest.ops);
+        self.chains.extend(rest.chains);
+    }
+}
+
+/// What copies may ask for: one op of them becomes one record of the log, which has a bound.
+fn check_copies(ops: &[Op]) -> Result<(), String> {
+    let bytes = |change: &Change| match change {
+        Change::Copy { len, .. } => *len,
+        other => other.data_len() as u64,
+    };
+    let (mut copies, made) = (0, |change: &Change| matches!(change, Change::Copy { data: Some(_), .. }));
+    for op in ops.iter().filter(|op| op.copies()) {
+        copies += 1;
+        if op.changes.iter().any(made) {
+            return Err(format!("op {}: a copy comes without bytes", op.seq));
+        }
+        let asked = op.changes.iter().map(bytes).fold(0, u64::saturating_add);
+        if asked > COPY_MAX {
+            return Err(format!("op {}: {asked} bytes are copied; at most {COPY_MAX} are allowed in one op", op.seq));
+        }
+    }
+    if copies > BATCH_MAX_COPIES {
+        return Err(format!("{copies} copies in one batch; at most {BATCH_MAX_COPIES} are allowed"));
+    }
+    Ok(())
 }
 
 /// A message of an attached writer.

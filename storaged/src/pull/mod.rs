@@ -102,7 +102,7 @@ fn place(at: Option<&pb::Position>) -> Result<Option<Place>, Status> {
 
 /// Lets apply go on, however the pull ends, also while it waits for its position.
 #[derive(Debug)]
-struct Hold {
+pub(crate) struct Hold {
     commands: Commands,
     number: u64,
 }
@@ -115,7 +115,7 @@ impl Drop for Hold {
 }
 
 /// Stops apply at a position.
-async fn hold(volume: &Volume, at: Option<Place>, limit: Option<Duration>) -> Result<(Held, Hold), Status> {
+pub(crate) async fn hold(volume: &Volume, at: Option<Place>, limit: Option<Duration>) -> Result<(Held, Hold), Status> {
     let applied = || volume.facts.lock().applied;
     match hold_with(volume.commands(), at, limit).await {
         Err(Some(status)) => Err(status),

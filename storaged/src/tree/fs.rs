@@ -26,7 +26,7 @@ use tandem_proto::{
     stage::NodeType,
 };
 
-use super::{Area, Found, ReplicaTree, Stat, fs_meta};
+use super::{Area, Found, ReplicaTree, Stat, fs_meta, rush};
 use crate::apply::ObjectIdentity;
 
 /// The real tree: areas in a volume's directory. See [`ReplicaTree`].
@@ -65,6 +65,8 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
 /// Bytes of a file that may be on their way to the disk before more are waited for: unbounded, the disk's queue takes 256 MiB of a first sync,
 /// and the fsync of another volume stands behind them.
 const WRITING_BEHIND: u64 = 4 << 20;
+/// The same while another volume has somebody who waits for the disk.
+const WRITING_BEHIND_RUSH: u64 = 1 << 20;
 /// Longest name of Linux.
 const NAME_MAX: usize = 255;
 /// With less room than this a name that is cut could not be told from another.
@@ -460,11 +462,17 @@ impl ReplicaTree for FsTree {
                 unsafe { libc::sync_file_range(node.fd.as_raw_fd(), offset.cast_signed(), len.cast_signed(), flags) };
         };
         range(offset, len, libc::SYNC_FILE_RANGE_WRITE);
-        let ahead = (offset + len).saturating_sub(WRITING_BEHIND);
+        let behind = if rush::is_on() { WRITING_BEHIND_RUSH } else { WRITING_BEHIND };
+        let ahead = (offset + len).saturating_sub(behind);
         if ahead > 0 {
             // What another volume's fsync waits for stands behind no more than this in the disk's queue.
             range(ahead.saturating_sub(len), len, libc::SYNC_FILE_RANGE_WAIT_BEFORE);
         }
+    }
+
+    fn forget_cached(&self, node: &FsNode) {
+        // Best effort: what is refused is read from memory.
+        let _ = rustix::fs::fadvise(&*node.fd, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     fn copy_range(&self, from: &FsNode, to: &FsNode, offset: u64, len: u64) -> io::Result<u64> {

@@ -7,6 +7,7 @@
 pub mod fs;
 mod fs_meta;
 pub mod mem;
+pub mod rush;
 
 use std::io;
 
@@ -146,6 +147,8 @@ pub trait ReplicaTree: Clone + Send + Sync + 'static {
     fn sync_ahead(&self) {}
     /// Begins to bring a range of a file to the disk. Waits only for what was begun long before, so that not much is in the disk's queue.
     fn write_back(&self, _node: &Self::Node, _offset: u64, _len: u64) {}
+    /// Gives up what is in memory of a file, if it is on the disk: it is read from there then.
+    fn forget_cached(&self, _node: &Self::Node) {}
     /// Copies a range of one file to the same place of another that ends behind it or grows; how much was copied. 0 where the file
     /// system cannot do it by itself.
     fn copy_range(&self, _from: &Self::Node, _to: &Self::Node, _offset: u64, _len: u64) -> io::Result<u64> {

@@ -58,6 +58,16 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         Ok(())
     }
 
+    /// Tells the mount of files that a scrub found to be damaged; whether there is one that understands.
+    pub(super) fn tell_damaged(&self, files: Vec<pb::DamagedFile>) -> bool {
+        // Also during a resync: it looks when that is over.
+        let hears = self.session.as_ref().is_some_and(|session| session.hears_damage);
+        if hears {
+            self.send(Body::Damaged(pb::Damaged { files }));
+        }
+        hears
+    }
+
     /// The check that a hold was for.
     pub fn check_of(&mut self, number: u64) -> Option<Check> {
         self.checks.waiting.remove(&number)

@@ -7,7 +7,7 @@ use crate::{
     apply::ApplyError,
     ingest::refusal::Refusal,
     log::{Append, LogError, LogPos, codec, disk::Disk},
-    tree::ReplicaTree,
+    tree::{ReplicaTree, rush},
 };
 use tandem_runtime::memory;
 
@@ -35,6 +35,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     pub fn flush(&mut self, now: Instant) {
         if self.pending.is_empty() || self.is_stuck(Stuck::Log) || self.damaged.is_some() {
             return;
+        }
+        if self.pending.iter().any(|record| matches!(record.carries, Carries::Ops(_))) {
+            rush::note();
         }
         while !self.pending.is_empty() {
             let records: Vec<_> = self

@@ -151,6 +151,8 @@ pub(super) struct Session {
     pub(super) number: u64,
     pub(super) outbox: Arc<Outbox>,
     pub(super) acked: pb::Ack,
+    /// It understands [`pb::Damaged`].
+    pub(super) hears_damage: bool,
 }
 
 /// One volume. See the module.
@@ -177,10 +179,14 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) staging_start: Option<LogPos>,
     /// Highest seq that is held durably for the staging.
     pub(super) staged: u64,
+    /// Bytes of small files that were staged and that nothing has brought to the disk yet.
+    pub(super) staged_behind: u64,
     /// A publish is durable, and the tree is not there yet.
     pub(super) publishing: Option<Position>,
     /// The message that staging could not take.
     pub(super) held: Option<Incoming>,
+    /// It begins with a copy that follows another one at once.
+    pub(super) among_copies: bool,
     /// At most one of each kind.
     pub(super) faults: Vec<Fault>,
     pub(super) damaged: Option<Arc<str>>,
@@ -298,8 +304,10 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             told_held_back: false,
             staging_start: None,
             staged: 0,
+            staged_behind: 0,
             publishing: None,
             held: None,
+            among_copies: false,
             faults: Vec::new(),
             damaged: None,
             unproven,
@@ -495,6 +503,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.receiver.end_session();
         self.drop_checks();
         self.held = None;
+        self.among_copies = false;
         self.faults.retain(|fault| fault.stuck != Stuck::Stage);
     }
 

@@ -8,6 +8,7 @@ mod backlog;
 pub mod behind;
 mod check;
 mod commit;
+mod copying;
 pub mod core;
 pub mod facts;
 pub mod flow;

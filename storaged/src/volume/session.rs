@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tandem_proto::{
-    limits::{FEATURE_CLOSED, FEATURE_COPIES, FEATURE_GROUPS, FEATURE_PACKED},
+    limits::{FEATURE_CLOSED, FEATURE_COPIES, FEATURE_COPY_RUNS, FEATURE_GROUPS, FEATURE_PACKED},
     pb::{self, server_message::Body},
     position::Position,
     stage::{Stage, StageNode},
@@ -12,7 +12,7 @@ use tandem_proto::{
 
 use super::core::{Carries, Core, OpRun, Pending, Session, Stuck};
 use crate::{
-    apply::{ApplyError, Record},
+    apply::{ApplyError, Record, STAGED_WRITE_BACK},
     ingest::{
         incoming::{AttachRequest, CheckedBatch, Incoming},
         outbox::Outbox,
@@ -23,7 +23,19 @@ use crate::{
     tree::ReplicaTree,
 };
 
+/// Staged bytes of small files after which the disk begins to take them: so the sync at the end, which everybody waits for, finds little to do.
+const STAGED_AHEAD_BYTES: u64 = 16 << 20;
+
 impl<D: Disk, T: ReplicaTree> Core<D, T> {
+    /// Whether so much was staged that the disk should begin with it now. Asked once.
+    pub fn wants_staged_ahead(&mut self) -> bool {
+        let wants = self.staged_behind >= STAGED_AHEAD_BYTES;
+        if wants {
+            self.staged_behind = 0;
+        }
+        wants
+    }
+
     /// Claims the volume. On success the answer is in the outbox, and the number of the new session is returned; older sessions
     /// have ended before the position was read.
     pub fn attach(
@@ -81,7 +93,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.staged = 0;
         let answer = self.attached(number);
         outbox.send(Body::Attached(answer));
-        self.session = Some(Session { number, outbox, acked: pb::Ack::default() });
+        self.session = Some(Session { number, outbox, acked: pb::Ack::default(), hears_damage: request.hears_damage });
         if let Some(fault) = self.faults.first() {
             self.send(Body::Fault(pb::Fault { message: fault.message.to_string() }));
         }
@@ -104,7 +116,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             published: Some((&published).into()),
             staged: self.replica.salvaged_files() > 0,
             verifies: true,
-            features: FEATURE_GROUPS | FEATURE_COPIES | FEATURE_PACKED | closed,
+            features: FEATURE_GROUPS | FEATURE_COPIES | FEATURE_PACKED | FEATURE_COPY_RUNS | closed,
         }
     }
 
@@ -187,6 +199,13 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             self.drop_staging(now)?;
             return Err(refusal);
         }
+        let (message, rest) = self.up_to_copy(message);
+        self.take_part(session, message, now)?;
+        self.keep_rest(rest);
+        Ok(())
+    }
+
+    fn take_part(&mut self, session: u64, message: Incoming, now: Instant) -> Result<(), Refusal> {
         let Some(message) = self.check_quota(message, now)? else { return Ok(()) };
         match message {
             Incoming::Batch(batch) => self.take_batch(session, batch, now),
@@ -209,24 +228,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
     }
 
-    fn take_batch(&mut self, session: u64, mut batch: CheckedBatch, now: Instant) -> Result<(), Refusal> {
-        let copies = batch.ops.iter().any(|op| op.copies());
-        if copies && batch.last() > self.receiver.accepted_tip().seq {
-            if matches!(self.receiver.phase(), Phase::Staging { .. }) {
-                return Err(Refusal::new(
-                    Reason::BadRequest,
-                    "a copy in a resync: there is nothing yet that it could be made of",
-                ));
-            }
-            // It is made of what all ops before it led to. Until the tree is there, it waits, and so does what comes after it.
-            if !self.settle(now) {
-                self.held = Some(Incoming::Batch(batch));
-                return Ok(());
-            }
-            for change in batch.ops.iter_mut().flat_map(|op| &mut op.changes) {
-                self.replica.make_copy(change).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
-            }
-        }
+    fn take_batch(&mut self, session: u64, batch: CheckedBatch, now: Instant) -> Result<(), Refusal> {
+        let Some(batch) = self.make_copies(batch, now)? else { return Ok(()) };
         let BatchDecision::Accept { skip, staged } = self.receiver.handle_batch(session, &batch)?;
         let end = self.receiver.accepted_tip();
         let CheckedBatch { mut ops, mut chains, .. } = batch;
@@ -299,11 +302,17 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             Stage::Recipe(recipe) => Some(recipe.id),
             Stage::Dir(_) | Stage::Node(_) | Stage::Data(_) => None,
         };
+        let small = match &stage {
+            // What follows in a file is brought to the disk as it comes.
+            Stage::Data(data) if data.offset < STAGED_WRITE_BACK => data.data.len() as u64,
+            _ => 0,
+        };
         let reply = match self.replica.stage(stage.clone(), self.behind.chunks()) {
             Ok(reply) => reply,
             Err(error) => return self.stage_failed(error, Incoming::Stage(stage), now),
         };
         self.push_staged(&reply.log);
+        self.staged_behind += small;
         let wire = |id: &tandem_proto::InodeId| bytes::Bytes::copy_from_slice(id.as_bytes());
         if !reply.need_nodes.is_empty() {
             self.send(Body::NeedNodes(pb::NeedNodes { ids: reply.need_nodes.iter().map(wire).collect() }));
@@ -409,6 +418,10 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// writer would take the tree for being there.
     pub(super) fn send_ack(&mut self, again: bool) {
         self.ack_due = None;
+        if self.is_among_copies() && !again {
+            // The last of the run speaks for all of them.
+            return;
+        }
         let mut ack = self.watermarks();
         if let (Some(position), Some(session)) = (self.publishing, &self.session) {
             if session.acked.applied >= position.seq.0 {

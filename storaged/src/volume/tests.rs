@@ -226,6 +226,8 @@ enum Todo {
     Rename(u8, u8),
     Remove(u8),
     Append(u8, Vec<u8>),
+    /// What the first file holds comes behind the second's, as a copy.
+    Copy(u8, u8),
     Nothing,
 }
 
@@ -272,6 +274,16 @@ impl Todo {
                 }
                 None => Changes::new(),
             },
+            Todo::Copy(from, to) => {
+                let (source, id_from) = match picture.get(&name(*from)) {
+                    Some(source) => (source.clone(), id_of(source)),
+                    None => return Changes::new(),
+                };
+                let Some(content) = picture.get_mut(&name(*to)) else { return Changes::new() };
+                let (id, offset, len) = (id_of(content), content.len() as u64, source.len() as u64);
+                content.extend_from_slice(&source);
+                Changes::from_iter([Change::Copy { id, offset, from: id_from, from_offset: 0, len, data: None }])
+            }
             Todo::Rename(..) | Todo::Nothing => Changes::new(),
         }
     }
@@ -632,6 +644,9 @@ proptest! {
         rig.check_tree();
     }
 }
+
+#[path = "copying_tests.rs"]
+mod copying_tests;
 
 #[path = "flow_tests.rs"]
 mod flow;

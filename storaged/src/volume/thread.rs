@@ -17,6 +17,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tandem_proto::pb;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
@@ -104,6 +105,13 @@ pub enum Command {
         token: u64,
         /// What came of it.
         outcome: Outcome,
+    },
+    /// A scrub found files that are damaged.
+    Damaged {
+        /// Which.
+        files: Vec<pb::DamagedFile>,
+        /// Whether there is a mount that was told of them.
+        reply: oneshot::Sender<bool>,
     },
     /// Stop; the thread ends.
     Stop,
@@ -207,6 +215,9 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 self.core.tick(now);
             }
             self.core.tidy();
+            if self.ahead.as_ref().is_none_or(JoinHandle::is_finished) && self.core.wants_staged_ahead() {
+                self.sync_ahead();
+            }
             // A full log is waited for by the writer: then the short way is to wait here.
             if self.core.checkpoint_is_due() && (self.core.log_is_full() || self.is_synced_ahead()) {
                 self.core.checkpoint_now(now);
@@ -280,6 +291,9 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             }
             Command::Measured { used } => self.core.measured(used, now),
             Command::Checked { number, session, token, outcome } => self.core.checked(number, session, token, outcome),
+            Command::Damaged { files, reply } => {
+                let _ = reply.send(self.core.tell_damaged(files));
+            }
             Command::Stop => self.stopping = true,
         }
         self.tell_readers();
@@ -339,17 +353,16 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 let _ = thread.join();
                 true
             }
-            None => {
-                let tree = self.core.replica().tree();
-                let spawned =
-                    std::thread::Builder::new().name("sync ahead".to_owned()).spawn(move || tree.sync_ahead());
-                match spawned {
-                    Ok(thread) => self.ahead = Some(thread),
-                    Err(_) => return true,
-                }
-                false
-            }
+            None => !self.sync_ahead(),
         }
+    }
+
+    /// Has another thread bring what is written to the disk; whether there is one.
+    fn sync_ahead(&mut self) -> bool {
+        let tree = self.core.replica().tree();
+        let spawned = std::thread::Builder::new().name("sync ahead".to_owned()).spawn(move || tree.sync_ahead());
+        self.ahead = spawned.ok();
+        self.ahead.is_some()
     }
 
     fn show(&mut self) {

@@ -70,6 +70,8 @@ pub struct Volume {
     pub memory: Arc<Semaphore>,
     /// Who reads the whole of it now.
     pub readers: pull::Readers,
+    /// Whether it is being scrubbed.
+    pub scrub: crate::scrub::Turn,
     /// Also known, weakly, to the thread that compares.
     commands: Arc<Commands>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -406,6 +408,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         limits: limits.clone(),
         memory: Arc::new(Semaphore::new(WAITING_MAX_KIB)),
         readers: pull::Readers::default(),
+        scrub: Default::default(),
         commands,
         thread: Mutex::new(Some(thread)),
     }))

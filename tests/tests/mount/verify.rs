@@ -4,15 +4,18 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::Path,
+    time::Duration,
 };
 
 use tandem_tests::{
     compare,
-    harness::{Finished, Lab, Mount, Storage},
+    harness::{Finished, Lab, Mount, Storage, eventually},
     rng::content,
 };
 
 use crate::support::{assert_replica_equal, files_below, fill_mixed, finish_storms, storm_processes};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn verify(lab: &Lab, path: &Path) -> (Finished, serde_json::Value) {
     let path = path.to_str().expect("a plain path");
@@ -78,6 +81,51 @@ fn one_byte_flipped_behind_the_replicas_back_is_found_repaired_and_kept() {
     let status = mount.status().verify.expect("it verifies");
     assert!(status.mismatches >= 2 && status.repaired == status.mismatches && status.time_ns > 0, "{status:?}");
     assert!(status.recent.iter().any(|text| text.contains("/sub/small")), "{status:?}");
+}
+
+#[test]
+fn damage_that_a_scrub_of_the_replica_finds_is_repaired_by_its_mount() {
+    let Some(lab) = Lab::new("verify-scrub") else { return };
+    lab.allow("is not equal to", "what this test does");
+    lab.allow("a scrub found a file", "what this test does");
+    let storage = lab.storage();
+    let dir = lab.new_dir("folder");
+    fs::create_dir(dir.join("sub")).expect("new");
+    let (large, small) = (content(1, 5 << 20), content(2, 3000));
+    fs::write(dir.join("sub/large"), &large).expect("new");
+    fs::write(dir.join("sub/small"), &small).expect("new");
+    let mount = lab.mount(&storage, "vol", &dir);
+    mount.settle();
+    let server = format!("127.0.0.1:{}", storage.port());
+    let scrub = || lab.tandem(&["volume", "scrub", "vol", "--server", &server]);
+    let judged = || {
+        let said = scrub();
+        assert_eq!(said.code, Some(0), "{said:#?}");
+        !said.stdout.contains("could not be judged")
+    };
+    assert!(eventually(PATIENCE, judged), "the index does not come to know the files");
+    // What is written meanwhile is no damage.
+    fs::write(mount.path().join("sub/busy"), content(3, 300_000)).expect("room");
+    assert_eq!(scrub().code, Some(0));
+    let tree = storage.tree("vol");
+    for (name, at, good) in [("sub/large", (3 << 20) + 17, &large), ("sub/small", 1234, &small)] {
+        let file = File::options().write(true).open(tree.join(name)).expect("on the replica");
+        file.write_all_at(&[!good[at]], at as u64).expect("writable");
+    }
+    let said = scrub();
+    assert_eq!(said.code, Some(2), "{said:#?}");
+    assert!(said.stdout.contains("2 files are damaged"), "{said:#?}");
+    for name in ["/sub/large", "/sub/small"] {
+        let told = said.stderr.lines().any(|line| line.contains(name) && line.contains("the folder's is good"));
+        assert!(told, "{said:#?}");
+    }
+    let repaired = || mount.status().verify.is_some_and(|verify| verify.mismatches >= 2 && verify.repaired >= 2);
+    assert!(eventually(PATIENCE, repaired), "{:#?}", mount.status());
+    mount.settle();
+    compare::assert_equal(mount.path(), &tree);
+    assert!(eventually(PATIENCE, judged), "it is well again, and the index knows it");
+    let list = fs::read_to_string(storage.history("vol").join("mismatches.jsonl")).expect("kept as evidence");
+    assert!(list.lines().count() >= 2, "{list}");
 }
 
 #[test]

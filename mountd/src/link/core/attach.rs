@@ -79,6 +79,7 @@ impl LinkCore {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             held_back: false,
+            copying: None,
             round: None,
             empty: attached.empty,
             staged: attached.staged,
@@ -229,6 +230,7 @@ impl LinkCore {
             have: self.config.claim.have.as_ref().filter(|_| first).map(Into::into),
             runs: self.config.claim.runs.iter().map(|run| bytes::Bytes::copy_from_slice(&run.0)).collect(),
             // The driver asks for what it watches.
+            hears_damage: true,
             alive_ms: 0,
         }
     }

@@ -1,8 +1,10 @@
 //! Streaming: batches, rounds of a resync, and their acknowledgements.
 
+use std::sync::Arc;
+
 use tandem_proto::{
-    Epoch, Position, Seq, convert,
-    limits::{BATCH_MAX_OPS, BATCH_TARGET_BYTES, FEATURE_GROUPS},
+    Epoch, Op, Position, Seq, convert,
+    limits::{BATCH_MAX_COPIES, BATCH_MAX_OPS, BATCH_TARGET_BYTES, FEATURE_COPY_RUNS, FEATURE_GROUPS},
     pb::{self, client_message::Body},
 };
 use tandem_runtime::{memory, mutant};
@@ -49,7 +51,7 @@ impl LinkCore {
         };
         (stream.sent, stream.sent_chain) = (frozen.s0.seq, frozen.s0.chain);
         stream.in_flight.clear();
-        (stream.in_flight_bytes, stream.held_back) = (0, false);
+        (stream.in_flight_bytes, stream.held_back, stream.copying) = (0, false, None);
         stream.round = Some(Round {
             number: 1,
             plan,
@@ -100,7 +102,7 @@ impl LinkCore {
         });
         (stream.sent, stream.sent_chain) = (frozen.s0.seq, frozen.s0.chain);
         stream.in_flight.clear();
-        (stream.in_flight_bytes, stream.held_back) = (0, false);
+        (stream.in_flight_bytes, stream.held_back, stream.copying) = (0, false, None);
         (stream.gate, stream.gated) = (Gate::default(), false);
         self.rounds += 1;
     }
@@ -288,6 +290,7 @@ impl LinkCore {
                 staged
             }
         };
+        stream.copying = stream.copying.filter(|last| *last > settled);
         while let Some((last, bytes)) = stream.in_flight.front() {
             if *last > settled {
                 break;
@@ -314,7 +317,7 @@ impl LinkCore {
         }
         (stream.empty, stream.staged) = (false, false);
         stream.in_flight.clear();
-        (stream.in_flight_bytes, stream.held_back) = (0, false);
+        (stream.in_flight_bytes, stream.held_back, stream.copying) = (0, false, None);
         self.listed += round.plan.progress().listed;
         self.nodes += round.plan.progress().nodes_done;
         let many = round.plan.progress().nodes_done > MANY;
@@ -370,6 +373,27 @@ impl Stream {
         Some(pb::Closed { session: self.session, epoch: epoch.0, seq: seq.0, ids })
     }
 
+    /// Cuts a batch at its copies, where it has to be; whether copies are left in it.
+    ///
+    /// A copy is made of what all ops before it led to, so the replica makes them one by one. While it does, those that follow gather, and
+    /// go together: a batch and its acknowledgement cost more than a copy. Whoever waits for the replica does not wait for that.
+    fn copies_of(&self, ops: &mut Vec<Arc<Op>>, waited_for: bool) -> bool {
+        let Some(first) = ops.iter().position(|op| op.copies()) else { return false };
+        if self.round.is_some() || self.features & FEATURE_COPY_RUNS == 0 {
+            ops.truncate(first.max(1));
+            return first == 0;
+        }
+        if self.copying.is_some() && !waited_for {
+            ops.truncate(first);
+            return false;
+        }
+        let beyond = ops.iter().enumerate().filter(|(_, op)| op.copies()).nth(BATCH_MAX_COPIES);
+        if let Some((at, _)) = beyond {
+            ops.truncate(at);
+        }
+        true
+    }
+
     fn batch_message(&mut self, commit: &Commit, epoch: Epoch) -> Option<pb::Batch> {
         // Between Publish and Published nothing is sent: the batch would belong to neither staging nor stream.
         if self.round.as_ref().is_some_and(|round| round.stage == RoundStage::Publishing) {
@@ -382,11 +406,9 @@ impl Stream {
             let most = usize::try_from(room).unwrap_or(usize::MAX).min(BATCH_MAX_OPS);
             commit.take(self.sent, BATCH_TARGET_BYTES, most)
         })?;
-        // A copy is made of what all ops before it led to: it goes alone.
-        match taken.ops.iter().position(|op| op.copies()) {
-            Some(0) => taken.ops.truncate(1),
-            Some(at) => taken.ops.truncate(at),
-            None => {}
+        let copies = self.copies_of(&mut taken.ops, commit.is_waited_for());
+        if taken.ops.is_empty() {
+            return None;
         }
         if self.slow {
             // What is small goes before the gate is asked about what is not.
@@ -406,6 +428,9 @@ impl Stream {
         commit.record_chains(first, &chains);
         let last = self.sent.plus(ops.len() as u64);
         (self.sent, self.sent_chain) = (last, chain);
+        if copies {
+            self.copying = Some(last);
+        }
         self.in_flight.push_back((last, bytes));
         self.in_flight_bytes += bytes;
         self.held_back = self.in_flight_bytes > self.in_flight_max;
