@@ -19,6 +19,8 @@ const KEPT_OPEN_FOR: Duration = Duration::from_secs(600);
 const MARK_AFTER: Duration = Duration::from_millis(50);
 /// How long an acknowledgement waits that says of no op that it is durable, only that it is applied.
 const APPLIED_ACK_DELAY: Duration = Duration::from_millis(1);
+/// How long the acknowledgement of a run of copies waits for the last of them.
+const COPIES_ACK_DELAY: Duration = Duration::from_millis(500);
 /// Inodes that a publish changed, from which on the memory that it took is given back at once.
 const MANY: usize = 20_000;
 /// Staged state that waits in memory to be logged together.
@@ -52,7 +54,12 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
         self.urgent = false;
         self.changed_at = Some(now);
-        self.send_ack(false);
+        if self.is_among_copies() {
+            // The last of the run speaks for all of them, unless that takes long.
+            self.ack_due.get_or_insert(now + COPIES_ACK_DELAY);
+        } else {
+            self.send_ack(false);
+        }
         self.note_bounds();
         // After the acknowledgement: it costs a write, and protects against damage only.
         self.log.mark_durable();
@@ -117,7 +124,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             self.behind.reached(self.replica.applied());
             self.close_kept(false);
             // Nobody's fsync waits for this, and the next flush says it too.
-            self.ack_due.get_or_insert(now + APPLIED_ACK_DELAY);
+            let delay = if self.is_among_copies() { COPIES_ACK_DELAY } else { APPLIED_ACK_DELAY };
+            self.ack_due.get_or_insert(now + delay);
             self.note_bounds();
         }
         done

@@ -418,10 +418,6 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     /// writer would take the tree for being there.
     pub(super) fn send_ack(&mut self, again: bool) {
         self.ack_due = None;
-        if self.is_among_copies() && !again {
-            // The last of the run speaks for all of them.
-            return;
-        }
         let mut ack = self.watermarks();
         if let (Some(position), Some(session)) = (self.publishing, &self.session) {
             if session.acked.applied >= position.seq.0 {
