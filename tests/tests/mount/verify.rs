@@ -119,7 +119,11 @@ fn damage_that_a_scrub_of_the_replica_finds_is_repaired_by_its_mount() {
         let told = said.stderr.lines().any(|line| line.contains(name) && line.contains("the folder's is good"));
         assert!(told, "{said:#?}");
     }
-    let repaired = || mount.status().verify.is_some_and(|verify| verify.mismatches >= 2 && verify.repaired >= 2);
+    let is = |name: &str, good: &[u8]| fs::read(tree.join(name)).is_ok_and(|found| found == good);
+    let repaired = || {
+        let verify = mount.status().verify.unwrap_or_default();
+        is("sub/large", &large) && is("sub/small", &small) && verify.repaired >= 2
+    };
     assert!(eventually(PATIENCE, repaired), "{:#?}", mount.status());
     mount.settle();
     compare::assert_equal(mount.path(), &tree);
