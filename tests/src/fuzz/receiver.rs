@@ -108,12 +108,10 @@ impl World {
             client_name: "a client".to_owned(),
             run_id: Uuid([how >> 1 & 3; 16]),
             epoch: (how & 8 != 0).then_some(Epoch(current.0 ^ u64::from(how >> 7))),
-            volume_id: None,
-            replica_id: None,
             takeover: how & 16 != 0,
             succeed: how & 32 != 0,
-            have: None,
             runs: if how & 64 != 0 { vec![Uuid([1; 16])] } else { Vec::new() },
+            ..AttachRequest::default()
         };
         if let AttachDecision::Open { position, writer } = self.receiver.handle_attach(&request).ok()? {
             self.receiver.epoch_opened(position, writer);
