@@ -15,6 +15,7 @@ use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 use crate::{
     exit::{Exit, Failure},
     mounts::{Mount, said, select, with_causes},
+    storage::with_own,
 };
 
 /// How long a storage daemon may take to accept a connection.
@@ -129,8 +130,9 @@ fn resolve(path: &Path) -> std::io::Result<(PathBuf, Vec<Bytes>)> {
 impl Place {
     /// Connects to the storage daemon.
     pub async fn connect(&self) -> Result<Client, Failure> {
-        self.server.may_connect().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-        let channel = self.server.connect(CONNECT_TIMEOUT, Some(KEEPALIVE)).await.map_err(|error| {
+        let server = with_own(&self.server);
+        server.may_connect().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+        let channel = server.connect(CONNECT_TIMEOUT, Some(KEEPALIVE)).await.map_err(|error| {
             let why = with_causes(&error);
             let message =
                 format!("storage daemon {} does not answer: {why}; is tandem-storaged running there?", self.server);

@@ -31,6 +31,15 @@ struct DaemonReport {
     pid: u32,
     started_ns: i64,
     web: String,
+    settings: Vec<SettingReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct SettingReport {
+    key: String,
+    value: String,
+    origin: String,
+    next: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -253,7 +262,12 @@ fn daemon(daemon: &Daemon) -> DaemonReport {
         pid: daemon.pid,
         started_ns: daemon.started_ns,
         web: daemon.web.clone(),
+        settings: daemon.settings.iter().cloned().map(setting).collect(),
     }
+}
+
+fn setting(of: pb::Setting) -> SettingReport {
+    SettingReport { key: of.key, value: of.value, origin: of.origin, next: of.next }
 }
 
 fn calls(op: &pb::OpFigures) -> CallsReport {
@@ -489,7 +503,9 @@ mod tests {
     #[test]
     fn the_json_is_what_the_published_schema_says() {
         let schema: Value = serde_json::from_str(include_str!("../../docs/status-schema.json")).expect("JSON");
-        let daemon = Daemon { version: "1".to_owned(), pid: 1, started_ns: 1, web: String::new() };
+        let setting = pb::Setting { key: "window".to_owned(), ..Default::default() };
+        let daemon =
+            Daemon { version: "1".to_owned(), pid: 1, started_ns: 1, web: String::new(), settings: vec![setting] };
         let status = pb::VolumeStatus {
             progress: Some(pb::Progress::default()),
             workers: vec![pb::Worker::default()],

@@ -53,10 +53,14 @@ enum Command {
     Invite(commands::invite::Args),
     /// Redeems a token: this user may then reach the storage daemon, with TLS.
     Join(commands::join::Args),
+    /// Gives a client a role for a volume, instead of the one that it has.
+    Grant(commands::grant::Args),
     /// Lists who has joined a storage daemon.
     Clients(commands::clients::Args),
     /// Lists, makes, bounds, renames and deletes the volumes of a storage daemon.
     Volume(commands::volume::Args),
+    /// Says whether the daemons understand their configuration.
+    Config(commands::config::Args),
     /// Prints what a shell needs to complete this command.
     #[command(hide = true)]
     Completions(commands::completions::Args),
@@ -89,6 +93,8 @@ impl Command {
             Command::Divergence(args) => commands::divergence::run(args).await,
             Command::Invite(args) => commands::invite::run(args).await,
             Command::Join(args) => commands::join::run(args).await,
+            Command::Grant(args) => commands::grant::run(args).await,
+            Command::Config(args) => commands::config::run(&args),
             Command::Clients(args) => commands::clients::run(args).await,
             Command::Volume(args) => commands::volume::run(args).await,
             Command::Completions(args) => commands::completions::run(&args),

@@ -11,7 +11,8 @@ use std::{
 };
 
 use tandem_proto::pb::{
-    MountStatus, StatusReply, StatusRequest, admin_client::AdminClient, mount_control_client::MountControlClient,
+    MountStatus, Setting, StatusReply, StatusRequest, admin_client::AdminClient,
+    mount_control_client::MountControlClient,
 };
 use tandem_runtime::{connect, dirs};
 use tokio::{task::JoinSet, time::timeout};
@@ -50,12 +51,20 @@ pub struct Daemon {
     pub started_ns: i64,
     /// Where its page is; empty: nowhere.
     pub web: String,
+    /// What it was told to be; empty: it does not tell us.
+    pub settings: Vec<Setting>,
 }
 
 impl Daemon {
     /// From its answer.
     pub fn of(reply: &StatusReply) -> Daemon {
-        Daemon { version: reply.version.clone(), pid: reply.pid, started_ns: reply.started_ns, web: reply.web.clone() }
+        Daemon {
+            version: reply.version.clone(),
+            pid: reply.pid,
+            started_ns: reply.started_ns,
+            web: reply.web.clone(),
+            settings: reply.settings.clone(),
+        }
     }
 }
 

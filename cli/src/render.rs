@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tandem_proto::pb::{MountStatus, Progress, VerifyStatus, VolumeStatus, WaitingCall, Worker};
+use tandem_proto::pb::{MountStatus, Progress, Setting, VerifyStatus, VolumeStatus, WaitingCall, Worker};
 
 use crate::{
     bar,
@@ -267,6 +267,7 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
     if !status.security.is_empty() {
         details.push(("connection", status.security.clone()));
     }
+    details.extend(settings(&mount.daemon));
     details
 }
 
@@ -396,6 +397,22 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
         details.push(("last error", status.last_error.clone()));
     }
     details
+}
+
+/// What a daemon was told to be: what somebody wrote first, then the defaults.
+pub fn settings(daemon: &Daemon) -> Vec<(&'static str, String)> {
+    let line = |setting: &Setting| {
+        let value = if setting.value.is_empty() { "not set" } else { &setting.value };
+        let next = match setting.next.as_deref() {
+            None => String::new(),
+            Some("") => "; not set from the next start on".to_owned(),
+            Some(next) => format!("; {next} from the next start on"),
+        };
+        ("setting", format!("{} = {value} ({}){next}", setting.key, setting.origin))
+    };
+    let (defaults, written): (Vec<_>, Vec<_>) =
+        daemon.settings.iter().partition(|setting| setting.origin == "default" && setting.next.is_none());
+    written.into_iter().chain(defaults).map(line).collect()
 }
 
 /// A daemon in a few words.

@@ -1,15 +1,21 @@
 //! Talking to a storage daemon: with the certificate from `tandem join`, or with the local secret on its own host.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use tandem_proto::pb::trust_client::TrustClient;
-use tandem_runtime::connect::{Credentials, KEEPALIVE, ServerAddress};
+use tandem_runtime::{
+    connect::{Credentials, KEEPALIVE, ServerAddress},
+    tls::OwnFiles,
+};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
     exit::{Exit, Failure},
     mounts::{said, with_causes},
 };
+
+/// Environment variables for certificates of one's own: the authorities that vouch for the storage daemon, our certificate, its key.
+const OWN_ENV: [&str; 3] = ["TANDEM_CA", "TANDEM_CERT", "TANDEM_KEY"];
 
 /// How long a storage daemon may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,9 +52,17 @@ impl Which {
     }
 }
 
+/// The address, with the certificates of one's own that the environment names, if it names any.
+pub fn with_own(server: &ServerAddress) -> ServerAddress {
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let [ca, cert, key] = OWN_ENV.map(named);
+    let own = server.own.clone().or(OwnFiles { ca, cert, key }.given());
+    ServerAddress { own, ..server.clone() }
+}
+
 /// Connects, if that is allowed.
 pub async fn connect(server: &ServerAddress) -> Result<Connection, Failure> {
-    let server = &server.as_local();
+    let server = &with_own(server).as_local();
     server.may_connect().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     let channel = server.connect(ANSWER_TIMEOUT, Some(KEEPALIVE)).await;
     let channel = channel.map_err(|error| silent(server, &with_causes(&error)))?;

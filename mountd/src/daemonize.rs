@@ -15,7 +15,7 @@ use std::{
 use rustix::io::{FdFlags, fcntl_setfd};
 
 /// Environment variable that tells the started daemon where to report.
-const READY_ENV: &str = "TANDEM_MOUNTD_READY_FD";
+const READY_ENV: &str = "TANDEM_READY_FD";
 /// What is reported when the mount serves; anything else is the reason why not.
 const READY: &[u8] = b"ready";
 

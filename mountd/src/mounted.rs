@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use tandem_proto::{Seq, pb};
+use tandem_runtime::settings::Setting;
 
 use crate::{
     admin::{MountFacts, MountOps},
@@ -34,12 +36,15 @@ pub struct Mounted<J> {
     waiting: Option<Waiting>,
     /// How long written data may wait in the kernel.
     flush_interval: Duration,
+    /// What it was told to be.
+    settings: Arc<Mutex<Vec<Setting>>>,
 }
 
 impl<J: Journal> Mounted<J> {
     /// `dir` is mounted and answered by `vfs`; `bypass` are those who held something of it before.
     pub fn new(dir: PathBuf, vfs: Arc<Vfs<J>>, bypass: Vec<String>, meters: Arc<Meters>) -> Mounted<J> {
-        Mounted { dir, vfs, bypass, meters, waiting: None, flush_interval: Duration::ZERO }
+        let settings = Arc::default();
+        Mounted { dir, vfs, bypass, meters, waiting: None, flush_interval: Duration::ZERO, settings }
     }
 
     /// Written data may wait in the kernel so long.
@@ -73,6 +78,13 @@ impl<J: Journal> Mounted<J> {
             }
         };
         waiting.into_iter().map(call).collect()
+    }
+
+    /// What it was told to be, as it is now.
+    #[must_use]
+    pub fn with_settings(mut self, settings: Arc<Mutex<Vec<Setting>>>) -> Mounted<J> {
+        self.settings = settings;
+        self
     }
 
     fn busy(&self) -> Vec<pb::BusyFile> {
@@ -148,6 +160,10 @@ impl<J: Journal> MountOps for Mounted<J> {
 
     fn unmount(&self, force: bool) -> io::Result<()> {
         mount::unmount(&self.dir, force)
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        self.settings.lock().clone()
     }
 
     fn oldest_unreplicated_fsync(&self, durable: Seq) -> f64 {

@@ -7,6 +7,7 @@
 //! ```
 
 mod error;
+mod reload;
 
 use std::{
     ffi::OsString,
@@ -22,7 +23,10 @@ use tandem_proto::Uuid;
 use tandem_runtime::telemetry;
 
 pub use self::error::RunError;
-use self::error::system;
+use self::{
+    error::system,
+    reload::{Effective, Reload},
+};
 use crate::{
     admin,
     backing::{Backing, BackingError, IdForm},
@@ -111,6 +115,7 @@ struct Running {
     send_end: mpsc::Sender<End>,
     admin: admin::AdminServer,
     flusher: Option<Flusher>,
+    reload: Reload,
 }
 
 enum End {
@@ -248,8 +253,11 @@ fn serve(
         settings.verify,
     );
     replication.verify_with(verifier.map_err(system("starting a thread"))?);
+    let effective = Effective::default();
+    // Read a moment ago, and understood then.
+    *effective.lock() = options.layers.settings().map(|(_, shown)| shown).unwrap_or_default();
     let mounted = Mounted::new(place.dir.clone(), vfs, place.bypass, meters).with_flush_interval(flush_interval);
-    let mounted = Arc::new(mounted.with_waiting(waiting));
+    let mounted = Arc::new(mounted.with_waiting(waiting).with_settings(effective.clone()));
     let socket = admin::socket_path(&settings.runtime, key);
     let admin = admin::serve(&socket, settings.web, replication.clone(), mounted.clone()).map_err(|source| {
         let _ = mount::unmount(&place.dir, true);
@@ -257,7 +265,8 @@ fn serve(
     })?;
     let _ = teller.set(admin.teller());
     tracing::info!(dir = %place.dir.display(), source = %options.source.text, "mounted");
-    Ok(Running { mounted, replication: replication.clone(), ended, send_end, admin, flusher })
+    let reload = Reload::new(options.layers.clone(), effective, replication.clone());
+    Ok(Running { mounted, replication: replication.clone(), ended, send_end, admin, flusher, reload })
 }
 
 /// What `cache=writeback` needs beside the kernel's part: a share of the dirty memory, and the timer.
@@ -475,10 +484,15 @@ fn raise_descriptor_limit() {
 impl Running {
     /// Until the mount is gone.
     fn wait(self, signals: Signals) -> ExitCode {
-        let Running { mounted, replication, ended, send_end, admin, flusher } = self;
+        let Running { mounted, replication, ended, send_end, admin, flusher, reload } = self;
         let ending = mounted.clone();
         let watching = spawn("signals", move || {
-            signals.wait();
+            // A terminal that goes away says so with the same signal.
+            let of_terminal = io::stdin().is_terminal();
+            while signals.wait() == libc::SIGHUP && !of_terminal {
+                reload.now();
+            }
+            drop(reload);
             tracing::info!("asked to end");
             ending.end();
             thread::sleep(END_GRACE);
@@ -512,7 +526,7 @@ impl Running {
     }
 }
 
-/// SIGTERM, SIGINT and SIGHUP, kept for one thread.
+/// SIGTERM and SIGINT, which end the mount, and SIGHUP; kept for one thread.
 struct Signals {
     set: libc::sigset_t,
 }
@@ -531,10 +545,11 @@ impl Signals {
         }
     }
 
-    /// Until one of them comes.
-    fn wait(&self) {
+    /// Until one of them comes; which.
+    fn wait(&self) -> libc::c_int {
         let mut signal = 0;
         // SAFETY: both pointers are to live objects of the right types.
         unsafe { libc::sigwait(&raw const self.set, &raw mut signal) };
+        signal
     }
 }

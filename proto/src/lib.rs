@@ -14,6 +14,7 @@ pub mod limits;
 pub mod op;
 pub mod packed;
 pub mod position;
+pub mod protocol;
 pub mod pull;
 pub mod shape;
 pub mod stage;

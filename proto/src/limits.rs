@@ -1,7 +1,9 @@
 //! Every bound that both sides rely on, with its reason.
 
-/// Version of the replication protocol. A daemon refuses another one and says which side to upgrade.
+/// Newest version of the replication protocol that is spoken, see [`crate::protocol`].
 pub const PROTOCOL_VERSION: u32 = 1;
+/// Oldest one.
+pub const PROTOCOL_OLDEST: u32 = 1;
 /// Longest file name in bytes (NAME_MAX of every Linux file system).
 pub const NAME_MAX: usize = 255;
 /// Longest inode id in bytes; see [`crate::InodeId`].

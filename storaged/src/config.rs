@@ -1,20 +1,23 @@
-//! Flags and the configuration file: one set of names for both. Flags win over the file, the file over defaults.
+//! What the daemon was told to be. The flags are the table of keys: each is a key of the configuration file, an environment variable
+//! (`TANDEM_STORAGED_KEY`) and may stand behind `-o` as `KEY=VALUE`. The command line wins over the environment, that over the file, that over defaults.
 
+mod given;
 mod hook;
+mod show;
 mod units;
 
 use std::{
-    fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Parser;
-use serde::Deserialize;
 use tandem_runtime::{connect::KEEPALIVE, dirs};
 use tandem_web::Listen;
 
+use self::given::Values;
+pub use self::given::{Arguments, BadArguments};
 use crate::{
     hooks::HookRule,
     offline::Offline,
@@ -23,139 +26,109 @@ use crate::{
 };
 
 /// The storage daemon of TandemFS: keeps a replica of folders that are mounted elsewhere.
-#[derive(Debug, Default, Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "tandem-storaged", version, about, max_term_width = 100)]
-#[command(after_help = "Without a command it serves. The commands work on a storage directory that no storaged uses.")]
-pub struct Flags {
+#[command(
+    after_help = "Without a command it serves. The commands work on a storage directory that no storaged uses.\n\n\
+    Each option is also a key of the configuration file, an environment variable (TANDEM_STORAGED_LISTEN), and may be written \
+    -o KEY=VALUE. SIGHUP reads the file again."
+)]
+#[allow(dead_code, reason = "most are read by their names, see `given`")]
+struct Flags {
     /// What to do offline
     #[command(subcommand)]
-    pub command: Option<Offline>,
+    command: Option<Offline>,
     /// Storage directory: one subdirectory for each volume, its plain files in VOLUME/tree. Made if it does not exist
     #[arg(long, value_name = "DIR", global = true)]
-    pub data: Option<PathBuf>,
+    data: Option<PathBuf>,
     /// Address to listen on; port 0 takes a free one and prints it [default: 127.0.0.1:7440]
     #[arg(long, value_name = "ADDR:PORT")]
-    pub listen: Option<String>,
-    /// Configuration file (TOML); each flag is a key in it
+    listen: Option<String>,
+    /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", global = true)]
-    pub config: Option<PathBuf>,
+    config: Option<PathBuf>,
     /// Directory for the local secret [default: $TANDEM_RUNTIME_DIR, /run/tandem or $XDG_RUNTIME_DIR/tandem]
     #[arg(long, value_name = "DIR")]
-    pub runtime: Option<PathBuf>,
+    runtime: Option<PathBuf>,
     /// A connection that swallows everything is given up after so many seconds; 0: never [default: 2]
     #[arg(long, value_name = "SECONDS")]
-    pub keepalive: Option<f64>,
+    keepalive: Option<String>,
     /// Allow plaintext on an address that is not loopback: whoever is on the way reads, and changes, everything
     #[arg(long)]
-    pub insecure: bool,
+    insecure: bool,
     /// Where the page and the metrics are: ADDR:PORT or off. Off loopback they ask for a token, which is in the runtime directory
     /// [default: 127.0.0.1, the port after --listen]
     #[arg(long, value_name = "ADDR:PORT")]
-    pub web: Option<String>,
+    web: Option<String>,
     /// What is logged: error, warn, info, debug or trace, or a filter such as tandem_storaged=debug,info
     #[arg(long, value_name = "LEVEL", global = true)]
-    pub log_level: Option<String>,
+    log_level: Option<String>,
     /// Log one JSON object a line
     #[arg(long, global = true)]
-    pub log_json: bool,
+    log_json: bool,
     /// Deleted and replaced files, and what resyncs replaced, are kept in VOLUME/history up to so many bytes and so long; the oldest
     /// goes first. SIZE, AGE, both with a comma between, `all`, or 0B: no deleted files [default: 10GiB,30d]
     #[arg(long, visible_alias = "keep", value_name = "SIZE,AGE")]
-    pub history_keep: Option<String>,
+    history_keep: Option<String>,
     /// Command that is run by /bin/sh when a file of a replica was changed and is quiet, with its content on standard input, and when a
     /// directory is; docs/OPERATIONS.md has an example
     #[arg(long, value_name = "COMMAND")]
-    pub hook: Option<String>,
+    hook: Option<String>,
     /// Working directory of hooks, where they may write
     #[arg(long, value_name = "DIR")]
-    pub hook_dir: Option<PathBuf>,
+    hook_dir: Option<PathBuf>,
     /// User who runs hooks, never root [default: nobody, if the daemon runs as root; else its own user]
     #[arg(long, value_name = "USER")]
-    pub hook_user: Option<String>,
+    hook_user: Option<String>,
     /// For how long nothing happens to a file that is quiet [default: 1]
     #[arg(long, value_name = "SECONDS")]
-    pub hook_delay: Option<f64>,
+    hook_delay: Option<String>,
     /// A hook that takes longer is ended [default: 60]
     #[arg(long, value_name = "SECONDS")]
-    pub hook_timeout: Option<f64>,
+    hook_timeout: Option<String>,
     /// Reading for the content index, when it is built anew, takes at most so many bytes a second [default: 128MiB]
     #[arg(long, value_name = "SIZE")]
-    pub index_rate: Option<String>,
+    index_rate: Option<String>,
     /// Bound of each volume's log: what may be durable and not yet applied, or staged by a resync. At it the writer is held back
     /// [default: 8GiB]
     #[arg(long, value_name = "SIZE")]
-    pub log_max: Option<String>,
+    log_max: Option<String>,
     /// Bytes that a volume which is made from now on may hold; `tandem volume set` changes that of one volume [default: no bound]
     #[arg(long, value_name = "SIZE")]
-    pub quota: Option<String>,
+    quota: Option<String>,
     /// Devices and set-user-id bits in the trees of volumes that are made from now on: keep, or deny, where they are in the catalog
     /// only and copies are complete all the same [default: keep]
     #[arg(long, value_name = "keep|deny")]
-    pub special: Option<String>,
+    special: Option<String>,
     /// As root: the user that the daemon runs as once it has its port and directories. Owners, modes and devices that this user may not
     /// set are kept in the catalog
     #[arg(long, value_name = "USER")]
-    pub user: Option<String>,
+    user: Option<String>,
     /// Whether the daemon shuts itself out of everything but its directories (Landlock): on, off, or auto, which goes on without
     /// where the kernel cannot [default: auto]
     #[arg(long, value_name = "on|auto|off")]
-    pub sandbox: Option<String>,
+    sandbox: Option<String>,
     /// The data of a deleted volume is kept so long, or `all` [default: 30d]
     #[arg(long, value_name = "AGE")]
-    pub deleted_keep: Option<String>,
-}
-
-/// What the file may hold.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct File {
-    data: Option<PathBuf>,
-    listen: Option<String>,
-    runtime: Option<PathBuf>,
-    keepalive: Option<f64>,
-    insecure: Option<bool>,
-    web: Option<String>,
-    log_level: Option<String>,
-    log_json: Option<bool>,
-    history_keep: Option<String>,
-    index_rate: Option<String>,
-    log_max: Option<String>,
-    quota: Option<String>,
-    special: Option<String>,
-    user: Option<String>,
-    sandbox: Option<String>,
     deleted_keep: Option<String>,
-    hook: Option<String>,
-    hook_dir: Option<PathBuf>,
-    hook_user: Option<String>,
-    hook_delay: Option<f64>,
-    hook_timeout: Option<f64>,
+    /// A certificate of your own and its chain (PEM), shown to clients that know the daemon by its host name; those that joined are shown
+    /// that of the daemon's own authority
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert (PEM), which nobody but the daemon may read
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Authorities (PEM) whose certificates are clients by the name in them; `tandem grant` gives them roles
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<PathBuf>,
+    /// One option, as in the configuration file
+    #[arg(short = 'o', value_name = "KEY=VALUE", global = true)]
+    option: Vec<String>,
+    /// Print what holds and where it was written, and end
+    #[arg(long)]
+    check_config: bool,
 }
 
-/// The keys of the file.
-const KEYS: &[&str] = &[
-    "data",
-    "listen",
-    "runtime",
-    "web",
-    "log-level",
-    "log-json",
-    "history-keep",
-    "index-rate",
-    "hook",
-    "hook-dir",
-    "hook-user",
-    "hook-delay",
-    "hook-timeout",
-    "log-max",
-    "keepalive",
-    "insecure",
-    "deleted-keep",
-    "quota",
-    "special",
-    "user",
-    "sandbox",
-];
 /// Smallest bound of a log: four segments, and as many again for their reserve.
 const LOG_MAX_MIN: u64 = 128 << 20;
 
@@ -250,6 +223,8 @@ pub struct Config {
     pub sandbox: Sandbox,
     /// How long the data of deleted volumes is kept; `None`: for ever.
     pub deleted_keep: Option<Duration>,
+    /// Certificates of somebody else's authority.
+    pub own_tls: OwnTls,
     /// Plaintext is accepted off loopback too.
     pub insecure: bool,
     /// For the secret.
@@ -275,59 +250,67 @@ fn wrong<T>(message: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError(message.into()))
 }
 
+/// Certificates that the daemon did not make itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnTls {
+    /// `--tls-cert`, `--tls-key`.
+    pub shown: Option<(PathBuf, PathBuf)>,
+    /// `--tls-client-ca`.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl OwnTls {
+    /// The files that it is made of.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let shown = self.shown.iter().flat_map(|(cert, key)| [cert.as_path(), key.as_path()]);
+        shown.chain(self.client_ca.as_deref())
+    }
+}
+
 impl Config {
-    /// Merges flags with the file that they name, and checks the result.
-    pub fn load(flags: Flags) -> Result<Config, ConfigError> {
-        let file = match &flags.config {
-            None => File::default(),
-            Some(path) => {
-                let text = fs::read_to_string(path)
-                    .map_err(|error| ConfigError(format!("--config {}: {}", path.display(), reason(&error))))?;
-                parse(&text).map_err(|error| ConfigError(format!("--config {}: {error}", path.display())))?
-            }
-        };
-        let Some(data) = flags.data.or(file.data) else {
+    /// Checks what was given.
+    fn of(mut values: Values) -> Result<Config, ConfigError> {
+        let Some(data) = values.path("data") else {
             return wrong("no storage directory: give --data DIR, or the key data in the file that --config names");
         };
-        let listen = flags.listen.or(file.listen);
         let hook = hook::Given {
-            command: flags.hook.or(file.hook),
-            directory: flags.hook_dir.or(file.hook_dir),
-            user: flags.hook_user.or(file.hook_user),
-            delay: flags.hook_delay.or(file.hook_delay),
-            timeout: flags.hook_timeout.or(file.hook_timeout),
+            command: values.text("hook"),
+            directory: values.path("hook-dir"),
+            user: values.text("hook-user"),
+            delay: values.number("hook-delay")?,
+            timeout: values.number("hook-timeout")?,
         };
         let hook = hook.rule().map_err(ConfigError)?;
-        let account =
-            flags.user.or(file.user).map(|name| hook::account("--user", name)).transpose().map_err(ConfigError)?;
-        let sandbox = flags.sandbox.or(file.sandbox).map_or(Ok(Sandbox::default()), |text| {
+        let account = values.text("user").map(|name| hook::account("--user", name)).transpose().map_err(ConfigError)?;
+        let sandbox = values.text("sandbox").map_or(Ok(Sandbox::default()), |text| {
             Sandbox::parse(&text).ok_or_else(|| ConfigError(format!("--sandbox {text}: write on, auto or off")))
         })?;
-        let insecure = flags.insecure || file.insecure.unwrap_or(false);
+        let shown = match (values.path("tls-cert"), values.path("tls-key")) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((cert, key)),
+            _ => return wrong("--tls-cert and --tls-key belong together: give both"),
+        };
         Ok(Config {
             data,
-            insecure,
-            listen: listen_address(listen.as_deref().unwrap_or("127.0.0.1:7440"))?,
-            runtime: flags.runtime.or(file.runtime).unwrap_or_else(|| match account {
+            insecure: values.flag("insecure")?,
+            listen: listen_address(values.text("listen").as_deref().unwrap_or("127.0.0.1:7440"))?,
+            runtime: values.path("runtime").unwrap_or_else(|| match account {
                 // That of root's mounts is nobody else's.
                 Some(_) => dirs::storaged_runtime_dir(),
                 None => dirs::runtime_dir(),
             }),
             account,
             sandbox,
-            deleted_keep: deleted_keep(flags.deleted_keep.or(file.deleted_keep))?,
-            keepalive: keepalive(flags.keepalive.or(file.keepalive))?,
-            web: flags.web.or(file.web).map_or(Ok(Listen::default()), |web| web.parse()).map_err(ConfigError)?,
-            log_level: flags.log_level.or(file.log_level),
-            log_json: flags.log_json || file.log_json.unwrap_or(false),
+            own_tls: OwnTls { shown, client_ca: values.path("tls-client-ca") },
+            deleted_keep: deleted_keep(values.text("deleted-keep"))?,
+            keepalive: keepalive(values.number("keepalive")?)?,
+            web: values.text("web").map_or(Ok(Listen::default()), |web| web.parse()).map_err(ConfigError)?,
+            log_level: values.text("log-level"),
+            log_json: values.flag("log-json")?,
             limits: Limits {
                 hook,
-                settings: settings(flags.quota.or(file.quota), flags.special.or(file.special))?,
-                ..Limits::load(
-                    flags.history_keep.or(file.history_keep),
-                    flags.index_rate.or(file.index_rate),
-                    flags.log_max.or(file.log_max),
-                )?
+                settings: settings(values.text("quota"), values.text("special"))?,
+                ..Limits::load(values.text("history-keep"), values.text("index-rate"), values.text("log-max"))?
             },
         })
     }
@@ -371,53 +354,6 @@ fn keepalive(seconds: Option<f64>) -> Result<Option<Duration>, ConfigError> {
     }
 }
 
-fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-fn parse(text: &str) -> Result<File, String> {
-    let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
-    // `_` and `-` are the same in names.
-    let written: Vec<String> = table.keys().cloned().collect();
-    for key in written {
-        let name = key.replace('_', "-");
-        if !KEYS.contains(&name.as_str()) {
-            let like =
-                KEYS.iter().min_by_key(|known| distance(&name, known)).filter(|known| distance(&name, known) <= 3);
-            let hint = match like {
-                Some(known) => format!("did you mean {known}?"),
-                None => format!("the keys are {}", KEYS.join(", ")),
-            };
-            return Err(format!("unknown key {key}: {hint}"));
-        }
-        if let Some(value) = table.remove(&key)
-            && table.insert(name.clone(), value).is_some()
-        {
-            return Err(format!("the key {name} is there twice"));
-        }
-    }
-    table.try_into().map_err(|error: toml::de::Error| error.to_string())
-}
-
-/// Edit distance, for suggestions.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (at, l) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = at + 1;
-        for (column, r) in right.iter().enumerate() {
-            let above = row[column + 1];
-            row[column + 1] = (diagonal + usize::from(l != *r)).min(above + 1).min(row[column] + 1);
-            diagonal = above;
-        }
-    }
-    row[right.len()]
-}
-
 /// An address to listen on.
 fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
     let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
@@ -435,66 +371,4 @@ fn listen_address(text: &str) -> Result<SocketAddr, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-
-    use super::{Config, Flags, KeepRule, listen_address, parse};
-
-    fn load(text: &str, flags: Flags) -> Result<Config, String> {
-        let mut file = tempfile::NamedTempFile::new().expect("temporary file");
-        file.write_all(text.as_bytes()).expect("written");
-        let flags = Flags { config: Some(file.path().to_owned()), ..flags };
-        Config::load(flags).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let text = "data = '/from/file'\nlisten = '127.0.0.1:1'\nlog_json = true\n";
-        let flags = Flags { listen: Some("[::1]:2".into()), ..Default::default() };
-        let config = load(text, flags).expect("good");
-        assert_eq!(config.data.to_str(), Some("/from/file"));
-        assert_eq!(config.listen.to_string(), "[::1]:2");
-        assert!(config.log_json);
-        let config = load("data = 'x'", Flags::default()).expect("good");
-        assert_eq!(config.listen.to_string(), "127.0.0.1:7440");
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_the_one_that_was_meant() {
-        assert!(parse("log-levl = 'info'").expect_err("unknown").contains("did you mean log-level?"));
-        assert!(parse("colour = 'red'").expect_err("unknown").contains("the keys are data"));
-        assert!(parse("log-json = 'yes'").is_err());
-        assert!(parse("log-json = true\nlog_json = true").is_err());
-    }
-
-    #[test]
-    fn what_is_kept_of_history_is_a_size_an_age_or_both() {
-        let keep = |text: &str| {
-            let flags = Flags { history_keep: Some(text.to_owned()), ..Default::default() };
-            load("data = 'x'", flags).map(|config| config.limits.history_keep)
-        };
-        let day = std::time::Duration::from_secs(24 * 3600);
-        assert_eq!(keep("5GiB,7d"), Ok(KeepRule { bytes: Some(5 << 30), age: Some(7 * day) }));
-        assert_eq!(keep("1d"), Ok(KeepRule { bytes: None, age: Some(day) }));
-        assert_eq!(keep("all"), Ok(KeepRule { bytes: None, age: None }));
-        for wrong in ["", "5GiB,7GiB", "ever", "1d,2d"] {
-            assert!(keep(wrong).expect_err("refused").contains("10GiB,30d"), "{wrong}");
-        }
-        let file = load("data = 'x'\nindex_rate = '1MiB'\nhistory-keep = '2d'", Flags::default()).expect("good");
-        assert_eq!(file.limits.index_rate_bytes, 1 << 20);
-        assert_eq!(file.limits.history_keep.age, Some(2 * day));
-    }
-
-    #[test]
-    fn an_address_is_a_number_with_or_without_a_port() {
-        for good in ["127.0.0.1:0", "[::1]:7440", "localhost:7440", "127.0.0.1", "::1", "0.0.0.0:7440"] {
-            assert!(listen_address(good).is_ok(), "{good}");
-        }
-        assert!(listen_address("nowhere").expect_err("no address").to_string().contains("ADDR:PORT"));
-    }
-
-    #[test]
-    fn a_missing_storage_directory_is_asked_for() {
-        assert!(Config::load(Flags::default()).expect_err("missing").to_string().contains("--data DIR"));
-    }
-}
+mod tests;

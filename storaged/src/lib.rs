@@ -16,6 +16,7 @@ pub mod log;
 pub mod offline;
 pub mod pull;
 pub mod reader;
+pub mod reload;
 pub mod sandbox;
 pub mod scrub;
 pub mod server;

@@ -1,12 +1,11 @@
 //! `tandem-storaged`: parses flags, starts the log, runs the server or an offline command. Exit codes: 0
 //! stopped or done, 1 failed, 64 wrong usage; those of the offline commands are in [`tandem_storaged::offline`].
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
-use clap::Parser as _;
-use tandem_runtime::telemetry::{self, LogOptions};
+use tandem_runtime::{settings, telemetry};
 use tandem_storaged::{
-    config::{Config, Flags},
+    config::{Arguments, BadArguments},
     offline, sandbox, server,
 };
 
@@ -14,23 +13,27 @@ use tandem_storaged::{
 const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let flags = match Flags::try_parse() {
-        Ok(flags) => flags,
-        Err(error) => {
+    let mut arguments = match Arguments::of_process() {
+        Ok(arguments) => arguments,
+        Err(BadArguments::Config(error)) => return fail(&error.to_string(), EXIT_USAGE),
+        Err(BadArguments::Clap(error)) => {
             // Help and version are errors to clap and none to people.
             let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
             let _ = error.print();
             return ExitCode::from(code);
         }
     };
-    let mut flags = flags;
-    let command = flags.command.take();
-    let config = match Config::load(flags) {
-        Ok(config) => config,
+    let command = arguments.command.take();
+    let (config, shown) = match arguments.settings() {
+        Ok(settings) => settings,
         Err(error) => return fail(&error.to_string(), EXIT_USAGE),
     };
-    let log = LogOptions { level: config.log_level.clone(), json: config.log_json };
-    if let Err(error) = telemetry::start(&log) {
+    if arguments.check {
+        // Who closed standard output does not want to hear.
+        let _ = std::io::stdout().write_all(settings::table(&shown).as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = telemetry::start(&config.log()) {
         return fail(&error, EXIT_USAGE);
     }
     if let Some(command) = command {
@@ -39,7 +42,7 @@ fn main() -> ExitCode {
             Err(error) => fail(&error.to_string(), 1),
         };
     }
-    match sandbox::enter(&config) {
+    match sandbox::enter(&config, arguments.file().map(|file| file.as_path())) {
         Ok(true) => tracing::info!("shut out of everything but its own directories (Landlock)"),
         Ok(false) => {}
         Err(error) => return fail(&error.to_string(), 1),
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start threads: {error}"), 1),
     };
-    match runtime.block_on(server::run(config)) {
+    match runtime.block_on(server::run(config, arguments, shown)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string(), 1),
     }

@@ -1,10 +1,12 @@
 //! What the process gives away before it serves: its privileges, if it was asked to, and everything but its own directories.
 //!
 //! ```text
-//!  root ─► directories given to the account ─► setgroups, setgid, setuid ─► Landlock: storage, runtime, hooks; a little to read ─► threads
+//!  root ─► directories given to the account ─► setgroups, setgid, setuid ─► seccomp ─► Landlock: storage, runtime, hooks; a little to read ─► threads
 //! ```
-//! Called while the process has one thread: Landlock binds a thread and those that it makes later. What it forbids is forbidden also to
+//! Called while the process has one thread: both bind a thread and those that it makes later. What it forbids is forbidden also to
 //! code that an attacker brought in, and to the commands that hooks run.
+
+mod seccomp;
 
 use std::{
     fs, io,
@@ -40,6 +42,15 @@ impl Sandbox {
             "auto" => Some(Sandbox::Auto),
             "off" => Some(Sandbox::Off),
             _ => None,
+        }
+    }
+
+    /// The reverse.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Sandbox::On => "on",
+            Sandbox::Auto => "auto",
+            Sandbox::Off => "off",
         }
     }
 }
@@ -83,6 +94,9 @@ pub enum SandboxError {
     /// The kernel cannot.
     #[error("--sandbox on: this kernel has no Landlock of version 2 or later ({0}); use auto or off")]
     Missing(io::Error),
+    /// The kernel cannot.
+    #[error("--sandbox on: this kernel filters no system calls (seccomp: {0}); use auto or off")]
+    NoFilter(io::Error),
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> SandboxError {
@@ -91,7 +105,8 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> SandboxError {
 }
 
 /// Gives away what the configuration says. `Ok(false)`: there is no Landlock here, or it is off.
-pub fn enter(config: &Config) -> Result<bool, SandboxError> {
+/// `file`: the configuration, which may be read again.
+pub fn enter(config: &Config, file: Option<&Path>) -> Result<bool, SandboxError> {
     for directory in [&config.data, &config.runtime] {
         durable::create_private_dir(directory).map_err(failed(format!("making {}", directory.display())))?;
     }
@@ -101,7 +116,12 @@ pub fn enter(config: &Config) -> Result<bool, SandboxError> {
     if config.sandbox == Sandbox::Off {
         return Ok(false);
     }
-    match shut_out(config) {
+    match seccomp::forbid() {
+        Ok(()) => {}
+        Err(error) if config.sandbox == Sandbox::On => return Err(SandboxError::NoFilter(error)),
+        Err(error) => tracing::info!(%error, "the kernel has no seccomp: no system calls are forbidden"),
+    }
+    match shut_out(config, file) {
         Ok(()) => Ok(true),
         Err(error) if config.sandbox == Sandbox::On => Err(SandboxError::Missing(error)),
         Err(error) => {
@@ -173,7 +193,7 @@ const READABLE: [&str; 10] = [
 const HOOKS_READ: &str = "/";
 const HOOKS_WRITE: [&str; 3] = ["/tmp", "/var/tmp", "/dev"];
 
-fn shut_out(config: &Config) -> io::Result<()> {
+fn shut_out(config: &Config, file: Option<&Path>) -> io::Result<()> {
     let version = landlock_version()?;
     let mut all = rights::V1 | rights::REFER;
     if version >= 3 {
@@ -185,6 +205,10 @@ fn shut_out(config: &Config) -> io::Result<()> {
     }
     for readable in READABLE {
         rules.allow_if_there(Path::new(readable), rights::READ)?;
+    }
+    // A file that is replaced is another one, so it is its directory that may be read.
+    for directory in file.into_iter().chain(config.own_tls.files()).filter_map(Path::parent) {
+        rules.allow_if_there(directory, rights::READ)?;
     }
     if let Some(hook) = &config.limits.hook {
         rules.allow(Path::new(HOOKS_READ), rights::READ | rights::EXECUTE)?;

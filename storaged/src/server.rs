@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit};
 use tandem_proto::{
     limits::MESSAGE_MAX_BYTES,
@@ -21,6 +22,7 @@ use tandem_proto::{
 use tandem_runtime::{
     connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, Heartbeat, LATE, STREAM_WINDOW_BYTES},
     notify, secret,
+    settings::Setting,
 };
 use tandem_web::Listening;
 use tokio::{
@@ -32,9 +34,10 @@ use tonic::transport::Server;
 
 use crate::{
     admin::{AdminService, ArchiveService, volumes::VolumesService},
-    config::Config,
+    config::{Arguments, Config},
     copies::CopiesService,
     ingest::service::ReplicationService,
+    reload::{Effective, Reload},
     storage::{Storage, StorageError},
     trust::{
         Trust, TrustError,
@@ -134,11 +137,12 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Runs storaged until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> Result<(), ServeError> {
+/// Runs storaged until SIGTERM or SIGINT. `shown`: the settings, and where `arguments` had them from.
+pub async fn run(config: Config, arguments: Arguments, shown: Vec<Setting>) -> Result<(), ServeError> {
     raise_descriptor_limit();
     let mut term = signal(SignalKind::terminate()).map_err(io_error("waiting for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("waiting for signals"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io_error("waiting for signals"))?;
     // The port first: two storaged of one address would otherwise both open volumes.
     let listen_error = |source| ServeError::Listen { address: config.listen, source };
     let socket = bind(config.listen).map_err(listen_error)?;
@@ -151,8 +155,11 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let listener = socket.listen(LISTEN_BACKLOG).map_err(listen_error)?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let (door, rooms) =
-        Door::new(trust.registry.clone(), trust.authority.server_config()?, config.insecure, config.keepalive);
-    let admin = AdminService::new(volumes.clone(), trust.clone());
+        Door::new(trust.registry.clone(), trust.tls(&config.own_tls)?, config.insecure, config.keepalive);
+    let effective: Effective = Arc::new(Mutex::new(shown));
+    let admin = AdminService::new(volumes.clone(), trust.clone(), effective.clone());
+    let reload = Reload { arguments, effective, volumes: volumes.clone(), trust: trust.clone(), door: door.clone() };
+    let reload = Arc::new(reload);
     let stop_web = serve_web(&config, address.port(), &admin)?;
     let services = Services {
         guard: Guard::new(secret),
@@ -168,10 +175,17 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
         doors.push(tokio::spawn(door.stand(listener)));
     }
     announce(&address, &storage);
-    let ended = tokio::select! {
-        _ = term.recv() => None,
-        _ = interrupt.recv() => None,
-        ended = &mut serving => Some(ended),
+    let ended = loop {
+        tokio::select! {
+            _ = term.recv() => break None,
+            _ = interrupt.recv() => break None,
+            _ = hangup.recv() => {
+                let reload = reload.clone();
+                // One at a time, in their order.
+                let _ = tokio::task::spawn_blocking(move || reload.now()).await;
+            }
+            ended = &mut serving => break Some(ended),
+        }
     };
     tracing::info!("stopping");
     notify::stopping();

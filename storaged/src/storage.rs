@@ -38,8 +38,8 @@ pub enum StorageError {
     },
     /// Another version made it.
     #[error(
-        "the storage directory {} has format {found}, and this tandem-storaged knows format {FORMAT}: use the version that made \
-         it, or another --data", path.display()
+        "the storage directory {} has format {found}, and this tandem-storaged knows format {FORMAT}: upgrade \
+         tandem-storaged to the version that made it, or name another --data", path.display()
     )]
     Version {
         /// Which.

@@ -239,6 +239,35 @@ async fn writers_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn versions_that_overlap_agree_and_others_hear_which_side_to_upgrade() {
+    let (data, runtime) = dirs();
+    let storaged = Storaged::start(data.path(), runtime.path());
+    let attach = |newest, oldest| {
+        let attach = pb::Attach { protocol: newest, protocol_oldest: oldest, ..attach_message("vol", 1, 0) };
+        async { Writer::attach(storaged.client().await, attach).await }
+    };
+    let ours = tandem_proto::limits::PROTOCOL_VERSION;
+    let refused = attach(ours + 5, ours + 2).await.err().expect("too new");
+    assert_eq!(refused.reason(), Reason::Protocol);
+    assert!(refused.message.contains("upgrade the storage daemon"), "{}", refused.message);
+    let refused = attach(0, 0).await.err().expect("too old");
+    assert!(refused.message.contains("upgrade the mount"), "{}", refused.message);
+    // A mount of before ranges says one version only, and knows none of the features; a newer one speaks ours, too.
+    let mut old = attach(1, 0).await.expect("granted");
+    old.first_sync().await;
+    drop(old);
+    let mut newer = Writer::attach(
+        storaged.client().await,
+        pb::Attach { protocol: ours + 5, protocol_oldest: 1, ..attach_message("vol", 1, 1) },
+    )
+    .await
+    .expect("granted");
+    newer.ops(create(InodeId::ROOT, "x", id(20), "x")).await;
+    newer.applied().await;
+    assert_eq!(content(&data.path().join("vol/tree/x")), "x");
+}
+
+#[tokio::test]
 async fn a_pull_sends_the_whole_state_at_one_position() {
     let (data, runtime) = dirs();
     let storaged = Storaged::start(data.path(), runtime.path());

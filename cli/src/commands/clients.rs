@@ -32,7 +32,11 @@ fn role(role: i32) -> &'static str {
 fn row(client: &pb::ClientEntry, now_s: i64) -> Vec<String> {
     let grants: Vec<_> = client.grants.iter().map(|grant| format!("{}:{}", grant.volume, role(grant.role))).collect();
     let days = (client.expires_s - now_s).div_euclid(24 * 3600);
-    let certificate = if client.expires_s <= now_s { "expired".to_owned() } else { format!("good for {days} d") };
+    let certificate = match client.expires_s {
+        0 => "of another authority".to_owned(),
+        expires if expires <= now_s => "expired".to_owned(),
+        _ => format!("good for {days} d"),
+    };
     let connected = match (client.connections, client.seen_s) {
         (0, 0) => "not seen".to_owned(),
         (0, _) => "not connected".to_owned(),

@@ -25,7 +25,7 @@ use crate::{
     exit::{Exit, Failure},
     mounts::select,
     output::{complain, say},
-    render,
+    render, storage,
 };
 
 /// Name of the file that marks an incomplete copy.
@@ -72,6 +72,7 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         Some(server) => ServerAddress { insecure: args.insecure, ..server.clone() },
         None => server_of(&args.volume).await,
     };
+    let server = storage::with_own(&server);
     let at = args.at.map(|(epoch, seq)| pb::Position { epoch, seq, chain: Vec::new().into() });
     let pull = Pull { server, volume: args.volume.clone(), at, wait: args.timeout, reader: "clone".to_owned() };
     let target = Target::begin(&args.dir)?;

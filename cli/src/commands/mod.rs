@@ -3,9 +3,11 @@
 pub mod clients;
 pub mod clone;
 pub mod completions;
+pub mod config;
 pub mod cp;
 pub mod divergence;
 pub mod doctor;
+pub mod grant;
 pub mod history;
 pub mod invite;
 pub mod join;

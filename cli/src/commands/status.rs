@@ -95,6 +95,7 @@ async fn of_server(args: &Args, server: &ServerAddress) -> Result<Exit, Failure>
     }
     if args.verbose {
         say(&format!("{server}: {}\n", render::daemon(&daemon)))?;
+        say(&render::indented(&[], &render::settings(&daemon)))?;
     }
     Ok(exit)
 }

@@ -19,7 +19,7 @@ use tandem_proto::{
     Seq,
     pb::{self, admin_server::AdminServer as AdminService, mount_control_server::MountControlServer},
 };
-use tandem_runtime::durable;
+use tandem_runtime::{durable, settings::Setting};
 use tandem_web::{Listen, Listening, Source};
 use tokio::{net::UnixListener, sync::oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -36,6 +36,8 @@ pub trait MountOps: Send + Sync {
     fn unmount(&self, force: bool) -> io::Result<()>;
     /// What status shows of it.
     fn facts(&self) -> MountFacts;
+    /// What it was told to be.
+    fn settings(&self) -> Vec<Setting>;
     /// Age in seconds of the oldest fsync that a replica lacks which is durable up to there; 0: none.
     fn oldest_unreplicated_fsync(&self, durable: Seq) -> f64;
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tandem_proto::pb::{self, admin_server::Admin};
+use tandem_runtime::settings::Setting;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
@@ -28,6 +29,10 @@ pub(crate) fn now_ns() -> i64 {
 pub(crate) fn ops_behind(facts: &CommitFacts) -> u64 {
     let applied = facts.watermarks.applied.map_or(0, |applied| applied.0);
     facts.reserved.0.saturating_sub(applied)
+}
+
+fn setting(of: Setting) -> pb::Setting {
+    pb::Setting { key: of.key, value: of.value, origin: of.origin, next: of.next }
 }
 
 impl Shared {
@@ -174,6 +179,7 @@ impl Shared {
             volumes: Vec::new(),
             web: self.web.get().cloned().unwrap_or_default(),
             now_ns: now_ns(),
+            settings: self.ops.settings().into_iter().map(setting).collect(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tandem_proto::{
     Uuid, VolumeName,
-    limits::PROTOCOL_VERSION,
+    limits::{PROTOCOL_OLDEST, PROTOCOL_VERSION},
     pb::{self, client_message::Body as Sent, server_message::Body},
 };
 use tandem_runtime::connect::{KEEPALIVE, ServerAddress};
@@ -51,6 +51,7 @@ async fn fence(claimant: &Claimant<'_>) -> Result<(), String> {
     let id = |id: Uuid| bytes::Bytes::copy_from_slice(&id.0);
     let attach = pb::Attach {
         protocol: PROTOCOL_VERSION,
+        protocol_oldest: PROTOCOL_OLDEST,
         volume: claimant.volume.to_string(),
         client_id: id(claimant.client_id),
         client_name: claimant.client_name.clone(),

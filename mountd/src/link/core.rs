@@ -169,6 +169,8 @@ pub struct LinkCore {
     reason: String,
     paused: bool,
     attempts: u32,
+    /// Refusals of a full volume since the last publish.
+    full_refusals: u32,
     jitter: u64,
     effects: VecDeque<Effect>,
     rounds: u64,
@@ -235,6 +237,7 @@ impl LinkCore {
             reason: "connecting".into(),
             paused: false,
             attempts: 0,
+            full_refusals: 0,
             jitter: seed | 1,
             effects: VecDeque::new(),
             rounds: 0,
@@ -386,7 +389,7 @@ impl LinkCore {
             self.phase = Phase::Disconnected { retry_at: now };
             self.become_state(LinkState::Paused, "paused by hand; `tandem resume` goes on");
         } else {
-            self.attempts = 0;
+            (self.attempts, self.full_refusals) = (0, 0);
             self.phase = Phase::Disconnected { retry_at: now };
             self.become_state(LinkState::Offline, "connecting");
         }
@@ -552,6 +555,10 @@ impl LinkCore {
     fn back_off(&mut self, now: Duration) {
         let base = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(6)).min(self.config.reconnect_max);
         self.attempts = self.attempts.saturating_add(1);
+        self.pause_for(base, now);
+    }
+
+    fn pause_for(&mut self, base: Duration, now: Duration) {
         // xorshift: half to all of the base, so that many clients do not come back in step.
         self.jitter ^= self.jitter << 13;
         self.jitter ^= self.jitter >> 7;

@@ -30,7 +30,8 @@ impl Renewal {
 
 /// Looks now and then, until it is dropped.
 pub async fn run(server: ServerAddress, shared: Arc<Renewal>) {
-    if server.protection() != "tls" {
+    // Certificates of one's own are renewed by who made them.
+    if server.protection() != "tls" || server.own.is_some() {
         return;
     }
     let path = server.identity_path();

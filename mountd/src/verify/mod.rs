@@ -74,7 +74,7 @@ struct Worker {
     vfs: Arc<Vfs<Commit>>,
     reader: Arc<dyn StateReader>,
     commit: Arc<Commit>,
-    rule: Rule,
+    rule: Arc<Mutex<Rule>>,
     requests: Receiver<Request>,
     /// For which a pass in the background made way.
     pending: Option<Request>,
@@ -96,7 +96,7 @@ pub struct Verifier {
     requests: Sender<Request>,
     facts: Arc<Mutex<Facts>>,
     stop: Arc<AtomicBool>,
-    rule: Rule,
+    rule: Arc<Mutex<Rule>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -111,13 +111,14 @@ impl Verifier {
     ) -> std::io::Result<Verifier> {
         let (requests, received) = channel();
         let (facts, stop) = (Arc::new(Mutex::new(Facts::default())), Arc::new(AtomicBool::new(false)));
+        let rule = Arc::new(Mutex::new(rule));
         let record = Record::in_directory(state);
         facts.lock().last = record.load();
         let worker = Worker {
             vfs,
             reader,
             commit,
-            rule,
+            rule: rule.clone(),
             requests: received,
             pending: None,
             facts: facts.clone(),
@@ -128,6 +129,11 @@ impl Verifier {
         Ok(Verifier { requests, facts, stop, rule, thread: Mutex::new(Some(thread)) })
     }
 
+    /// Changes how often and how fast it compares in the background. A pass under way goes on as it is.
+    pub fn set_rule(&self, rule: Rule) {
+        *self.rule.lock() = rule;
+    }
+
     /// Compares what is below a path now; without `now` as slowly as in the background. How it goes is told until its end.
     pub fn ask(&self, path: Vec<Name>, now: bool, updates: Updates) -> Result<(), &'static str> {
         self.requests.send(Request { path, now, updates }).map_err(|_| "the verifier has ended; see the mount's log")
@@ -136,7 +142,7 @@ impl Verifier {
     /// For status.
     pub fn status(&self) -> (pb::VerifyStatus, Option<pb::Progress>) {
         let facts = self.facts.lock();
-        let state = match (&facts.running, self.rule.every) {
+        let state = match (&facts.running, self.rule.lock().every) {
             (Some(_), _) => "running",
             (None, Some(_)) => "waiting",
             (None, None) => "off",
@@ -210,7 +216,7 @@ impl Worker {
 
     /// When the next pass in the background begins.
     fn due(&self, begun: Instant) -> Option<Instant> {
-        let every = self.rule.every?;
+        let every = self.rule.lock().every?;
         let last = self.facts.lock().last.ended;
         Some(last.map_or(begun, |last| last + every).max(begun + FIRST_AFTER.min(every)))
     }

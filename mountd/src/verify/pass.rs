@@ -215,7 +215,7 @@ impl<'a> Pass<'a> {
                 self.worker.pending = Some(request);
                 return Err(Stop::Yields);
             }
-            let due = Duration::from_secs_f64(self.spent as f64 / self.worker.rule.rate_bytes.max(1) as f64);
+            let due = Duration::from_secs_f64(self.spent as f64 / self.worker.rule.lock().rate_bytes.max(1) as f64);
             match due.checked_sub(self.begun.elapsed()) {
                 Some(early) if !self.full_speed => std::thread::sleep(early.min(Duration::from_millis(100))),
                 _ => return Ok(()),

@@ -22,7 +22,7 @@ use tonic::{
 use crate::{
     gauge::Gauge,
     secret,
-    tls::{ClientTls, Fingerprint, HANDSHAKE_TIMEOUT, Identity, Trusting, Wire, identities, path_for},
+    tls::{ClientTls, Fingerprint, HANDSHAKE_TIMEOUT, Identity, OwnFiles, Trusting, Wire, identities, path_for},
     watched::Watched,
 };
 
@@ -47,6 +47,8 @@ pub struct ServerAddress {
     pub insecure: bool,
     /// The identity to connect with; `None`: the one of this address, if it was joined.
     pub identity: Option<PathBuf>,
+    /// Certificates of one's own, instead of an identity.
+    pub own: Option<OwnFiles>,
 }
 
 /// How a storage daemon is reached.
@@ -75,7 +77,7 @@ impl ServerAddress {
 
     /// An address, with what is usual.
     pub fn new(host: impl Into<String>, port: u16) -> ServerAddress {
-        ServerAddress { host: host.into(), port, insecure: false, identity: None }
+        ServerAddress { host: host.into(), port, insecure: false, identity: None, own: None }
     }
 
     /// The identity that would be used, if plaintext was not asked for.
@@ -86,12 +88,14 @@ impl ServerAddress {
     /// The same, in plaintext with the local secret if that is this host's and we may read it: who runs a storage daemon may do more than
     /// the client that he is as well.
     pub fn as_local(&self) -> ServerAddress {
-        let local = self.identity.is_none() && self.is_loopback() && secret::read(self.port).is_some();
+        let local =
+            self.identity.is_none() && self.own.is_none() && self.is_loopback() && secret::read(self.port).is_some();
         ServerAddress { insecure: self.insecure || local, ..self.clone() }
     }
 
     fn is_plain(&self) -> bool {
-        self.insecure || (self.identity.is_none() && self.is_loopback() && !self.identity_path().exists())
+        self.insecure
+            || (self.identity.is_none() && self.own.is_none() && self.is_loopback() && !self.identity_path().exists())
     }
 
     /// How the connection is protected, for people.
@@ -105,7 +109,7 @@ impl ServerAddress {
 
     /// Refuses a connection that would go over a network in plaintext without being asked to.
     pub fn may_connect(&self) -> Result<(), NotAllowed> {
-        let allowed = self.is_plain() || self.identity.is_some() || self.identity_path().exists();
+        let allowed = self.is_plain() || self.identity.is_some() || self.own.is_some() || self.identity_path().exists();
         if allowed { Ok(()) } else { Err(NotAllowed(self.to_string())) }
     }
 
@@ -113,6 +117,11 @@ impl ServerAddress {
     fn route(&self) -> io::Result<Route> {
         if self.is_plain() {
             return Ok(Route::Plain);
+        }
+        if let Some(files) = &self.own {
+            let own = Box::new(files.load().map_err(io::Error::other)?);
+            let tls = ClientTls::new(Trusting::Own { own, host: self.host.clone() });
+            return Ok(Route::Tls(tls.map_err(|error| io::Error::other(format!("certificates of our own: {error}")))?));
         }
         let path = self.identity_path();
         let identity = Identity::load(&path).map_err(io::Error::other)?;

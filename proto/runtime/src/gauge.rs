@@ -74,6 +74,11 @@ impl Gauge {
         Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
+    /// Changes the limit.
+    pub fn set_limit(&self, limit: Option<u64>) {
+        self.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
     /// What the link carries in bytes a second, as far as it was ever the bottleneck; never more than its limit.
     pub fn rate(&self) -> Option<u64> {
         let measured = Some(self.measured.load(Ordering::Relaxed)).filter(|rate| *rate > 0);

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod mutant;
 pub mod notify;
 pub mod secret;
+pub mod settings;
 pub mod telemetry;
 pub mod tls;
 pub mod watched;

@@ -13,6 +13,11 @@ pub fn ready(status: &str) {
     send(&format!("READY=1\nSTATUS={}\n", one_line(status)));
 }
 
+/// We read our configuration again; [`ready`] follows.
+pub fn reloading() {
+    send("RELOADING=1\n");
+}
+
 /// We end, in order.
 pub fn stopping() {
     send("STOPPING=1\n");

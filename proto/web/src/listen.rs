@@ -1,6 +1,7 @@
 //! Where a daemon's page is: a loopback port by default, another address with a token, or nowhere.
 
 use std::{
+    fmt,
     fs::{self, OpenOptions},
     io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr},
@@ -24,6 +25,16 @@ pub enum Listen {
     Off,
     /// Here, or the daemon does not start.
     At(SocketAddr),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Default => Ok(()),
+            Listen::Off => f.write_str("off"),
+            Listen::At(address) => address.fmt(f),
+        }
+    }
 }
 
 impl FromStr for Listen {

@@ -18,6 +18,7 @@ use tandem_proto::{
     pb::{self, admin_server::Admin},
     volume::VolumeName,
 };
+use tandem_runtime::settings::Setting;
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
@@ -25,6 +26,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     history::Kept,
     index::WorkerState,
+    reload::Effective,
     trust::{
         Trust,
         caller::{Caller, Role},
@@ -47,6 +49,8 @@ struct Source {
     trust: Arc<Trust>,
     started_ns: i64,
     web: OnceLock<String>,
+    /// What the daemon was told to be.
+    settings: Effective,
 }
 
 impl tandem_web::Source for Source {
@@ -70,9 +74,9 @@ impl tandem_web::Source for Source {
 
 impl AdminService {
     /// Reports on these volumes.
-    pub fn new(volumes: Arc<Volumes>, trust: Arc<Trust>) -> Self {
+    pub fn new(volumes: Arc<Volumes>, trust: Arc<Trust>, settings: Effective) -> Self {
         let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64);
-        AdminService { source: Arc::new(Source { volumes, trust, started_ns, web: OnceLock::new() }) }
+        AdminService { source: Arc::new(Source { volumes, trust, started_ns, web: OnceLock::new(), settings }) }
     }
 
     /// For the page, which is at this address.
@@ -84,6 +88,10 @@ impl AdminService {
 
 fn id(id: &Uuid) -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(&id.0)
+}
+
+fn setting(of: &Setting) -> pb::Setting {
+    pb::Setting { key: of.key.clone(), value: of.value.clone(), origin: of.origin.clone(), next: of.next.clone() }
 }
 
 fn worker(name: &str, state: impl Into<String>) -> pb::Worker {
@@ -100,7 +108,7 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         _ => (0, 0),
     };
     let kept = volume.surplus.as_ref().map_or_else(Kept::default, |surplus| surplus.kept());
-    let keep = &volume.limits.history_keep;
+    let keep = volume.surplus.as_ref().map(|surplus| surplus.rule());
     let index_worker = index.as_ref().map_or("not available".to_owned(), |index| index.worker.describe());
     let hooks = volume.hooks.as_ref().map_or_else(Default::default, |hooks| hooks.facts());
     let mut workers = vec![worker("apply", facts.state.as_str()), worker("index", index_worker)];
@@ -134,8 +142,10 @@ fn volume_status(name: &VolumeName, volume: &Volume) -> pb::VolumeStatus {
         index_to_walk: to_walk,
         history_bytes: kept.bytes,
         history_positions: kept.positions,
-        history_limit_bytes: keep.bytes.unwrap_or(0),
-        history_limit_ns: keep.age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
+        history_limit_bytes: keep.and_then(|keep| keep.bytes).unwrap_or(0),
+        history_limit_ns: keep
+            .and_then(|keep| keep.age)
+            .map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
         history_deleted: kept.deleted,
         progress: (to_walk > 0).then(|| pb::Progress {
             what: "reindex".to_owned(),
@@ -200,6 +210,8 @@ impl Source {
             volumes,
             web: self.web.get().cloned().unwrap_or_default(),
             now_ns: tandem_runtime::when::now_ns(),
+            // Paths of this host are not the client's business.
+            settings: if caller.is_local() { self.settings.lock().iter().map(setting).collect() } else { Vec::new() },
         })
     }
 }

@@ -34,6 +34,17 @@ pub fn age(text: &str) -> Option<Duration> {
     scaled(text, &AGES, |name, unit| name == unit).map(Duration::from_secs)
 }
 
+/// An age in its largest whole unit.
+pub fn shown_age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let unit = AGES
+        .iter()
+        .rev()
+        .filter(|(name, _)| *name != "w")
+        .find(|(_, unit)| seconds > 0 && seconds.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{seconds}s"), |(name, unit)| format!("{}{name}", seconds / unit))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

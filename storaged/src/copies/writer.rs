@@ -79,6 +79,7 @@ impl Writer {
     /// Claims the volume, unless somebody else holds it.
     pub async fn attach(volume: Arc<Volume>, client: &str) -> Result<Writer, Refusal> {
         let request = AttachRequest {
+            protocol: tandem_proto::limits::PROTOCOL_VERSION,
             client_id: client_of(&volume),
             client_name: format!("tandem cp of {client}"),
             run_id: Uuid(random()?),

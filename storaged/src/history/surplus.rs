@@ -75,6 +75,7 @@ fn beyond(entries: &BTreeMap<Place, Entry>, rule: &KeepRule) -> Vec<Place> {
 enum Event {
     Settled(Position),
     MakeRoom,
+    Rule(KeepRule),
     Stop,
 }
 
@@ -82,6 +83,7 @@ enum Event {
 pub struct Surplus {
     events: Sender<Event>,
     kept: Arc<Mutex<Kept>>,
+    rule: Mutex<KeepRule>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -93,7 +95,7 @@ impl Surplus {
         let keeper = Keeper { directory: directory.to_owned(), rule, kept: kept.clone(), sizes: BTreeMap::new() };
         let keeper =
             std::thread::Builder::new().name("history keep".to_owned()).spawn(move || keeper.run(&received))?;
-        Ok(Surplus { events, kept, keeper: Mutex::new(Some(keeper)) })
+        Ok(Surplus { events, kept, rule: Mutex::new(rule), keeper: Mutex::new(Some(keeper)) })
     }
 
     /// Everything up to this position is in the tree: what it replaced will not change any more. Never blocks.
@@ -105,6 +107,17 @@ impl Surplus {
     /// The disk is full: the oldest deleted files go. Never blocks.
     pub fn make_room(&self) {
         let _ = self.events.send(Event::MakeRoom);
+    }
+
+    /// Changes what is kept. Never blocks.
+    pub fn set_rule(&self, rule: KeepRule) {
+        *self.rule.lock() = rule;
+        let _ = self.events.send(Event::Rule(rule));
+    }
+
+    /// What is to be kept.
+    pub fn rule(&self) -> KeepRule {
+        *self.rule.lock()
     }
 
     /// What is kept now.
@@ -145,6 +158,7 @@ impl Keeper {
                     }
                     continue;
                 }
+                Ok(Event::Rule(rule)) => self.rule = rule,
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -9,6 +9,7 @@ use tandem_proto::{
     op::{Change, Op},
     pb,
     position::{Epoch, Position, Seq},
+    protocol::{self, Spoken},
     stage::{Stage, StageData, StageDir, StageNode, StageRecipe},
     verify::{Compared, ITEMS_MAX},
     volume::VolumeName,
@@ -27,6 +28,8 @@ pub struct AttachRequest {
     pub client_id: Uuid,
     /// For messages.
     pub client_name: String,
+    /// The version that both sides speak.
+    pub protocol: u32,
     /// Of one run of mountd.
     pub run_id: Uuid,
     /// The epoch that this run has; `None`: open the next one.
@@ -50,15 +53,10 @@ pub struct AttachRequest {
 impl AttachRequest {
     /// Checks an attach message; also which volume it is about, and whether it may be made.
     pub fn check(attach: pb::Attach) -> Result<(VolumeName, bool, AttachRequest), Refusal> {
-        if attach.protocol != tandem_proto::limits::PROTOCOL_VERSION {
-            let known = tandem_proto::limits::PROTOCOL_VERSION;
-            let side = if attach.protocol < known { "mount" } else { "storage daemon" };
-            let message = format!(
-                "this storage daemon speaks protocol {known} and the mount {}: upgrade the {side}",
-                attach.protocol
-            );
-            return Err(Refusal::new(Reason::Protocol, message).of(known, attach.protocol));
-        }
+        let protocol = protocol::choose(Spoken::OURS, Spoken::of_wire(attach.protocol, attach.protocol_oldest))
+            .map_err(|error| {
+                Refusal::new(Reason::Protocol, error.to_string()).of(error.storage.newest, error.mount.newest)
+            })?;
         let volume: VolumeName =
             attach.volume.parse().map_err(|error| Refusal::new(Reason::BadRequest, format!("{error}")))?;
         let expected = |field, id: &[u8]| if id.is_empty() { Ok(None) } else { convert::uuid(field, id).map(Some) };
@@ -73,6 +71,7 @@ impl AttachRequest {
         let request = AttachRequest {
             client_id: convert::uuid("attach.client_id", &attach.client_id)?,
             client_name: attach.client_name,
+            protocol,
             run_id: convert::uuid("attach.run_id", &attach.run_id)?,
             epoch: (attach.epoch != 0).then_some(Epoch(attach.epoch)),
             volume_id: expected("attach.volume_id", &attach.volume_id)?,

@@ -18,6 +18,7 @@ use crate::ingest::{
 
 fn request(client: u8, run: u8, epoch: Option<Epoch>) -> AttachRequest {
     AttachRequest {
+        protocol: tandem_proto::limits::PROTOCOL_VERSION,
         client_id: Uuid([client; 16]),
         client_name: format!("client {client}"),
         run_id: Uuid([run; 16]),

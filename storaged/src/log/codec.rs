@@ -172,7 +172,7 @@ fn ops(payload: Bytes) -> Result<(Vec<Op>, Position), String> {
 pub fn decode(kind: u8, version: u8, payload: Bytes) -> Result<Record, String> {
     if version != VERSION {
         return Err(format!(
-            "its format is {version}, and this storaged knows {VERSION}: use the version that wrote it"
+            "its format is {version}, and this storaged knows {VERSION}: upgrade tandem-storaged to the version that wrote it"
         ));
     }
     Ok(match kind {

@@ -79,7 +79,9 @@ pub enum LogError {
         problem: String,
     },
     /// Another version wrote this log.
-    #[error("the log has format {found}, and this storaged knows format {known}: use the version that wrote it")]
+    #[error(
+        "the log has format {found}, and this storaged knows format {known}: upgrade tandem-storaged to the version that wrote it"
+    )]
     Version {
         /// In the file.
         found: u32,

@@ -27,7 +27,7 @@ use tandem_runtime::{
 };
 use time::OffsetDateTime;
 
-use super::TrustError;
+use super::{TrustError, own::Foreign};
 
 const FILE: &str = "ca.pem";
 const DAY_S: i64 = 24 * 3600;
@@ -156,11 +156,14 @@ impl Authority {
         Ok(Arc::new(CertifiedKey::new(vec![certificate, self.certificate.clone()], key)))
     }
 
-    /// How handshakes are answered: TLS 1.3, a certificate of this CA or none, and nothing that outlives the connection.
-    pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TrustError> {
+    /// How handshakes are answered: TLS 1.3, a certificate of this CA, or of one that was brought along, or none, and nothing that
+    /// outlives the connection.
+    pub fn server_config(self: &Arc<Self>, foreign: &Foreign) -> Result<Arc<ServerConfig>, TrustError> {
         let tls = |error: &dyn std::fmt::Display| TrustError::Tls(error.to_string());
         let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone()).map_err(|error| tls(&error))?;
+        for root in foreign.roots.iter().chain([&self.certificate]) {
+            roots.add(root.clone()).map_err(|error| tls(&error))?;
+        }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
             .allow_unauthenticated()
             .build()
@@ -170,7 +173,7 @@ impl Authority {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| tls(&error))?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(Shown { authority: self.clone(), shown }));
+            .with_cert_resolver(Arc::new(Shown { authority: self.clone(), shown, brought: foreign.shown.clone() }));
         config.alpn_protocols = vec![ALPN.to_vec()];
         // A ticket would let a client in whose certificate was revoked meanwhile.
         config.send_tls13_tickets = 0;
@@ -183,6 +186,8 @@ impl Authority {
 struct Shown {
     authority: Arc<Authority>,
     shown: Mutex<(Instant, Arc<CertifiedKey>)>,
+    /// For who does not know our CA.
+    brought: Option<Arc<CertifiedKey>>,
 }
 
 impl std::fmt::Debug for Shown {
@@ -192,7 +197,12 @@ impl std::fmt::Debug for Shown {
 }
 
 impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if let Some(brought) = &self.brought
+            && hello.server_name() != Some(SERVER_NAME)
+        {
+            return Some(brought.clone());
+        }
         let mut shown = self.shown.lock();
         if shown.0.elapsed() > SERVER_RENEW {
             match self.authority.own() {
@@ -210,7 +220,7 @@ mod tests {
 
     use proptest::prelude::{any, proptest};
 
-    use super::{Authority, FILE};
+    use super::{Authority, FILE, Foreign};
 
     #[test]
     fn the_authority_lasts_and_its_key_is_refused_when_others_may_read_it() {
@@ -218,7 +228,7 @@ mod tests {
         let first = Authority::open_or_create(dir.path()).expect("made");
         let again = Arc::new(Authority::open_or_create(dir.path()).expect("opened"));
         assert_eq!(first.fingerprint(), again.fingerprint());
-        assert!(again.server_config().is_ok());
+        assert!(again.server_config(&Foreign::default()).is_ok());
         let file = dir.path().join(FILE);
         assert_eq!(std::fs::metadata(&file).expect("stat").permissions().mode() & 0o777, 0o600);
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o604)).expect("chmod");

@@ -72,6 +72,8 @@ impl fmt::Display for Role {
 pub struct Member {
     /// What it is called here.
     pub name: String,
+    /// Another authority vouches for the name.
+    pub named: bool,
     grants: RwLock<BTreeMap<VolumeName, Role>>,
     /// Counted up to cut all its connections.
     cut: watch::Sender<u64>,
@@ -93,9 +95,10 @@ impl Drop for Counted {
 
 impl Member {
     /// With these roles.
-    pub fn new(name: String, grants: BTreeMap<VolumeName, Role>) -> Member {
+    pub fn new(name: String, named: bool, grants: BTreeMap<VolumeName, Role>) -> Member {
         Member {
             name,
+            named,
             grants: RwLock::new(grants),
             cut: watch::Sender::new(0),
             connections: AtomicU32::new(0),
@@ -233,7 +236,7 @@ mod tests {
 
     fn member(grants: &[(&str, Role)]) -> Arc<Member> {
         let grants: BTreeMap<_, _> = grants.iter().map(|(name, role)| (name.parse().expect("a name"), *role)).collect();
-        Arc::new(Member::new("me@here".into(), grants))
+        Arc::new(Member::new("me@here".into(), false, grants))
     }
 
     #[test]

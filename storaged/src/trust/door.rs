@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tandem_runtime::{
     tls::{Fingerprint, HANDSHAKE_TIMEOUT, Wire, now_s},
     watched::Watched,
@@ -38,6 +38,7 @@ use tonic::transport::server::Connected;
 
 use super::{
     caller::{Counted, Member},
+    own::Foreign,
     registry::Registry,
 };
 
@@ -136,7 +137,7 @@ impl Drop for Place {
 /// See the module.
 pub struct Door {
     registry: Arc<Registry>,
-    acceptor: TlsAcceptor,
+    tls: RwLock<Tls>,
     insecure: bool,
     keepalive: Option<Duration>,
     connections: AtomicUsize,
@@ -145,6 +146,15 @@ pub struct Door {
     unproven: Crowd,
     to_house: mpsc::Sender<io::Result<Guest>>,
     to_porch: mpsc::Sender<io::Result<Guest>>,
+}
+
+/// How handshakes are answered.
+#[derive(Clone)]
+pub struct Tls {
+    /// What is shown, and what is asked for.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Names clients whose certificates are not ours.
+    pub foreign: Arc<Foreign>,
 }
 
 /// Where connections come out.
@@ -157,16 +167,11 @@ pub struct Rooms {
 
 impl Door {
     /// With the way to answer handshakes.
-    pub fn new(
-        registry: Arc<Registry>,
-        tls: Arc<rustls::ServerConfig>,
-        insecure: bool,
-        keepalive: Option<Duration>,
-    ) -> (Arc<Door>, Rooms) {
+    pub fn new(registry: Arc<Registry>, tls: Tls, insecure: bool, keepalive: Option<Duration>) -> (Arc<Door>, Rooms) {
         let ((to_house, house), (to_porch, porch)) = (mpsc::channel(READY_MAX), mpsc::channel(READY_MAX));
         let door = Door {
             registry,
-            acceptor: TlsAcceptor::from(tls),
+            tls: RwLock::new(tls),
             insecure,
             keepalive,
             connections: AtomicUsize::new(0),
@@ -177,6 +182,11 @@ impl Door {
             to_porch,
         };
         (Arc::new(door), Rooms { house, porch })
+    }
+
+    /// Answers connections from now on with other certificates. Those that are open go on.
+    pub fn answer_with(&self, tls: Tls) {
+        *self.tls.write() = tls;
     }
 
     /// Lets in who comes, until it is dropped.
@@ -232,9 +242,12 @@ impl Door {
             let peer = if may { Peer::Plain(Proof::default()) } else { Peer::Unprotected };
             return Ok(self.guest(Wire::Plain(watched), peer, None, place));
         }
-        let tls = self.acceptor.accept(watched).await?;
-        let shown = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let member = shown.and_then(|certificate| self.registry.find(&Fingerprint::of(certificate)));
+        let answer = self.tls.read().clone();
+        let tls = TlsAcceptor::from(answer.config).accept(watched).await?;
+        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let joined = chain.first().and_then(|certificate| self.registry.find(&Fingerprint::of(certificate)));
+        let named = || answer.foreign.name_of(chain).and_then(|name| self.registry.find_named(&name));
+        let member = joined.or_else(named);
         let wire = Wire::Tls(Box::new(tls.into()));
         let Some(member) = member else { return Ok(self.guest(wire, Peer::Unknown, None, place)) };
         match member.connected(now_s()) {

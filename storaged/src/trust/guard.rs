@@ -56,6 +56,7 @@ fn method(path: &str) -> For {
         | "/tandem.v1.Copies/Permit"
         | "/tandem.v1.Trust/Renew"
         | "/tandem.v1.Trust/Invite"
+        | "/tandem.v1.Trust/Grant"
         | "/tandem.v1.Trust/Clients"
         | "/tandem.v1.Trust/Revoke" => For::Clients,
         path if path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.") => For::Open,
@@ -193,7 +194,7 @@ mod tests {
     #[test]
     fn each_peer_gets_what_is_for_it_and_a_typed_refusal_for_the_rest() {
         let guard = Guard::new("right".into());
-        let client = || Peer::Client(Arc::new(Member::new("me".into(), BTreeMap::new())));
+        let client = || Peer::Client(Arc::new(Member::new("me".into(), false, BTreeMap::new())));
         let (status, join, health, unknown) = (
             "/tandem.v1.Admin/Status",
             "/tandem.v1.Trust/Join",
@@ -221,7 +222,7 @@ mod tests {
     #[test]
     fn a_client_that_calls_without_end_is_refused_before_any_work() {
         let guard = Guard::new("right".into());
-        let peer = Peer::Client(Arc::new(Member::new("me".into(), BTreeMap::new())));
+        let peer = Peer::Client(Arc::new(Member::new("me".into(), false, BTreeMap::new())));
         let call = || guard.admit(&request("/tandem.v1.Admin/Status", Some(peer.clone()), None));
         let refused = (0..2000).filter_map(|_| call().err()).next().expect("a bound");
         assert_eq!(refused.code(), Code::ResourceExhausted);

@@ -6,7 +6,7 @@
 //!                                    └─ anybody else ─► the porch: Trust/Join only, small, short-lived
 //!  each call ─► [guard]: [caller] known? this method for it? not too many? ─► service: [caller] may this volume? ─► work
 //! ```
-//! What is kept is in `.trust/` of the storage directory: the CA's key ([ca]) and who has joined ([registry]). A client is known by the
+//! Certificates of another authority are looked at in [own]. What is kept is in `.trust/` of the storage directory: the CA's key ([ca]) and who has joined ([registry]). A client is known by the
 //! fingerprint of its certificate; nothing that is written in the certificate is believed. What a client may not know is refused
 //! in the same words, and as fast, as if it did not exist: roles are looked at before anything else.
 
@@ -15,6 +15,7 @@ pub mod ca;
 pub mod caller;
 pub mod door;
 pub mod guard;
+pub mod own;
 pub mod registry;
 mod saved;
 pub mod service;
@@ -27,7 +28,8 @@ use std::{
 
 use tandem_runtime::{durable, tls::IdentityError};
 
-use self::{ca::Authority, registry::Registry};
+use self::{ca::Authority, door::Tls, own::Foreign, registry::Registry};
+use crate::config::OwnTls;
 
 /// Directory of what is kept, in the storage directory. No volume can have the name.
 const DIRECTORY: &str = ".trust";
@@ -85,5 +87,12 @@ impl Trust {
         let registry = Registry::open(&directory)?;
         durable::sync_directory(data).map_err(TrustError::io(data))?;
         Ok(Trust { authority: Arc::new(authority), registry: Arc::new(registry) })
+    }
+
+    /// How handshakes are answered, with what is in these files by now. Blocks on the disk.
+    pub fn tls(&self, files: &OwnTls) -> Result<Tls, TrustError> {
+        let foreign = Arc::new(Foreign::load(files)?);
+        self.registry.expect_named(!foreign.roots.is_empty());
+        Ok(Tls { config: self.authority.server_config(&foreign)?, foreign })
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -14,6 +17,7 @@ use super::{
     TrustError,
     ca::Issued,
     caller::{Member, Role},
+    own,
     saved::{self, Saved, SavedCertificate, SavedClient, SavedInvitation},
 };
 
@@ -81,6 +85,8 @@ pub struct Registry {
     saved: Mutex<Saved>,
     members: RwLock<HashMap<String, Arc<Member>>>,
     by_certificate: RwLock<HashMap<Fingerprint, Arc<Member>>>,
+    /// Another authority vouches for clients.
+    expects_named: AtomicBool,
 }
 
 fn grants(client: &SavedClient) -> BTreeMap<VolumeName, Role> {
@@ -99,7 +105,7 @@ impl Registry {
         let saved = Saved::load(&path)?;
         let (mut members, mut by_certificate) = (HashMap::new(), HashMap::new());
         for (name, client) in &saved.clients {
-            let member = Arc::new(Member::new(name.clone(), grants(client)));
+            let member = Arc::new(Member::new(name.clone(), client.named, grants(client)));
             for certificate in &client.certificates {
                 if let Some(fingerprint) = Fingerprint::parse(&certificate.fingerprint) {
                     by_certificate.insert(fingerprint, member.clone());
@@ -112,12 +118,57 @@ impl Registry {
             saved: Mutex::new(saved),
             members: RwLock::new(members),
             by_certificate: RwLock::new(by_certificate),
+            expects_named: AtomicBool::new(false),
         })
     }
 
     /// The client that has this certificate.
     pub fn find(&self, fingerprint: &Fingerprint) -> Option<Arc<Member>> {
         self.by_certificate.read().get(fingerprint).cloned()
+    }
+
+    /// Whether another authority vouches for clients, so that who is not known yet can be given roles.
+    pub fn expect_named(&self, expected: bool) {
+        self.expects_named.store(expected, Ordering::Relaxed);
+    }
+
+    /// The client for which another authority vouches by this name. One that joined is not found so.
+    pub fn find_named(&self, name: &str) -> Option<Arc<Member>> {
+        // The file's lock is held while the disk is waited for, which a handshake must not.
+        let member = self.members.read().get(name).cloned()?;
+        member.named.then_some(member)
+    }
+
+    /// Gives a client a role instead of the one that it had. Who is not known is a name for which another authority vouches. Blocks on
+    /// the disk.
+    pub fn grant(&self, name: &str, volume: &VolumeName, role: Role) -> Result<(), RegistryError> {
+        let mut saved = self.saved.lock();
+        let mut next = saved.clone();
+        if !next.clients.contains_key(name) {
+            if !self.expects_named.load(Ordering::Relaxed) || !own::is_name(name) {
+                return Err(RegistryError::NoClient(name.to_owned()));
+            }
+            if next.clients.len() >= CLIENTS_MAX {
+                return Err(RegistryError::Full("clients", CLIENTS_MAX));
+            }
+            let client = SavedClient { joined_s: now_s(), grants: BTreeMap::new(), certificates: vec![], named: true };
+            next.clients.insert(name.to_owned(), client);
+        }
+        let client = next.clients.get_mut(name).ok_or_else(|| RegistryError::NoClient(name.to_owned()))?;
+        if client.grants.len() >= GRANTS_MAX && !client.grants.contains_key(volume.as_str()) {
+            return Err(RegistryError::Full("volumes of this client", GRANTS_MAX));
+        }
+        let lowered = client.grants.insert(volume.to_string(), role).is_some_and(|had| had > role);
+        let (granted, named) = (grants(client), client.named);
+        next.store(&self.path)?;
+        *saved = next;
+        let mut members = self.members.write();
+        let member = members
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(Member::new(name.to_owned(), named, BTreeMap::new())));
+        // What is open under a higher role must not go on.
+        member.set_grants(granted, lowered);
+        Ok(())
     }
 
     /// Makes an invitation. Blocks on the disk.
@@ -165,6 +216,7 @@ impl Registry {
                     joined_s: now_s(),
                     grants: BTreeMap::new(),
                     certificates: vec![certificate(&issued)],
+                    named: false,
                 };
                 next.clients.insert(name.clone(), client);
                 (name, Some(issued))
@@ -185,7 +237,7 @@ impl Registry {
                 member.set_grants(granted, false);
             }
             (None, issued) => {
-                let member = Arc::new(Member::new(client.clone(), granted));
+                let member = Arc::new(Member::new(client.clone(), false, granted));
                 self.members.write().insert(client.clone(), member.clone());
                 if let Some(issued) = issued {
                     self.by_certificate.write().insert(issued.fingerprint, member);
@@ -336,6 +388,36 @@ mod tests {
         let member = registry.find(&issued(1).fingerprint).expect("known");
         assert_eq!(member.role(&volume), Some(Role::Writer));
         assert!(registry.find(&issued(2).fingerprint).is_none());
+    }
+
+    #[test]
+    fn a_name_that_another_authority_vouches_for_has_roles_and_never_those_of_who_joined() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let volume = "home".parse().expect("a name");
+        let registry = Registry::open(dir.path()).expect("new");
+        let (secret, _) = registry.invite(&volume, Role::Admin, 60).expect("invited");
+        registry.redeem(&secret, None, "joined", || Ok(issued(1))).expect("good");
+        assert!(matches!(registry.grant("host.example", &volume, Role::Writer), Err(RegistryError::NoClient(_))));
+        registry.expect_named(true);
+        registry.grant("host.example", &volume, Role::Writer).expect("granted");
+        assert!(matches!(registry.grant("no name", &volume, Role::Writer), Err(RegistryError::NoClient(_))));
+        for registry in [&registry, &Registry::open(dir.path()).expect("again")] {
+            let member = registry.find_named("host.example").expect("known");
+            assert_eq!(member.role(&volume), Some(Role::Writer));
+            assert!(registry.find_named("joined").is_none(), "a name is not enough to be somebody who joined");
+        }
+        let member = registry.find_named("host.example").expect("known");
+        let (_open, cut) = member.connected(1).expect("connects");
+        registry.grant("host.example", &volume, Role::Reader).expect("granted");
+        assert!(cut.has_changed().expect("its member lives") && member.role(&volume) == Some(Role::Reader));
+        // Who joins under a name that is taken gets another one.
+        let (secret, _) = registry.invite(&volume, Role::Reader, 60).expect("invited");
+        assert_eq!(
+            registry.redeem(&secret, None, "host.example", || Ok(issued(2))).expect("good").client,
+            "host.example-2"
+        );
+        assert_eq!(registry.revoke("host.example", None).expect("revoked"), 1);
+        assert!(registry.find_named("host.example").is_none());
     }
 
     #[test]

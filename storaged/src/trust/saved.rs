@@ -32,6 +32,9 @@ pub struct SavedClient {
     pub grants: BTreeMap<String, Role>,
     /// The newest last.
     pub certificates: Vec<SavedCertificate>,
+    /// It has none of ours: it is whoever another authority vouches for by this name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub named: bool,
 }
 
 /// An invitation that nobody has redeemed.

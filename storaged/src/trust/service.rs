@@ -136,6 +136,11 @@ impl TrustRpc for TrustService {
         let Caller::Client(member) = Caller::of(&request) else {
             return Err(Status::failed_precondition("only a client with a certificate renews one"));
         };
+        if member.named {
+            return Err(Status::failed_precondition(
+                "another authority vouches for this client: it renews the certificate",
+            ));
+        }
         let (trust, csr) = (self.trust.clone(), request.into_inner().csr);
         let issued = blocking(move || {
             let issued = trust.authority.issue(&csr)?;
@@ -171,6 +176,22 @@ impl TrustRpc for TrustService {
         let token = Token { ca: self.trust.authority.fingerprint(), secret, address };
         let address = token.address.to_string();
         Ok(Response::new(pb::InviteReply { token: token.to_string(), address, expires_s }))
+    }
+
+    async fn grant(&self, request: Request<pb::GrantRequest>) -> Result<Response<pb::GrantReply>, Status> {
+        let caller = Caller::of(&request);
+        let pb::GrantRequest { client, volume, role } = request.into_inner();
+        let volume = volume_name(&volume)?;
+        caller.may(&volume, Role::Admin)?;
+        let role =
+            Role::of(role).ok_or_else(|| Status::invalid_argument("grant.role: reader, writer or admin is meant"))?;
+        if client.len() > NAME_MAX {
+            return Err(Status::invalid_argument(format!("grant.client: longer than {NAME_MAX} bytes")));
+        }
+        let (trust, name, of) = (self.trust.clone(), client.clone(), volume.clone());
+        blocking(move || trust.registry.grant(&name, &of, role)).await?;
+        tracing::info!(client, %volume, %role, "role given");
+        Ok(Response::new(pb::GrantReply {}))
     }
 
     async fn clients(&self, request: Request<pb::ClientsRequest>) -> Result<Response<pb::ClientsReply>, Status> {

@@ -91,7 +91,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
         let number = self.receiver.begin_session();
         self.staged = 0;
-        let answer = self.attached(number);
+        let answer = self.attached(number, request.protocol);
         outbox.send(Body::Attached(answer));
         self.session = Some(Session { number, outbox, acked: pb::Ack::default(), hears_damage: request.hears_damage });
         if let Some(fault) = self.faults.first() {
@@ -101,7 +101,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         Ok(number)
     }
 
-    fn attached(&self, session: u64) -> pb::Attached {
+    fn attached(&self, session: u64, protocol: u32) -> pb::Attached {
         let tip = self.receiver.tip();
         let published = self.published();
         let closed = if self.behind.hooks.is_some() { FEATURE_CLOSED } else { 0 };
@@ -116,6 +116,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             published: Some((&published).into()),
             staged: self.replica.salvaged_files() > 0,
             verifies: true,
+            protocol,
             features: FEATURE_GROUPS | FEATURE_COPIES | FEATURE_PACKED | FEATURE_COPY_RUNS | closed,
         }
     }

@@ -47,7 +47,9 @@ pub struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Another version wrote it.
-    #[error("the volume has format {found}, and this storaged knows format {FORMAT}: use the version that wrote it")]
+    #[error(
+        "the volume has format {found}, and this storaged knows format {FORMAT}: upgrade tandem-storaged to the version that wrote it"
+    )]
     Version {
         /// In the file.
         found: u32,

@@ -79,6 +79,7 @@ fn name(number: u8) -> Name {
 
 fn attach_request(sent: &Position) -> AttachRequest {
     AttachRequest {
+        protocol: tandem_proto::limits::PROTOCOL_VERSION,
         client_id: Uuid([1; 16]),
         client_name: "tester".to_owned(),
         run_id: Uuid([1; 16]),

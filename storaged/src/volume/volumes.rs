@@ -64,8 +64,6 @@ pub struct Volume {
     pub hooks: Option<Arc<Hooks>>,
     /// Its record of ops, if it could be opened.
     pub history: Option<Arc<History>>,
-    /// Bounds of it.
-    pub limits: Limits,
     /// Memory for waiting messages.
     pub memory: Arc<Semaphore>,
     /// Who reads the whole of it now.
@@ -112,7 +110,7 @@ pub struct Broken {
 /// All volumes.
 pub struct Volumes {
     data: PathBuf,
-    limits: Limits,
+    limits: Arc<Mutex<Limits>>,
     entries: Arc<Mutex<BTreeMap<VolumeName, Entry>>>,
     /// Making a volume takes long; only one at a time is made. True once the daemon stops: then none is made.
     making: Arc<Mutex<bool>>,
@@ -159,7 +157,7 @@ impl Volumes {
             entries.insert(name, entry);
         }
         let (entries, making) = (Arc::new(Mutex::new(entries)), Arc::new(Mutex::new(false)));
-        let volumes = Volumes { data: data.to_owned(), limits: limits.clone(), entries, making };
+        let volumes = Volumes { data: data.to_owned(), limits: Arc::new(Mutex::new(limits.clone())), entries, making };
         volumes.open_again()?;
         Ok(volumes)
     }
@@ -187,6 +185,7 @@ impl Volumes {
                 }
                 for (name, entry) in waiting {
                     let Entry::Broken(broken) = entry else { continue };
+                    let limits = limits.lock().clone();
                     let entry = open_entry(broken.directory.clone(), &limits);
                     entries.lock().insert(name, entry);
                 }
@@ -222,7 +221,8 @@ impl Volumes {
             None if *stopped => Err(stopping()),
             None => {
                 let directory = self.data.join(name.as_str());
-                let volume = make(&directory, &self.limits).map_err(|error| {
+                let limits = self.limits.lock().clone();
+                let volume = make(&directory, &limits).map_err(|error| {
                     tracing::error!(volume = %name, %error, "the volume cannot be made");
                     Refusal::unavailable(format!("volume {name} cannot be made in {}: {error}", self.data.display()))
                 })?;
@@ -405,7 +405,6 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         surplus,
         history,
         hooks,
-        limits: limits.clone(),
         memory: Arc::new(Semaphore::new(WAITING_MAX_KIB)),
         readers: pull::Readers::default(),
         scrub: Default::default(),

@@ -69,7 +69,7 @@ pub fn parse(text: &str, insecure: bool) -> Result<End, String> {
     if server.contains('/') || server.is_empty() {
         return here();
     }
-    let server = ServerAddress { insecure, ..server.parse()? }.as_local();
+    let server = crate::storage::with_own(&ServerAddress { insecure, ..server.parse()? }).as_local();
     let mut parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
     let volume = parts.next().ok_or("name a volume: HOST:/VOLUME/PATH")?;
     let volume = volume.parse::<VolumeName>().map_err(|error| error.to_string())?;

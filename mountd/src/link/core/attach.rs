@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tandem_proto::{
     Chain, Epoch, Position, Seq, Uuid, convert,
-    limits::{FEATURE_CLOSED, FEATURE_COPIES, PROTOCOL_VERSION},
+    limits::{FEATURE_CLOSED, FEATURE_COPIES, PROTOCOL_OLDEST, PROTOCOL_VERSION},
     pb,
 };
 
@@ -16,13 +16,24 @@ use crate::{
     },
 };
 
-/// Attempts after which the pauses are as long as they get: a full volume is asked so seldom.
-const FULL_ATTEMPTS: u32 = 6;
+/// Pauses of a writer whose volume is full: each attempt reads again what has changed here, and brings it as far as it fits. They double
+/// from one refusal to the next, until something was published.
+const FULL_PAUSE_MIN: Duration = Duration::from_secs(2);
+const FULL_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 impl LinkCore {
     pub(super) fn handle_attached(&mut self, attached: pb::Attached) -> Result<(), String> {
         if !matches!(self.phase, Phase::Attaching { .. }) {
             return Err("the storage daemon sent Attached twice".into());
+        }
+        // One of before versions were chosen says nothing, and speaks the first.
+        let spoken = attached.protocol.max(1);
+        if !(PROTOCOL_OLDEST..=PROTOCOL_VERSION).contains(&spoken) {
+            self.halt(&format!(
+                "the storage daemon wants to speak protocol {spoken}, and this mount speaks {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}: upgrade \
+                 the mount"
+            ));
+            return Ok(());
         }
         let id = |field, bytes: &[u8]| convert::uuid(field, bytes).map_err(|error| error.to_string());
         let volume_id = id("attached.volume_id", &attached.volume_id)?;
@@ -179,9 +190,9 @@ impl LinkCore {
                 self.leave_stream();
                 self.commit.give_up_window();
                 self.become_state(LinkState::Offline, &message);
-                // Attaching succeeds each time, which would make the pauses short.
-                self.attempts = self.attempts.max(FULL_ATTEMPTS);
-                self.back_off(now);
+                let pause = FULL_PAUSE_MIN.saturating_mul(1 << self.full_refusals.min(8)).min(FULL_PAUSE_MAX);
+                self.full_refusals = self.full_refusals.saturating_add(1);
+                self.pause_for(pause, now);
             }
             _ if refused.retry
                 || matches!(refused.reason(), Reason::StaleSession | Reason::Unavailable | Reason::Gap) =>
@@ -217,6 +228,7 @@ impl LinkCore {
         let id = |id: Uuid| if known { bytes::Bytes::copy_from_slice(&id.0) } else { bytes::Bytes::new() };
         pb::Attach {
             protocol: PROTOCOL_VERSION,
+            protocol_oldest: PROTOCOL_OLDEST,
             volume: self.config.volume.to_string(),
             client_id: bytes::Bytes::copy_from_slice(&self.config.client_id.0),
             client_name: self.config.client_name.clone(),
@@ -250,6 +262,20 @@ mod tests {
         link::core::{BACKOFF_MAX, Claim, CoreConfig, LinkCore},
     };
 
+    fn config() -> CoreConfig {
+        CoreConfig {
+            volume: "v".parse().expect("legal"),
+            client_id: Uuid([9; 16]),
+            client_name: "test".into(),
+            run_id: Uuid([8; 16]),
+            create: false,
+            takeover: false,
+            replace: false,
+            claim: Claim::default(),
+            reconnect_max: BACKOFF_MAX,
+        }
+    }
+
     fn attached(session: u64, position: Position) -> pb::ServerMessage {
         let id = |byte: u8| bytes::Bytes::copy_from_slice(&[byte; 16]);
         let attached = pb::Attached {
@@ -267,24 +293,55 @@ mod tests {
     }
 
     #[test]
+    fn an_older_storage_daemon_is_gone_on_with_and_one_that_speaks_a_newer_version_is_not() {
+        for (protocol, goes_on) in [(0, true), (1, true), (9, false)] {
+            let mut core = LinkCore::new(config(), Arc::new(Commit::in_memory(1 << 20)), 1);
+            core.handle_connected(Duration::ZERO);
+            let mut message = attached(1, Position { epoch: Epoch(7), ..Position::default() });
+            if let Some(Body::Attached(attached)) = &mut message.body {
+                attached.protocol = protocol;
+            }
+            core.handle_message(message, Duration::ZERO).expect("understood");
+            assert_eq!(core.reason().contains("upgrade the mount"), !goes_on, "{protocol}: {}", core.reason());
+        }
+    }
+
+    #[test]
+    fn full_volume_is_asked_less_and_less_often_until_something_was_published() {
+        let commit = Arc::new(Commit::in_memory(1 << 20));
+        let mut core = LinkCore::new(config(), commit.clone(), 1);
+        let full = pb::Refused { reason: pb::refused::Reason::Quota.into(), retry: true, ..Default::default() };
+        let refuse = |core: &mut LinkCore, now: Duration| {
+            core.handle_connected(now);
+            let message = pb::ServerMessage { body: Some(Body::Refused(full.clone())) };
+            core.handle_message(message, now).expect("understood");
+            core.handle_disconnected("the stream ended", now);
+            core.connect_at().expect("it tries again") - now
+        };
+        let mut now = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            let pause = refuse(&mut core, now);
+            pauses.push(pause);
+            now += pause;
+        }
+        let within = |pause: Duration, whole: u64| {
+            (Duration::from_millis(whole * 500)..=Duration::from_secs(whole)).contains(&pause)
+        };
+        assert!(
+            [2, 4, 8, 16, 30, 30, 30].iter().zip(&pauses).all(|(whole, pause)| within(*pause, *whole)),
+            "{pauses:?}"
+        );
+    }
+
+    #[test]
     fn a_replica_that_comes_back_older_than_it_acknowledged_is_not_synced_over() {
         let commit = Arc::new(Commit::in_memory(1 << 20));
         let at = |seq: u64| Position { epoch: Epoch(7), seq: Seq(seq), chain: Chain([seq as u8; 16]) };
         let floor = Position { epoch: Epoch(6), seq: Seq(3), chain: Chain([6; 16]) };
         let header = Header { volume_id: Uuid([1; 16]), replica_id: Uuid([2; 16]), floor, ..commit.header() };
         commit.set_header_durably(header).expect("in memory");
-        let config = CoreConfig {
-            volume: "v".parse().expect("legal"),
-            client_id: Uuid([9; 16]),
-            client_name: "test".into(),
-            run_id: Uuid([8; 16]),
-            create: false,
-            takeover: false,
-            replace: false,
-            claim: Claim::default(),
-            reconnect_max: BACKOFF_MAX,
-        };
-        let mut core = LinkCore::new(config, commit.clone(), 1);
+        let mut core = LinkCore::new(config(), commit.clone(), 1);
         let now = Duration::ZERO;
         core.handle_connected(now);
         core.handle_message(attached(1, Position { seq: Seq(0), ..at(0) }), now).expect("first attach");

@@ -326,7 +326,7 @@ impl LinkCore {
         if many {
             memory::give_back();
         }
-        self.mistakes = 0;
+        (self.mistakes, self.full_refusals) = (0, 0);
         if !self.ever_published {
             self.ever_published = true;
             self.config.replace = false;

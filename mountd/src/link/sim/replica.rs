@@ -155,6 +155,7 @@ impl Replica {
             staged: !self.salvage.is_empty(),
             verifies: false,
             features: 0,
+            protocol: 1,
         }));
     }
 

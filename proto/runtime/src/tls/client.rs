@@ -13,7 +13,7 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{ALPN, Fingerprint, HANDSHAKE_TIMEOUT, Identity, SERVER_NAME, explain, provider};
+use super::{ALPN, Fingerprint, HANDSHAKE_TIMEOUT, Identity, Own, SERVER_NAME, explain, provider};
 
 /// How the other side is known.
 #[derive(Debug)]
@@ -22,12 +22,21 @@ pub enum Trusting {
     Joined(Box<Identity>),
     /// We are about to: a certificate of its chain has this fingerprint. We have none ourselves.
     Introduced(Fingerprint),
+    /// By certificates of somebody else's authority, which vouches for its host name.
+    Own {
+        /// What is ours, and whom we trust.
+        own: Box<Own>,
+        /// The host that we mean.
+        host: String,
+    },
 }
 
 /// Makes TLS connections to one storage daemon.
 #[derive(Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
+    /// The name that its certificate must have.
+    name: ServerName<'static>,
 }
 
 impl std::fmt::Debug for ClientTls {
@@ -41,7 +50,14 @@ impl ClientTls {
     pub fn new(trusting: Trusting) -> Result<ClientTls, Error> {
         let builder =
             ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
+        let mut name = SERVER_NAME.to_owned();
         let mut config = match trusting {
+            Trusting::Own { own, host } => {
+                name = host;
+                let mut roots = RootCertStore::empty();
+                own.roots.into_iter().try_for_each(|root| roots.add(root))?;
+                builder.with_root_certificates(roots).with_client_auth_cert(own.chain, own.key)?
+            }
             Trusting::Joined(identity) => builder
                 .with_root_certificates(only(identity.ca)?)
                 .with_client_auth_cert(vec![identity.certificate], identity.key)?,
@@ -53,13 +69,13 @@ impl ClientTls {
         config.alpn_protocols = vec![ALPN.to_vec()];
         // Each connection proves itself anew: a ticket would outlive a revocation.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(ClientTls { config: Arc::new(config) })
+        let name = ServerName::try_from(name).map_err(|error| Error::General(error.to_string()))?;
+        Ok(ClientTls { config: Arc::new(config), name })
     }
 
     /// Shakes hands on a connection.
     pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
-        let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
-        let shaking = TlsConnector::from(self.config.clone()).connect(name, stream);
+        let shaking = TlsConnector::from(self.config.clone()).connect(self.name.clone(), stream);
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(explained(error)),

@@ -67,6 +67,14 @@ pub enum IdentityError {
         /// What is wrong.
         found: String,
     },
+    /// The content of a file that is not ours.
+    #[error("the certificate or key {}: {why}", path.display())]
+    Own {
+        /// Which.
+        path: PathBuf,
+        /// What.
+        why: String,
+    },
     /// Its content.
     #[error("the identity {}: {why}; join the storage daemon again", path.display())]
     Damaged {

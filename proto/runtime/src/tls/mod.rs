@@ -11,6 +11,7 @@
 
 mod client;
 mod identity;
+mod own;
 mod token;
 mod wire;
 
@@ -25,6 +26,7 @@ use rustls::crypto::CryptoProvider;
 pub use self::{
     client::{ClientTls, Trusting},
     identity::{Identity, IdentityError, check_private, identities, path_for, section},
+    own::{Own, OwnFiles, certificates, private_key},
     token::{BadToken, SECRET_BYTES, Token},
     wire::Wire,
 };

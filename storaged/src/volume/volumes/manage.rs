@@ -18,6 +18,7 @@ use tandem_runtime::durable;
 
 use super::{Broken, Command, Entry, Volumes, open_entry, stopping};
 use crate::{
+    config::Limits,
     ingest::refusal::Refusal,
     volume::settings::{Settings, Special},
 };
@@ -98,6 +99,24 @@ impl Volumes {
         Ok(settings)
     }
 
+    /// Those of volumes that are made or opened now.
+    fn limits(&self) -> Limits {
+        self.limits.lock().clone()
+    }
+
+    /// Changes what can change while volumes are open: what is kept of deleted files, and what is made from now on. The rest of the limits
+    /// counts for volumes that are opened later.
+    pub fn set_limits(&self, limits: &Limits) {
+        *self.limits.lock() = limits.clone();
+        for (_, entry) in self.all() {
+            if let Entry::Open(volume) = entry
+                && let Some(surplus) = &volume.surplus
+            {
+                surplus.set_rule(limits.history_keep);
+            }
+        }
+    }
+
     /// Gives a volume another name. Blocks until it has stopped and started.
     pub fn rename(&self, name: &VolumeName, to: &VolumeName, force: bool) -> Result<(), ManageError> {
         let stopped = self.making.lock();
@@ -112,7 +131,7 @@ impl Volumes {
         let renamed = fs::rename(&from, &target).and_then(|()| durable::sync_directory(&self.data));
         // Where it is now, whatever happened.
         let (now, directory) = if target.exists() { (to, target) } else { (name, from) };
-        let entry = open_entry(directory, &self.limits);
+        let entry = open_entry(directory, &self.limits());
         let mut entries = self.entries.lock();
         entries.remove(name);
         entries.insert(now.clone(), entry);
@@ -138,7 +157,7 @@ impl Volumes {
             .and_then(|()| durable::sync_directory(&self.data));
         if let Err(error) = moved {
             if from.exists() {
-                let entry = open_entry(from, &self.limits);
+                let entry = open_entry(from, &self.limits());
                 self.entries.lock().insert(name.clone(), entry);
             }
             return Err(failed(format!("moving volume {name} to {}", target.display()))(error));
