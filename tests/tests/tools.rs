@@ -1,9 +1,10 @@
 //! The tools of the tests, tested on plain directories: a storm must be repeatable, and a comparison must see what a storm does.
 
-use std::{fs, sync::atomic::AtomicBool, thread, time::Duration};
+use std::{fs, path::Path, process::Command, sync::atomic::AtomicBool, thread, time::Duration};
 
 use tandem_tests::{
     compare,
+    harness::binary,
     storm::{self, Shape, differential},
 };
 
@@ -36,6 +37,22 @@ fn many_workers_on_one_plain_directory_meet_no_unexpected_error() {
         assert!(report.unexpected.is_empty(), "{report:#?}");
         assert!(report.succeeded * 3 > report.actions, "most actions mean something: {report:#?}");
     }
+}
+
+#[test]
+fn programs_work_on_a_mount_and_leave_the_same_in_the_folder_and_on_the_replica() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/conformance");
+    let programs = binary("tandem-storaged");
+    let only = "perms,rsync,tar,git,sqlite,lmdb";
+    let output = Command::new(script)
+        .args(["--short", "--only", only, "--bin"])
+        .arg(programs.parent().expect("a directory"))
+        .output()
+        .expect("bash is there");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    println!("{said}");
+    // 77: no root, or no /dev/fuse.
+    assert!(matches!(output.status.code(), Some(0 | 77)), "{said}");
 }
 
 #[test]
