@@ -75,6 +75,8 @@ fn storage_daemon_takes_its_file_again_at_sighup_and_goes_on_serving() {
     let storage = Storage::start_with(&lab, "storage", &["--config", text(&file), "-o", "deleted-keep=3d"]);
     let dir = lab.new_dir("folder");
     let mount = lab.mount(&storage, "vol", &dir);
+    // Made by its first attach.
+    mount.settle();
     assert_eq!(of_storage(&lab, &storage, "history-keep"), ("1G,2d".into(), text(&file).into(), None));
     assert_eq!(of_storage(&lab, &storage, "deleted-keep"), ("3d".into(), "command line".into(), None));
     assert_eq!(storage.volume("vol").quota_bytes, 1 << 30);
