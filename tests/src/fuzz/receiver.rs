@@ -104,6 +104,7 @@ impl World {
     fn attach(&mut self, how: u8) -> Option<()> {
         let current = self.receiver.tip().epoch;
         let request = AttachRequest {
+            protocol: tandem_proto::limits::PROTOCOL_VERSION,
             client_id: Uuid([how & 1; 16]),
             client_name: "a client".to_owned(),
             run_id: Uuid([how >> 1 & 3; 16]),
