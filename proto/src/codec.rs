@@ -84,6 +84,7 @@ impl<T: Message + 'static> Encoder for CheckedEncoder<T> {
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
         if is_covered(&item) {
+            buf.reserve(item.encoded_len());
             return item.encode(buf).map_err(room);
         }
         let len = item.encoded_len();
