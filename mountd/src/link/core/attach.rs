@@ -315,7 +315,7 @@ mod tests {
             core.handle_connected(now);
             let message = pb::ServerMessage { body: Some(Body::Refused(full.clone())) };
             core.handle_message(message, now).expect("understood");
-            core.handle_disconnected("the stream ended", now);
+            core.handle_left(now);
             core.connect_at().expect("it tries again") - now
         };
         let mut now = Duration::ZERO;
