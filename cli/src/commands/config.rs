@@ -22,6 +22,9 @@ const PROGRAM_DIRS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/usr/local/bin
 
 /// Options of `tandem config`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem config check                            the files in /etc/tandem
+  tandem config check -v /tmp/storaged.toml      also what would be in effect, and where each value was written")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -10,6 +10,9 @@ use crate::{
 
 /// Options of `tandem grant`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tandem grant me@laptop work --role reader      who joined may only read it from now on
+  tandem grant laptop.example work               the name in a certificate of --tls-client-ca may mount it")]
 pub struct Args {
     /// The client, as `tandem clients` calls it; or the name in its certificate, where another authority vouches for clients.
     client: String,
