@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn records_of_another_version_and_kind_are_named_as_such() {
-        assert!(decode(1, 2, Default::default()).expect_err("newer").contains("use the version"));
+        assert!(decode(1, 2, Default::default()).expect_err("newer").contains("upgrade tandem-storaged"));
         assert!(decode(77, VERSION, Default::default()).expect_err("unknown").contains("unknown kind"));
     }
 }
