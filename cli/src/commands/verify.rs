@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tandem verify                                  all mounts, as slowly as in the background
-  tandem verify --now ~/work/db                  what is below a folder, at full speed")]
+  tandem verify --now ~/db                       what is below a folder, at full speed")]
 pub struct Args {
     /// At full speed. Default: as slowly as in the background, so that programs do not notice (verify_rate).
     #[arg(long)]

@@ -28,7 +28,7 @@ const SHOW_EVERY: Duration = Duration::from_millis(300);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tandem wait                                    until all that was done on all mounts is on their replicas
-  tandem wait ~/work/report.txt --timeout 60     of one mount; exit code 1 if it takes longer than a minute")]
+  tandem wait ~/report.txt --timeout 60          of one mount; exit code 1 if it takes longer than a minute")]
 pub struct Args {
     /// Gives up after so many seconds, with exit code 1. Default: never.
     #[arg(long, value_name = "S", value_parser = seconds)]

@@ -145,6 +145,8 @@ fn what_the_replica_has_costs_digests_on_a_slow_link() {
     first.settle();
     first.unmount();
     let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &dir).options("bwlimit=512K"));
+    // What is saved before is part of the comparison that the mount begins with.
+    assert!(eventually(PATIENCE, || mount.status().state == "live"), "{:#?}", mount.status());
     let doc = mount.path().join("doc");
     becomes_cheap(&mount, &storage, 200 << 10, || save_again(&doc, b""));
     assert!(mount.status().offered_rounds > 0, "{:#?}", mount.status());
