@@ -20,13 +20,10 @@ use std::{
 };
 
 use tandem_proto::Uuid;
-use tandem_runtime::telemetry;
+use tandem_runtime::{settings::Effective, telemetry};
 
 pub use self::error::RunError;
-use self::{
-    error::system,
-    reload::{Effective, Reload},
-};
+use self::{error::system, reload::Reload};
 use crate::{
     admin,
     backing::{Backing, BackingError, IdForm},

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tandem_runtime::{
-    notify,
-    settings::{self, Setting},
+    settings::{self, Effective},
     telemetry,
 };
 
@@ -14,9 +12,6 @@ use crate::{
     trust::{Trust, door::Door},
     volume::volumes::Volumes,
 };
-
-/// What the daemon's settings are now, for `status`.
-pub type Effective = Arc<Mutex<Vec<Setting>>>;
 
 /// Keys whose change counts at once.
 const CHANGEABLE: &[&str] = &["log-level", "history-keep", "quota", "special", "tls-cert", "tls-key", "tls-client-ca"];
@@ -38,18 +33,8 @@ pub struct Reload {
 impl Reload {
     /// Reads everything. What cannot be understood changes nothing. Blocks on the disk.
     pub fn now(&self) {
-        notify::reloading();
-        match self.arguments.settings() {
-            Ok((config, read)) => {
-                self.apply(&config);
-                let mut effective = self.effective.lock();
-                let (merged, changed) = settings::merge(&effective, read, |key| CHANGEABLE.contains(&key));
-                *effective = merged;
-                tracing::info!(changed = changed.join("; "), "the configuration was read again");
-            }
-            Err(error) => tracing::warn!(%error, "the configuration was not read again: all stays as it is"),
-        }
-        notify::ready("serving");
+        let apply = |config: &Config| self.apply(config);
+        settings::reload(&self.effective, CHANGEABLE, "serving", || self.arguments.settings(), apply);
     }
 
     fn apply(&self, config: &Config) {

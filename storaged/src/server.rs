@@ -22,7 +22,7 @@ use tandem_proto::{
 use tandem_runtime::{
     connect::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, Heartbeat, LATE, STREAM_WINDOW_BYTES},
     notify, secret,
-    settings::Setting,
+    settings::{Effective, Setting},
 };
 use tandem_web::Listening;
 use tokio::{
@@ -37,7 +37,7 @@ use crate::{
     config::{Arguments, Config},
     copies::CopiesService,
     ingest::service::ReplicationService,
-    reload::{Effective, Reload},
+    reload::Reload,
     storage::{Storage, StorageError},
     trust::{
         Trust, TrustError,

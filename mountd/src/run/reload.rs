@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tandem_runtime::{
-    settings::{self, Setting},
+    settings::{self, Effective},
     telemetry,
 };
 
@@ -12,9 +11,6 @@ use crate::{
     options::{Layers, Settings, keys::CHANGEABLE},
     replication::Replication,
 };
-
-/// What a mount's settings are now, for `status`.
-pub type Effective = Arc<Mutex<Vec<Setting>>>;
 
 /// See the module.
 pub struct Reload {
@@ -31,18 +27,8 @@ impl Reload {
 
     /// Reads the file. One that cannot be understood changes nothing.
     pub fn now(&self) {
-        tandem_runtime::notify::reloading();
-        match self.layers.settings() {
-            Ok((settings, read)) => {
-                self.apply(&settings);
-                let mut effective = self.effective.lock();
-                let (merged, changed) = settings::merge(&effective, read, |key| CHANGEABLE.contains(&key));
-                *effective = merged;
-                tracing::info!(changed = changed.join("; "), "the configuration was read again");
-            }
-            Err(error) => tracing::warn!(%error, "the configuration was not read again: all stays as it is"),
-        }
-        tandem_runtime::notify::ready("the mount serves");
+        let apply = |settings: &Settings| self.apply(settings);
+        settings::reload(&self.effective, CHANGEABLE, "the mount serves", || self.layers.settings(), apply);
     }
 
     fn apply(&self, settings: &Settings) {

@@ -10,7 +10,15 @@ use std::{
     fmt, fs, io,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use parking_lot::Mutex;
+
+use crate::notify;
+
+/// What a daemon's settings are now, for `status`.
+pub type Effective = Arc<Mutex<Vec<Setting>>>;
 
 /// No configuration is longer.
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -193,7 +201,7 @@ pub fn origins(given: &[Given]) -> BTreeMap<String, String> {
 
 /// Settings in effect after a file was read again: those that can be changed have their new value, the others say what comes at the next
 /// start. What has changed, for the log.
-pub fn merge(now: &[Setting], read: Vec<Setting>, can_change: impl Fn(&str) -> bool) -> (Vec<Setting>, Vec<String>) {
+fn merge(now: &[Setting], read: Vec<Setting>, can_change: impl Fn(&str) -> bool) -> (Vec<Setting>, Vec<String>) {
     let mut changed = Vec::new();
     let merged = read.into_iter().map(|new| match now.iter().find(|old| old.key == new.key) {
         Some(old) if old.value != new.value && can_change(&new.key) => {
@@ -207,6 +215,29 @@ pub fn merge(now: &[Setting], read: Vec<Setting>, can_change: impl Fn(&str) -> b
         _ => new,
     });
     (merged.collect(), changed)
+}
+
+/// SIGHUP: `read` reads everything again, and `apply` changes what the daemon can change while it serves. What cannot be understood
+/// changes nothing. `changeable`: keys whose change counts at once; `status`: what the service manager is told afterwards.
+pub fn reload<T, E: fmt::Display>(
+    effective: &Effective,
+    changeable: &[&str],
+    status: &str,
+    read: impl FnOnce() -> Result<(T, Vec<Setting>), E>,
+    apply: impl FnOnce(&T),
+) {
+    notify::reloading();
+    match read() {
+        Ok((settings, read)) => {
+            apply(&settings);
+            let mut effective = effective.lock();
+            let (merged, changed) = merge(&effective, read, |key| changeable.contains(&key));
+            *effective = merged;
+            tracing::info!(changed = changed.join("; "), "the configuration was read again");
+        }
+        Err(error) => tracing::warn!(%error, "the configuration was not read again: all stays as it is"),
+    }
+    notify::ready(status);
 }
 
 fn shown(value: &str) -> &str {

@@ -18,7 +18,7 @@ use tandem_proto::{
     pb::{self, admin_server::Admin},
     volume::VolumeName,
 };
-use tandem_runtime::settings::Setting;
+use tandem_runtime::settings::{Effective, Setting};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
@@ -26,7 +26,6 @@ use tonic::{Request, Response, Status};
 use crate::{
     history::Kept,
     index::WorkerState,
-    reload::Effective,
     trust::{
         Trust,
         caller::{Caller, Role},

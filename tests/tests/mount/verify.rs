@@ -47,18 +47,24 @@ fn assert_found_and_repaired(
     found
 }
 
-#[test]
-fn one_byte_flipped_behind_the_replicas_back_is_found_repaired_and_kept() {
-    let Some(lab) = Lab::new("verify-flip") else { return };
-    lab.allow("is not equal to", "what this test does");
-    let storage = lab.storage();
+/// A mount that is in step, with what is in `sub/large` and `sub/small`.
+fn mount_of_two(lab: &Lab, storage: &Storage) -> (Mount, Vec<u8>, Vec<u8>) {
     let dir = lab.new_dir("folder");
     fs::create_dir(dir.join("sub")).expect("new");
     let (large, small) = (content(1, 5 << 20), content(2, 3000));
     fs::write(dir.join("sub/large"), &large).expect("new");
     fs::write(dir.join("sub/small"), &small).expect("new");
-    let mount = lab.mount(&storage, "vol", &dir);
+    let mount = lab.mount(storage, "vol", &dir);
     mount.settle();
+    (mount, large, small)
+}
+
+#[test]
+fn one_byte_flipped_behind_the_replicas_back_is_found_repaired_and_kept() {
+    let Some(lab) = Lab::new("verify-flip") else { return };
+    lab.allow("is not equal to", "what this test does");
+    let storage = lab.storage();
+    let (mount, large, small) = mount_of_two(&lab, &storage);
     let (said, before) = verify(&lab, mount.path());
     assert!(said.code == Some(0) && number(&before, "files") == 3, "{said:#?}");
     let tree = storage.tree("vol");
@@ -89,13 +95,7 @@ fn damage_that_a_scrub_of_the_replica_finds_is_repaired_by_its_mount() {
     lab.allow("is not equal to", "what this test does");
     lab.allow("a scrub found a file", "what this test does");
     let storage = lab.storage();
-    let dir = lab.new_dir("folder");
-    fs::create_dir(dir.join("sub")).expect("new");
-    let (large, small) = (content(1, 5 << 20), content(2, 3000));
-    fs::write(dir.join("sub/large"), &large).expect("new");
-    fs::write(dir.join("sub/small"), &small).expect("new");
-    let mount = lab.mount(&storage, "vol", &dir);
-    mount.settle();
+    let (mount, large, small) = mount_of_two(&lab, &storage);
     let server = format!("127.0.0.1:{}", storage.port());
     let scrub = || lab.tandem(&["volume", "scrub", "vol", "--server", &server]);
     let judged = || {
