@@ -60,6 +60,10 @@ const PORCH_WINDOW_BYTES: u32 = 64 << 10;
 const HEADERS_MAX_BYTES: u32 = 16 << 10;
 /// A join is a few hundred bytes.
 const TRUST_MESSAGE_MAX_BYTES: usize = 16 << 10;
+/// The longest first message of a copy, which names what is to be copied, of who is not known.
+const PORCH_MESSAGE_MAX_BYTES: usize = 512 << 10;
+/// Questions about a volume: what is long in them is a path.
+const QUESTION_MAX_BYTES: usize = 512 << 10;
 /// How long streams may take to end when the server stops.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -291,11 +295,13 @@ fn serve(
     let replication = ReplicationServer::new(ReplicationService::new(volumes.clone()))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
-    let archive = ArchiveServer::new(ArchiveService::new(volumes.clone())).max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let archive = ArchiveServer::new(ArchiveService::new(volumes.clone()))
+        .max_decoding_message_size(QUESTION_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
     let copies = CopiesServer::new(CopiesService::new(volumes.clone()))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
-    let admin = AdminServer::new(admin);
+    let admin = AdminServer::new(admin).max_decoding_message_size(QUESTION_MAX_BYTES);
     let volumes = VolumesServer::new(VolumesService::new(volumes, trust.clone(), deleted_keep));
     let trust = TrustServer::new(TrustService::new(trust, port)).max_decoding_message_size(TRUST_MESSAGE_MAX_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -332,7 +338,7 @@ fn serve(
     let porch = server((PORCH_WINDOW_BYTES, PORCH_WINDOW_BYTES), PORCH_STREAMS_MAX)
         .add_service(trust)
         // For another storage daemon that has a ticket.
-        .add_service(copies)
+        .add_service(copies.max_decoding_message_size(PORCH_MESSAGE_MAX_BYTES))
         .serve_with_incoming_shutdown(ReceiverStream::new(rooms.porch), told(stop));
     Ok(async move {
         health.set_serving::<ReplicationServer<ReplicationService>>().await;

@@ -34,7 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 use self::{bringing::Origin, destination::VolumeDestination, tickets::Tickets};
 use crate::{
     ingest::{refusal::Reason, service::status},
-    trust::caller::{Caller, Role},
+    trust::caller::{Caller, Opening, Role},
     volume::volumes::{Volume, Volumes},
 };
 
@@ -140,11 +140,12 @@ impl Copies for CopiesService {
     type SendStream = Stream<pb::CopyDown>;
 
     async fn send(&self, request: Request<Streaming<pb::CopyUp>>) -> Result<Response<Self::SendStream>, Status> {
-        let caller = Caller::of(&request);
+        let (caller, opening) = (Caller::of(&request), Opening::of(&request));
         let mut stream = request.into_inner();
         let Some(Up::Open(open)) = first(&mut stream).await?.body else {
             return Err(Status::invalid_argument("the first message says what is to be copied"));
         };
+        drop(opening);
         let name = named(&open.volume)?;
         if !self.tickets.admit(&open.ticket, &name) {
             caller.may(&name, Role::Reader)?;
@@ -166,11 +167,12 @@ impl Copies for CopiesService {
     type PutStream = Stream<pb::CopyUp>;
 
     async fn put(&self, request: Request<Streaming<pb::CopyDown>>) -> Result<Response<Self::PutStream>, Status> {
-        let caller = Caller::of(&request);
+        let (caller, opening) = (Caller::of(&request), Opening::of(&request));
         let mut stream = request.into_inner();
         let Some(Down::Into(into)) = first(&mut stream).await?.body else {
             return Err(Status::invalid_argument("the first message says where to"));
         };
+        drop(opening);
         let room = self.room()?;
         let (destination, turn) = self.destination(&caller, into).await?;
         let (out, answers) = mpsc::channel(AHEAD);

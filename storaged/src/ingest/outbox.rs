@@ -12,6 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tandem_proto::pb::{self, server_message::Body};
+use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tonic::Status;
 
@@ -29,6 +30,8 @@ struct State {
 #[derive(Default)]
 pub struct Outbox {
     state: Mutex<State>,
+    /// Told when it is closed; one task waits for it.
+    ended: Notify,
 }
 
 impl Outbox {
@@ -47,6 +50,7 @@ impl Outbox {
         if state.waiting.len() > WAITING_MAX {
             state.waiting.clear();
             state.closed = true;
+            self.ended.notify_one();
         }
         if let Some(waker) = state.waker.take() {
             drop(state);
@@ -60,6 +64,7 @@ impl Outbox {
         if !state.closed {
             state.waiting.extend(last);
             state.closed = true;
+            self.ended.notify_one();
         }
         if let Some(waker) = state.waker.take() {
             drop(state);
@@ -70,6 +75,13 @@ impl Outbox {
     /// Whether nothing more can be sent.
     pub fn is_closed(&self) -> bool {
         self.state.lock().closed
+    }
+
+    /// Returns when it is closed. For one task.
+    pub async fn ended(&self) {
+        if !self.is_closed() {
+            self.ended.notified().await;
+        }
     }
 
     /// Takes all that waits; for a driver without a stream, as the simulation is.

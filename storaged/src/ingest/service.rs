@@ -28,13 +28,16 @@ use super::{
 };
 use crate::{
     pull,
-    trust::caller::{Caller, Role},
+    trust::caller::{Caller, Opening, Role},
     volume::{
         facts::Facts,
         thread::Command,
         volumes::{Entry, Volume, Volumes},
     },
 };
+
+/// How long the first message of a stream may take.
+const ATTACH_WITHIN: Duration = Duration::from_secs(20);
 
 /// The service.
 pub struct ReplicationService {
@@ -120,8 +123,8 @@ impl Replication for ReplicationService {
         request: Request<Streaming<pb::ClientMessage>>,
     ) -> Result<Response<OutboxStream>, Status> {
         let outbox = Arc::new(Outbox::default());
-        let caller = Caller::of(&request);
-        let session = serve(self.volumes.clone(), caller, request.into_inner(), outbox.clone());
+        let (caller, opening) = (Caller::of(&request), Opening::of(&request));
+        let session = serve(self.volumes.clone(), caller, opening, request.into_inner(), outbox.clone());
         tokio::spawn(async move {
             let _ = session.await;
         });
@@ -144,10 +147,11 @@ impl Replication for ReplicationService {
 async fn serve(
     volumes: Arc<Volumes>,
     caller: Caller,
+    opening: Option<Opening>,
     mut stream: Streaming<pb::ClientMessage>,
     outbox: Arc<Outbox>,
 ) -> Option<()> {
-    let (volume, session, alive_ms) = match attach(&volumes, &caller, &mut stream, &outbox).await {
+    let (volume, session, alive_ms) = match attach(&volumes, &caller, opening, &mut stream, &outbox).await {
         Ok(attached) => attached,
         Err(refusal) => {
             tracing::info!(reason = ?refusal.reason, %refusal, "attach refused");
@@ -158,7 +162,12 @@ async fn serve(
     let mut alive = Alive::new(alive_ms, outbox.clone());
     // The stream's end, in order or broken, ends the session.
     while !outbox.is_closed() {
-        let message = match alive.tell_while(false, stream.message()).await {
+        // A session that was ended by another one must not go on holding what its client has begun to send.
+        let message = tokio::select! {
+            message = alive.tell_while(false, stream.message()) => message,
+            () = outbox.ended() => break,
+        };
+        let message = match message {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(error) => {
@@ -221,6 +230,7 @@ impl Alive {
 async fn attach(
     volumes: &Arc<Volumes>,
     caller: &Caller,
+    opening: Option<Opening>,
     stream: &mut Streaming<pb::ClientMessage>,
     outbox: &Arc<Outbox>,
 ) -> Result<(Arc<Volume>, u64, u32), Refusal> {
@@ -229,7 +239,9 @@ async fn attach(
     let broken = |error: Status| {
         unreadable(&error).unwrap_or_else(|| Refusal::unavailable(format!("no attach came: {}", error.message())))
     };
-    let first = stream.message().await.map_err(broken)?;
+    let first = tokio::time::timeout(ATTACH_WITHIN, stream.message()).await;
+    let first = first.map_err(|_| Refusal::unavailable("no attach came in time"))?.map_err(broken)?;
+    drop(opening);
     let Some(pb::ClientMessage { body: Some(Body::Attach(attach)) }) = first else {
         return Err(bad("the first message of a stream is an attach"));
     };

@@ -24,6 +24,10 @@ const CALLS: (u32, u32) = (500, 100);
 /// Connections of one client at once. A mount has one, and some for a moment.
 pub const CONNECTIONS_MAX: u32 = 64;
 
+/// Calls of one client whose first message is still on its way. Until it is there it may be as long as a message may be, and nothing else
+/// bounds how many bytes wait.
+pub const OPENING_MAX: u32 = 32;
+
 /// What a client may do with a volume. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -81,6 +85,7 @@ pub struct Member {
     seen_s: AtomicI64,
     refused: AtomicU64,
     calls: Mutex<Bucket>,
+    opened: Opened,
 }
 
 /// One connection of a client, counted while it lives.
@@ -90,6 +95,40 @@ pub struct Counted(Arc<Member>);
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts calls whose first message is still on its way.
+#[derive(Clone, Debug, Default)]
+pub struct Opened(Arc<AtomicU32>);
+
+/// One such call, until the last of its clones is dropped. It is among the extensions of the request; who takes the request apart to wait for the
+/// first message of a stream keeps a clone until it is there.
+#[derive(Clone, Debug)]
+pub struct Opening(#[expect(dead_code, reason = "its end is what counts")] Arc<Place>);
+
+#[derive(Debug)]
+struct Place(Arc<AtomicU32>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Opened {
+    /// One more, unless there are too many.
+    pub fn one_more(&self) -> Option<Opening> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let opening = Opening(Arc::new(Place(self.0.clone())));
+        (before < OPENING_MAX).then_some(opening)
+    }
+}
+
+impl Opening {
+    /// That of a request, if it has one.
+    pub fn of<T>(request: &tonic::Request<T>) -> Option<Opening> {
+        request.extensions().get::<Opening>().cloned()
     }
 }
 
@@ -105,6 +144,7 @@ impl Member {
             seen_s: AtomicI64::new(0),
             refused: AtomicU64::new(0),
             calls: Mutex::new(Bucket::new(CALLS.0, CALLS.1)),
+            opened: Opened::default(),
         }
     }
 
@@ -154,6 +194,15 @@ impl Member {
     /// What its limits refused.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// One more call begins; `None`: too many have begun and said nothing yet.
+    pub fn opens(&self) -> Option<Opening> {
+        let opening = self.opened.one_more();
+        if opening.is_none() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        opening
     }
 
     /// May it make one more call now?
@@ -232,7 +281,7 @@ impl Caller {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use super::{CONNECTIONS_MAX, Caller, Member, Role};
+    use super::{CONNECTIONS_MAX, Caller, Member, OPENING_MAX, Role};
 
     fn member(grants: &[(&str, Role)]) -> Arc<Member> {
         let grants: BTreeMap<_, _> = grants.iter().map(|(name, role)| (name.parse().expect("a name"), *role)).collect();
@@ -248,6 +297,19 @@ mod tests {
         let denied = may("other", Role::Reader).expect_err("not its volume").to_string();
         assert!(denied.contains("me@here") && denied.contains("other"), "{denied}");
         assert!(Caller::Stranger.may(&"mine".parse().expect("a name"), Role::Reader).is_err());
+    }
+
+    #[test]
+    fn calls_that_have_said_nothing_are_bounded_and_one_that_has_gives_its_place_back() {
+        let member = member(&[]);
+        let mut open: Vec<_> = (0..OPENING_MAX).map(|_| member.opens().expect("within the bound")).collect();
+        let kept = open.last().cloned();
+        assert!(member.opens().is_none());
+        open.pop();
+        assert!(member.opens().is_none(), "a clone keeps the place");
+        drop(kept);
+        assert!(member.opens().is_some());
+        assert_eq!(member.refused(), 2);
     }
 
     #[test]

@@ -17,7 +17,11 @@ use tandem_runtime::secret;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{bucket::Bucket, caller::Caller, door::Peer};
+use super::{
+    bucket::Bucket,
+    caller::{Caller, Opened, Opening},
+    door::Peer,
+};
 
 /// Joins of everybody together, at once and each second: signing costs time, and a token is not guessed anyway.
 const JOINS: (u32, u32) = (50, 10);
@@ -69,12 +73,18 @@ fn method(path: &str) -> For {
 pub struct Guard {
     secret: Arc<str>,
     joins: Arc<Mutex<Bucket>>,
+    /// Of those who have shown nothing.
+    strangers: Opened,
 }
 
 impl Guard {
     /// That knows the local secret.
     pub fn new(secret: String) -> Guard {
-        Guard { secret: Arc::from(secret), joins: Arc::new(Mutex::new(Bucket::new(JOINS.0, JOINS.1))) }
+        Guard {
+            secret: Arc::from(secret),
+            joins: Arc::new(Mutex::new(Bucket::new(JOINS.0, JOINS.1))),
+            strangers: Opened::default(),
+        }
     }
 
     fn admit<B>(&self, request: &Request<B>) -> Result<Caller, Status> {
@@ -111,6 +121,17 @@ impl Guard {
             )),
             None => Err(Status::unauthenticated("nobody knows where this call comes from")),
         }
+    }
+
+    /// The place of a call until its first message is there. Who has the local secret needs none.
+    fn open(&self, caller: &Caller) -> Result<Option<Opening>, Status> {
+        let opening = match caller {
+            Caller::Local => return Ok(None),
+            Caller::Client(member) => member.opens(),
+            Caller::Stranger => self.strangers.one_more(),
+        };
+        let refused = || Status::resource_exhausted("too many calls have begun and said nothing yet: wait a moment");
+        opening.map(Some).ok_or_else(refused)
     }
 
     fn admit_plain<B>(&self, request: &Request<B>, wanted: For) -> Result<Caller, Status> {
@@ -157,8 +178,10 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        match self.guard.admit(&request) {
-            Ok(caller) => {
+        let admitted = self.guard.admit(&request).and_then(|caller| Ok((self.guard.open(&caller)?, caller)));
+        match admitted {
+            Ok((opening, caller)) => {
+                opening.map(|opening| request.extensions_mut().insert(opening));
                 request.extensions_mut().insert(caller);
                 Box::pin(self.inner.call(request))
             }

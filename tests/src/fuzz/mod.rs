@@ -97,6 +97,17 @@ mod tests {
     }
 
     #[test]
+    fn every_target_has_its_program_for_libfuzzer() {
+        let fuzz = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+        let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).expect("it is there");
+        for target in TARGETS {
+            let program = std::fs::read_to_string(fuzz.join(format!("fuzz_targets/{}.rs", target.name)));
+            assert!(program.is_ok_and(|text| text.contains(&format!("\"{}\"", target.name))), "{}", target.name);
+            assert!(manifest.contains(&format!("name = \"{}\"", target.name)), "{} is not built", target.name);
+        }
+    }
+
+    #[test]
     fn good_input_is_taken_as_it_is() {
         for target in TARGETS {
             for seed in (target.seeds)() {

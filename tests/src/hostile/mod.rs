@@ -131,7 +131,7 @@ impl Session {
             ..Default::default()
         };
         let attach = pb::ClientMessage { body: Some(Body::Attach(attach)) };
-        let (send, mut answers) = Self::open_raw(channel, attach.encode_to_vec()).await?;
+        let (send, mut answers) = Self::open_raw(channel, Some(attach.encode_to_vec().into())).await?;
         match answers.message().await?.and_then(|answer| answer.body) {
             Some(server_message::Body::Attached(attached)) => Ok(Session { send, answers, attached }),
             Some(server_message::Body::Refused(refused)) => {
@@ -141,13 +141,15 @@ impl Session {
         }
     }
 
-    /// A stream whose first message is this.
+    /// A stream whose first message is this, if it says anything.
     pub async fn open_raw(
         channel: &Channel,
-        first: impl Into<Bytes>,
+        first: Option<Bytes>,
     ) -> Result<(mpsc::Sender<Bytes>, Streaming<pb::ServerMessage>), Status> {
         let (send, stream) = mpsc::channel(64);
-        let _ = send.send(first.into()).await;
+        if let Some(first) = first {
+            let _ = send.send(first).await;
+        }
         let mut client = tonic::client::Grpc::new(channel.clone());
         client.ready().await.map_err(|error| Status::unavailable(format!("{error:?}")))?;
         let path = http::uri::PathAndQuery::from_static("/tandem.v1.Replication/Replicate");

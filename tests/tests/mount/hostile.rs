@@ -229,6 +229,44 @@ fn records_that_are_replayed_or_reordered_on_the_way_end_the_connection_and_noth
 }
 
 #[test]
+fn streams_that_say_nothing_are_bounded_and_other_clients_are_served() {
+    /// More than may wait for their first message.
+    const SILENT: usize = 60;
+    let Some(lab) = Lab::new("silent") else { return };
+    lab.allow_lost_peers();
+    let storage = lab.storage();
+    let (mute, other) = (hostile::join(&lab, &storage, "mute"), hostile::join(&lab, &storage, "other"));
+    rpc::block_on(async {
+        let channel = hostile::connect(storage.port(), &mute).await?;
+        let (mut open, mut refused) = (Vec::new(), 0);
+        for _ in 0..SILENT {
+            match Session::open_raw(&channel, None).await {
+                Ok(stream) => open.push(stream),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0 && !open.is_empty(), "{} are open", open.len());
+        let another = hostile::connect(storage.port(), &other).await?;
+        Session::open(&another, RUN).await?.go_live().await?;
+        // A place is free again when a stream has ended.
+        drop(open);
+        let mut again = Session::open(&channel, Run { client: 7, ..RUN }).await;
+        for _ in 0..1000 {
+            if again.is_ok() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            again = Session::open(&channel, Run { client: 7, ..RUN }).await;
+        }
+        again.map(drop)
+    })
+    .expect("another client is served");
+}
+
+#[test]
 fn connections_of_one_client_beyond_its_bound_are_refused_and_other_clients_are_served() {
     /// More than a client may have.
     const MANY: usize = 70;
