@@ -105,7 +105,9 @@ pub struct Opened(Arc<AtomicU32>);
 /// One such call, until the last of its clones is dropped. It is among the extensions of the request; who takes the request apart to wait for the
 /// first message of a stream keeps a clone until it is there.
 #[derive(Clone, Debug)]
-pub struct Opening(#[expect(dead_code, reason = "its end is what counts")] Arc<Place>);
+pub struct Opening {
+    _place: Arc<Place>,
+}
 
 #[derive(Debug)]
 struct Place(Arc<AtomicU32>);
@@ -120,7 +122,7 @@ impl Opened {
     /// One more, unless there are too many.
     pub fn one_more(&self) -> Option<Opening> {
         let before = self.0.fetch_add(1, Ordering::Relaxed);
-        let opening = Opening(Arc::new(Place(self.0.clone())));
+        let opening = Opening { _place: Arc::new(Place(self.0.clone())) };
         (before < OPENING_MAX).then_some(opening)
     }
 }
