@@ -43,6 +43,7 @@ mod probe;
 mod publish;
 pub mod record;
 mod recover;
+mod room;
 mod salvage;
 mod staging;
 
@@ -57,6 +58,7 @@ pub use record::{
     ChunkSource, ExtentSource, LogError, NoChunks, ObjectIdentity, Place, Record, RecordSource, Records, Writer,
 };
 use recover::Progress;
+pub use room::{Growth, INODE_BYTES};
 use staging::Staging;
 use tandem_proto::{
     chain::Chain,
@@ -329,6 +331,12 @@ impl<T: ReplicaTree> Replica<T> {
         staging.check_complete(objects)?;
         staging.finish_content(objects)?;
         objects.sync()
+    }
+
+    /// What a publish of the staging would do to the size of the tree, but for the data of its ops.
+    pub fn growth(&mut self) -> Result<Growth, ApplyError> {
+        let (staging, objects) = self.staging()?;
+        objects.growth(staging)
     }
 
     /// The record to log durably before [`Self::publish`].

@@ -73,16 +73,7 @@ struct Planner<'a, V> {
 
 /// Makes the plan from `view` to `view` with `net` over it.
 pub fn plan<V: View>(view: &V, net: &Changeset) -> Result<Vec<Step>, ApplyError> {
-    let mut planner = Planner {
-        view,
-        net,
-        gains: BTreeMap::new(),
-        alive_dirs: HashMap::new(),
-        lost: Vec::new(),
-        lost_cells: HashSet::new(),
-        parked: view.parked().into_iter().collect(),
-        steps: Vec::new(),
-    };
+    let mut planner = Planner::new(view, net);
     planner.collect()?;
     planner.close_over_dead_directories()?;
     let kept_out = planner.vacate()?;
@@ -90,7 +81,35 @@ pub fn plan<V: View>(view: &V, net: &Changeset) -> Result<Vec<Step>, ApplyError>
     Ok(planner.steps)
 }
 
-impl<V: View> Planner<'_, V> {
+/// The inodes that have no name any more in `view` with `net` over it.
+pub fn leaving<V: View>(view: &V, net: &Changeset) -> Result<Vec<InodeId>, ApplyError> {
+    let mut planner = Planner::new(view, net);
+    planner.collect()?;
+    planner.close_over_dead_directories()?;
+    let lost: BTreeSet<InodeId> = std::mem::take(&mut planner.lost).into_iter().map(|(_, id)| id).collect();
+    let mut gone = Vec::new();
+    for id in lost {
+        if !planner.is_alive(&id)? {
+            gone.push(id);
+        }
+    }
+    Ok(gone)
+}
+
+impl<'a, V: View> Planner<'a, V> {
+    fn new(view: &'a V, net: &'a Changeset) -> Self {
+        Planner {
+            view,
+            net,
+            gains: BTreeMap::new(),
+            alive_dirs: HashMap::new(),
+            lost: Vec::new(),
+            lost_cells: HashSet::new(),
+            parked: view.parked().into_iter().collect(),
+            steps: Vec::new(),
+        }
+    }
+
     /// Changed cells, from the assignments.
     fn collect(&mut self) -> Result<(), ApplyError> {
         let mut dirs: Vec<_> = self.net.dirs.iter().collect();

@@ -572,3 +572,6 @@ mod salvage;
 
 #[path = "complete_tests.rs"]
 mod complete;
+
+#[path = "room_tests.rs"]
+mod room;

@@ -374,6 +374,11 @@ impl ReplicaTree for FsTree {
         })
     }
 
+    fn allocated(&self, node: &FsNode) -> io::Result<u64> {
+        let stat = statx(&*node.fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BLOCKS)?;
+        Ok(stat.stx_blocks.saturating_mul(512))
+    }
+
     fn set_owner(&self, node: &FsNode, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         fs_meta::set_owner(node, uid, gid)
     }

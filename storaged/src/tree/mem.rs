@@ -464,6 +464,11 @@ impl ReplicaTree for MemTree {
         })
     }
 
+    /// Zeroes are holes here.
+    fn allocated(&self, node: &MemNode) -> io::Result<u64> {
+        self.with(node, |inode| inode.data.iter().filter(|byte| **byte != 0).count() as u64)
+    }
+
     fn set_owner(&self, node: &MemNode, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         self.change(Mutation::Owner(node.0, uid, gid))
     }

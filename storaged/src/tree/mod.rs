@@ -116,6 +116,8 @@ pub trait ReplicaTree: Clone + Send + Sync + 'static {
     fn identity(&self, node: &Self::Node) -> io::Result<ObjectIdentity>;
     /// Its state.
     fn stat(&self, node: &Self::Node) -> io::Result<Stat>;
+    /// Bytes that its content takes on the disk.
+    fn allocated(&self, node: &Self::Node) -> io::Result<u64>;
     /// Sets owner and group, those that are given.
     fn set_owner(&self, node: &Self::Node, uid: Option<u32>, gid: Option<u32>) -> io::Result<()>;
     /// Sets the permission bits. Not for symlinks.

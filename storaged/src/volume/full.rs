@@ -4,10 +4,11 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     core::Core,
-    quota::{Cost, Verdict},
+    quota::{Cost, To, Used, Verdict},
     settings::Special,
 };
 use crate::{
+    apply::ApplyError,
     ingest::{
         incoming::Incoming,
         receiver::Phase,
@@ -39,7 +40,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
     }
 
     /// It was; `None`: it could not be.
-    pub fn measured(&mut self, used: Option<u64>, now: Instant) {
+    pub fn measured(&mut self, used: Option<Used>, now: Instant) {
         self.quota.measured(used, now);
     }
 
@@ -49,26 +50,58 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return Ok(Some(message));
         }
         if matches!(message, Incoming::Publish { .. }) {
-            // What was made of chunks that the replica had was not counted.
-            self.quota.want();
+            return self.check_publish(message);
         }
         let Some(bytes) = Cost::bytes_of(&message) else { return Ok(Some(message)) };
-        let cost = Cost { bytes, staged: matches!(self.receiver.phase(), Phase::Staging { .. }) };
+        let to = match (self.receiver.phase(), &message) {
+            (Phase::Staging { .. }, Incoming::Batch(_)) => To::Log,
+            (Phase::Staging { .. }, Incoming::Stage(_)) => To::Staging,
+            _ => To::Tree,
+        };
+        let cost = Cost { bytes, to };
         match self.quota.verdict(cost, now) {
             Verdict::Fits => {
                 self.quota.note(cost);
                 Ok(Some(message))
             }
-            Verdict::Measure => {
-                self.quota.want();
-                self.held = Some(message);
-                Ok(None)
+            Verdict::Measure => Ok(self.measure_first(message)),
+            // What an earlier resync left gives way.
+            Verdict::Over if to == To::Staging && self.replica.drop_salvage().unwrap_or(false) => {
+                Ok(self.measure_first(message))
             }
-            Verdict::Over => {
-                let refusal = Refusal::new(Reason::Quota, self.quota.message()).retry();
-                self.last_error = Arc::from(refusal.message.as_str());
-                Err(refusal)
-            }
+            Verdict::Over => Err(self.over(self.quota.message())),
         }
+    }
+
+    /// The same for a publish, whose bytes are all there: what is left when it is done?
+    fn check_publish(&mut self, message: Incoming) -> Result<Option<Incoming>, Refusal> {
+        match self.quota.publish_verdict(None) {
+            Verdict::Fits => return Ok(Some(message)),
+            Verdict::Measure => return Ok(self.measure_first(message)),
+            Verdict::Over => {}
+        }
+        let growth = match self.replica.growth() {
+            Ok(growth) => growth,
+            // What is wrong with it is said when it is taken.
+            Err(ApplyError::Protocol { .. }) => return Ok(Some(message)),
+            Err(error) => return Err(Refusal::unavailable(format!("what the resync leaves cannot be told: {error}"))),
+        };
+        match self.quota.publish_verdict(Some(growth)) {
+            Verdict::Fits => Ok(Some(message)),
+            Verdict::Measure => Ok(self.measure_first(message)),
+            Verdict::Over => Err(self.over(self.quota.publish_message(growth))),
+        }
+    }
+
+    fn measure_first(&mut self, message: Incoming) -> Option<Incoming> {
+        self.quota.want();
+        self.held = Some(message);
+        None
+    }
+
+    fn over(&mut self, message: String) -> Refusal {
+        let refusal = Refusal::new(Reason::Quota, message).retry();
+        self.last_error = Arc::from(refusal.message.as_str());
+        refusal
     }
 }

@@ -1,8 +1,9 @@
 //! How much a volume may hold: a pure decision over what was measured and what came since.
 //!
-//! Promise: what a volume keeps in its tree and its staging stays below its quota, but for an eighth that only a resync may take, so that
-//! a folder that became smaller gets through. The writer is refused before anything of a message is taken, so the replica stays at a
-//! consistent point, and goes on when there is room.
+//! Promise: what a volume keeps in its tree stays below its quota. While a resync is under way as much again may be staged, because what it
+//! replaces is still there beside it; what its publish would leave is looked at before it (`apply/room.rs`), and a volume that would
+//! grow beyond its quota by it stays as it is. The writer is refused before anything of a message is taken, so the replica stays at
+//! a consistent point, and goes on when there is room.
 //!
 //! Nothing is counted op by op. What is accepted is added up, overwritten or not, which is too much rather than too little; when that
 //! sum reaches the quota the volume is measured (blocks, as `du` has them, by a thread of its own), and the sum begins anew. So a
@@ -20,10 +21,12 @@ use std::{
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use tandem_proto::{op::Change, stage::Stage};
 
-use crate::{ingest::incoming::Incoming, tree::Area};
+use crate::{
+    apply::{Growth, INODE_BYTES},
+    ingest::incoming::Incoming,
+    tree::Area,
+};
 
-/// What an inode costs beside its blocks: so nobody fills a disk with empty files.
-const INODE_BYTES: u64 = 512;
 /// Bytes of one block, as `stat` counts them.
 const BLOCK_BYTES: u64 = 512;
 /// What was accepted since a measurement may be so much, whatever the quota is, before it is made again.
@@ -48,8 +51,34 @@ pub enum Verdict {
 pub struct Cost {
     /// Bytes.
     pub bytes: u64,
-    /// It is part of a resync.
-    pub staged: bool,
+    /// Where they go.
+    pub to: To,
+}
+
+/// Where the bytes of a message go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// To the tree.
+    Tree,
+    /// To the staging area.
+    Staging,
+    /// To the log, and with a publish to the tree.
+    Log,
+}
+
+/// What a volume takes on its disk, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Its tree.
+    pub tree: u64,
+    /// What is staged.
+    pub staging: u64,
+}
+
+impl Used {
+    fn total(self) -> u64 {
+        self.tree.saturating_add(self.staging)
+    }
 }
 
 impl Cost {
@@ -77,11 +106,15 @@ fn change_bytes(change: &Change) -> u64 {
 #[derive(Debug, Default)]
 pub struct Quota {
     limit: Option<u64>,
-    used: Option<u64>,
+    used: Option<Used>,
     /// Accepted since the last measurement began.
     since: u64,
     /// Of that, before the one that is under way.
     before: u64,
+    /// Data of ops that wait for a publish: they are in the log, which no measurement sees.
+    logged: u64,
+    /// Nothing was accepted since the last measurement began.
+    exact: bool,
     measured: Option<Instant>,
     took: Duration,
     /// A measurement is asked for, or under way since then.
@@ -108,15 +141,17 @@ impl Quota {
 
     /// How much it holds at most; 0: not known.
     pub fn used(&self) -> u64 {
-        self.used.map_or(0, |used| used.saturating_add(self.since))
+        self.used.map_or(0, |used| used.total().saturating_add(self.since).saturating_add(self.logged))
     }
 
     /// Whether a message may be taken.
     pub fn verdict(&self, cost: Cost, now: Instant) -> Verdict {
         let Some(limit) = self.limit else { return Verdict::Fits };
         let Some(used) = self.used else { return Verdict::Measure };
-        let bound = if cost.staged { limit.saturating_add(limit / 8) } else { limit };
-        let slack = (limit / 64).clamp(*SLACK_BYTES.start(), *SLACK_BYTES.end());
+        // A resync replaces what is there until its end, be it more than the quota.
+        let bound = if cost.to == To::Tree { limit } else { used.tree.max(limit).saturating_add(limit) };
+        let used = used.total().saturating_add(self.logged);
+        let slack = slack(limit);
         if used.saturating_add(self.since).saturating_add(cost.bytes) <= bound {
             return Verdict::Fits;
         }
@@ -132,12 +167,37 @@ impl Quota {
         }
     }
 
+    /// Whether a resync may be published that does this to the tree; without its growth as far as that can be said without it.
+    pub fn publish_verdict(&self, growth: Option<Growth>) -> Verdict {
+        let Some(limit) = self.limit else { return Verdict::Fits };
+        let Some(used) = self.used.filter(|_| self.exact && self.begun.is_none()) else { return Verdict::Measure };
+        let Some(growth) = growth else {
+            return if self.used() <= limit { Verdict::Fits } else { Verdict::Over };
+        };
+        let left = used.tree.saturating_sub(growth.goes).saturating_add(growth.comes);
+        // What is beyond its quota may become smaller, or stay. Ops may have written to the same place again and again.
+        let most = used.tree.max(limit.saturating_add(slack(limit)));
+        let fits = left <= most && left.saturating_add(self.logged) <= most.saturating_add(limit / 8);
+        if fits { Verdict::Fits } else { Verdict::Over }
+    }
+
+    /// The staging came to its end: what waited in the log is in the tree now, or was dropped.
+    pub fn staging_ended(&mut self, published: bool) {
+        let logged = std::mem::take(&mut self.logged);
+        if published && self.limit.is_some() {
+            self.since = self.since.saturating_add(logged);
+            self.want();
+        }
+    }
+
     /// A message was taken.
     pub fn note(&mut self, cost: Cost) {
         if self.limit.is_some() {
-            self.since = self.since.saturating_add(cost.bytes);
+            self.exact = false;
+            let sum = if cost.to == To::Log { &mut self.logged } else { &mut self.since };
+            *sum = sum.saturating_add(cost.bytes);
             // A resync begins again and again with what fits.
-            self.told &= cost.staged;
+            self.told &= cost.to != To::Tree;
         }
     }
 
@@ -161,10 +221,11 @@ impl Quota {
         self.wanted = false;
         self.begun = Some(now);
         self.before = self.since;
+        self.exact = true;
     }
 
     /// It has ended; `None`: it failed, and what was known stands.
-    pub fn measured(&mut self, used: Option<u64>, now: Instant) {
+    pub fn measured(&mut self, used: Option<Used>, now: Instant) {
         self.took = self.begun.take().map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
         if let Some(used) = used {
             self.used = Some(used);
@@ -172,7 +233,7 @@ impl Quota {
             self.measured = Some(now);
         } else if self.used.is_none() {
             // Without a measurement nothing can be said: the next message asks for one again.
-            self.used = Some(0);
+            self.used = Some(Used::default());
         }
         self.before = 0;
     }
@@ -183,23 +244,38 @@ impl Quota {
         format!(
             "the volume holds {} bytes and its quota is {limit}: what is new is not taken. Remove files from the folder, or raise it with \
              `tandem volume set NAME --quota SIZE` on the storage host; it goes on by itself",
-            self.used.unwrap_or(0)
+            self.used.unwrap_or_default().total()
+        )
+    }
+
+    /// What the writer is told when a resync would leave more than the volume may hold.
+    pub fn publish_message(&self, growth: Growth) -> String {
+        let (limit, tree) = (self.limit.unwrap_or(0), self.used.unwrap_or_default().tree);
+        let left = tree.saturating_sub(growth.goes).saturating_add(growth.comes).saturating_add(self.logged);
+        format!(
+            "the volume would hold {left} bytes and its quota is {limit}: the resync is not taken. Remove files from the folder, or raise it \
+             with `tandem volume set NAME --quota SIZE` on the storage host; it goes on by itself"
         )
     }
 }
 
+fn slack(limit: u64) -> u64 {
+    (limit / 64).clamp(*SLACK_BYTES.start(), *SLACK_BYTES.end())
+}
+
 /// Bytes that the tree and the staging of a volume take on their disk. Follows no links.
-pub fn measure(volume: &Path) -> io::Result<u64> {
+pub fn measure(volume: &Path) -> io::Result<Used> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut total = Total::default();
-    for area in [Area::Tree, Area::Staging] {
+    let (mut total, mut used) = (Total::default(), Used::default());
+    for (area, bytes) in [(Area::Tree, &mut used.tree), (Area::Staging, &mut used.staging)] {
         match rustix::fs::openat(CWD, volume.join(area.path()), flags, Mode::empty()) {
             Ok(top) => total.add_below(top)?,
             Err(rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
+        *bytes = std::mem::take(&mut total.bytes);
     }
-    Ok(total.bytes)
+    Ok(used)
 }
 
 #[derive(Default)]
@@ -259,12 +335,17 @@ impl Total {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Cost, Quota, Verdict, measure};
+    use super::{Cost, Quota, To, Used, Verdict, measure};
+    use crate::apply::Growth;
 
     const MIB: u64 = 1 << 20;
 
     fn op(bytes: u64) -> Cost {
-        Cost { bytes, staged: false }
+        Cost { bytes, to: To::Tree }
+    }
+
+    fn tree(bytes: u64) -> Option<Used> {
+        Some(Used { tree: bytes, staging: 0 })
     }
 
     #[test]
@@ -276,10 +357,12 @@ mod tests {
         assert!(quota.wants());
         quota.begin(now);
         assert!(!quota.wants() && quota.is_waiting());
-        quota.measured(Some(90 * MIB), now);
+        quota.measured(tree(90 * MIB), now);
         assert_eq!(quota.verdict(op(10 * MIB), now), Verdict::Fits);
         assert_eq!(quota.verdict(op(12 * MIB), now), Verdict::Over);
-        assert_eq!(quota.verdict(Cost { bytes: 12 * MIB, staged: true }, now), Verdict::Fits, "a resync's eighth");
+        let staged = |bytes| Cost { bytes, to: To::Staging };
+        assert_eq!(quota.verdict(staged(110 * MIB), now), Verdict::Fits, "what is replaced is there until the end");
+        assert_eq!(quota.verdict(staged(111 * MIB), now), Verdict::Over);
     }
 
     #[test]
@@ -287,14 +370,14 @@ mod tests {
         let (mut quota, now) = (Quota::default(), Instant::now());
         quota.set(Some(64 * MIB));
         quota.begin(now);
-        quota.measured(Some(60 * MIB), now);
+        quota.measured(tree(60 * MIB), now);
         for _ in 0..4 {
             quota.note(op(MIB));
         }
         assert_eq!(quota.verdict(op(2 * MIB), now), Verdict::Measure, "it may all have been overwritten");
         quota.begin(now);
         quota.note(op(MIB));
-        quota.measured(Some(60 * MIB), now);
+        quota.measured(tree(60 * MIB), now);
         assert_eq!(quota.used(), 61 * MIB, "what came during a measurement counts beside it");
         assert_eq!(quota.verdict(op(2 * MIB), now), Verdict::Fits);
     }
@@ -304,14 +387,39 @@ mod tests {
         let (mut quota, now) = (Quota::default(), Instant::now());
         quota.set(Some(MIB));
         quota.begin(now);
-        quota.measured(Some(2 * MIB), now);
+        quota.measured(tree(2 * MIB), now);
         assert_eq!(quota.verdict(op(1), now), Verdict::Over);
         assert!(quota.message().contains("tandem volume set"));
         let later = now + Duration::from_secs(3);
         assert_eq!(quota.verdict(op(1), later), Verdict::Measure);
         quota.begin(later);
-        quota.measured(Some(0), later);
+        quota.measured(tree(0), later);
         assert_eq!(quota.verdict(op(MIB), later), Verdict::Fits);
+    }
+
+    #[test]
+    fn a_resync_is_published_if_what_it_leaves_is_within_the_quota_or_no_more_than_there_was() {
+        let (mut quota, now) = (Quota::default(), Instant::now());
+        quota.set(Some(100 * MIB));
+        let growth = |comes, goes| Some(Growth { comes: comes * MIB, goes: goes * MIB });
+        quota.begin(now);
+        quota.measured(Some(Used { tree: 90 * MIB, staging: 90 * MIB }), now);
+        assert_eq!(quota.publish_verdict(None), Verdict::Over, "to be looked at");
+        assert_eq!(quota.publish_verdict(growth(90, 90)), Verdict::Fits);
+        assert_eq!(quota.publish_verdict(growth(90, 70)), Verdict::Over);
+        quota.note(Cost { bytes: 20 * MIB, to: To::Log });
+        assert_eq!(quota.publish_verdict(growth(90, 90)), Verdict::Measure);
+        quota.begin(now);
+        quota.measured(Some(Used { tree: 90 * MIB, staging: 90 * MIB }), now);
+        assert_eq!(quota.publish_verdict(growth(90, 90)), Verdict::Fits, "they may write to one place");
+        assert_eq!(quota.publish_verdict(growth(98, 90)), Verdict::Over);
+        assert!(quota.publish_message(Growth::default()).contains("would hold 115343360 bytes"));
+        quota.staging_ended(true);
+        assert_eq!(quota.used(), 200 * MIB, "until it is measured");
+        // Lowered below what is there: it may stay, or become less.
+        quota.set(Some(MIB));
+        assert_eq!(quota.publish_verdict(growth(10, 10)), Verdict::Fits);
+        assert_eq!(quota.publish_verdict(growth(11, 10)), Verdict::Over);
     }
 
     #[test]
@@ -319,15 +427,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let tree = dir.path().join("tree");
         std::fs::create_dir_all(tree.join("a/b/c")).expect("made");
-        assert_eq!(measure(&dir.path().join("missing")).expect("nothing there"), 0);
-        let empty = measure(dir.path()).expect("measured");
+        assert_eq!(measure(&dir.path().join("missing")).expect("nothing there"), Used::default());
+        let empty = measure(dir.path()).expect("measured").tree;
         std::fs::write(tree.join("a/b/c/data"), vec![1; 1 << 20]).expect("written");
         std::fs::hard_link(tree.join("a/b/c/data"), tree.join("again")).expect("linked");
         std::os::unix::fs::symlink("/usr", tree.join("elsewhere")).expect("linked");
         let sparse = std::fs::File::create(tree.join("sparse")).expect("made");
         sparse.set_len(1 << 40).expect("sparse");
         std::fs::File::open(tree.join("a/b/c/data")).and_then(|file| file.sync_all()).expect("allocated");
-        let grown = measure(dir.path()).expect("measured") - empty;
+        let grown = measure(dir.path()).expect("measured").tree - empty;
         assert!((MIB..MIB + (64 << 10)).contains(&grown), "{grown}");
     }
 }

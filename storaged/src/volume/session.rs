@@ -291,6 +291,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         };
         if round == 1 {
             self.staging_start = Some(at);
+            self.quota.staging_ended(false);
         }
         self.staged = s0.seq.0;
         self.changed_at = Some(now);
@@ -384,6 +385,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return Ok(());
         }
         self.receiver.published(position);
+        self.quota.staging_ended(true);
         self.durable = position;
         self.staged = 0;
         self.publishing = Some(position);
@@ -410,6 +412,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.replica.stage_drop().map_err(|error| Refusal::unavailable(error.to_string()))?;
         self.append_now(&Record::StageDropped).map_err(|error| Refusal::unavailable(error.to_string()))?;
         self.staging_start = None;
+        self.quota.staging_ended(false);
         Ok(())
     }
 

@@ -24,6 +24,7 @@ use super::{
     core::Core,
     facts::Facts,
     hold::{Held, Place},
+    quota::Used,
     settings::Settings,
 };
 use crate::{
@@ -93,7 +94,7 @@ pub enum Command {
     /// How much its tree and staging take; none: they could not be measured.
     Measured {
         /// Bytes.
-        used: Option<u64>,
+        used: Option<Used>,
     },
     /// A check was compared.
     Checked {

@@ -70,6 +70,37 @@ fn full_volume_stops_its_writer_with_the_reason_and_goes_on_when_there_is_room()
 }
 
 #[test]
+fn content_that_is_replaced_within_the_quota_gets_through_a_resync_and_more_than_the_quota_does_not() {
+    let Some(lab) = Lab::new("replaced") else { return };
+    lab.allow("quota", "a full volume is said once");
+    lab.allow_lost_peers();
+    let storage = lab.storage();
+    volume(&lab, &storage, &["create", "vol", "--quota", "8MiB"]);
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("window=4M"));
+    let at = |name: &str| mount.path().join(name);
+    fs::write(at("old"), content(1, 6 * MIB)).expect("writable");
+    assert_replica_equal(&mount, &storage, "vol");
+
+    // Nothing of it is known to the replica, and both do not fit beside each other.
+    storage.daemon().terminate(SOON).expect("it ends");
+    fs::write(at("new"), content(2, 6 * MIB)).expect("writable");
+    fs::rename(at("new"), at("old")).expect("replaced");
+    storage.restart();
+    assert_replica_equal(&mount, &storage, "vol");
+
+    // This fits beside it, and would be too much at the end.
+    storage.daemon().terminate(SOON).expect("it ends");
+    fs::write(at("more"), content(3, 5 * MIB)).expect("writable");
+    storage.restart();
+    assert!(eventually(SOON, || mount.status().reason.contains("would hold")), "{:?}", mount.status());
+    assert!(!storage.tree("vol").join("more").exists(), "the replica stays as it is");
+    fs::remove_file(at("more")).expect("removable");
+    fs::write(at("less"), content(4, MIB)).expect("writable");
+    assert_replica_equal(&mount, &storage, "vol");
+    mount.unmount();
+}
+
+#[test]
 fn one_volume_at_its_quota_leaves_the_others_alone() {
     let Some(lab) = Lab::new("quotas") else { return };
     lab.allow("quota", "a full volume is said once");

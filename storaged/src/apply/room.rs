@@ -1,0 +1,151 @@
+//! What a publish would change in the size of the tree: known before it, so that a volume with a quota refuses what does not fit and takes
+//! what replaces as much as it brings.
+//!
+//! Blocks that files have are known, those that they will have are not always: what is staged beside a file may fall on what is there or
+//! on holes. It then counts as if it fell on holes, as far as the file's size allows. Data of ops is in the log and no part of this.
+
+use std::collections::HashSet;
+
+use tandem_proto::{
+    ids::{InodeId, Name},
+    stage::NodeType,
+};
+
+use super::{
+    content::ranges_name,
+    error::{ApplyError, OnObject as _},
+    objects::{Objects, area_name},
+    plan::{View, leaving},
+    record::ExtentSource,
+    staging::{StagedFile, Staging},
+};
+use crate::{
+    catalog::Cell,
+    tree::{Area, ReplicaTree},
+};
+
+/// What an inode costs beside its blocks: so nobody fills a disk with empty files.
+pub const INODE_BYTES: u64 = 512;
+/// Files end with a block.
+const BLOCK_BYTES: u64 = 4096;
+
+/// What a publish does to the size of the tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Growth {
+    /// Bytes that come, at most.
+    pub comes: u64,
+    /// Bytes that go.
+    pub goes: u64,
+}
+
+/// The tree as it is once adopted objects have their new ids.
+struct Adopted<'a, T: ReplicaTree> {
+    objects: &'a Objects<T>,
+    staging: &'a Staging,
+}
+
+impl<T: ReplicaTree> Adopted<'_, T> {
+    fn old(&self, id: &InodeId) -> Option<InodeId> {
+        match self.staging.adopted.get(id) {
+            Some(old) => Some(*old),
+            None => (!self.staging.is_claimed(id)).then_some(*id),
+        }
+    }
+
+    fn new(&self, old: InodeId) -> InodeId {
+        self.staging.claimed_by(&old).unwrap_or(old)
+    }
+}
+
+impl<T: ReplicaTree> View for Adopted<'_, T> {
+    fn entry(&self, dir: &InodeId, name: &Name) -> Result<Option<InodeId>, ApplyError> {
+        let Some(dir) = self.old(dir) else { return Ok(None) };
+        Ok(self.objects.entry(&dir, name)?.map(|id| self.new(id)))
+    }
+
+    fn names(&self, id: &InodeId) -> Result<Vec<Cell>, ApplyError> {
+        let Some(id) = self.old(id) else { return Ok(Vec::new()) };
+        Ok(self.objects.names(&id)?.into_iter().map(|(dir, name)| (self.new(dir), name)).collect())
+    }
+
+    fn entries(&self, dir: &InodeId) -> Result<Vec<(Name, InodeId)>, ApplyError> {
+        let Some(dir) = self.old(dir) else { return Ok(Vec::new()) };
+        Ok(self.objects.entries(&dir)?.into_iter().map(|(name, id)| (name, self.new(id))).collect())
+    }
+
+    fn node_type(&self, id: &InodeId) -> Result<Option<NodeType>, ApplyError> {
+        self.old(id).map_or(Ok(None), |id| self.objects.node_type(&id))
+    }
+
+    fn parked(&self) -> Vec<InodeId> {
+        self.objects.parked()
+    }
+
+    fn is_staged(&self, id: &InodeId) -> bool {
+        self.staging.has_new_object(id)
+    }
+}
+
+impl<T: ReplicaTree> Objects<T> {
+    /// What a publish of `staging` would do to the size of the tree.
+    pub fn growth(&mut self, staging: &mut Staging) -> Result<Growth, ApplyError> {
+        staging.fold();
+        let gone = leaving(&Adopted { objects: self, staging }, &staging.base)?;
+        let mut growth = Growth::default();
+        for id in &gone {
+            let object = staging.adopted.get(id).unwrap_or(id);
+            growth.goes += self.allocated(object)? + INODE_BYTES;
+        }
+        let gone: HashSet<InodeId> = gone.into_iter().collect();
+        for (id, file) in staging.files.iter().filter(|(id, _)| !gone.contains(id)) {
+            self.add_file(staging, id, file, &mut growth)?;
+        }
+        for (id, node) in &staging.base.nodes {
+            let is_new = node.kind.is_some() && staging.object_of(self, id)?.is_none();
+            growth.comes += if is_new { INODE_BYTES } else { 0 };
+        }
+        Ok(growth)
+    }
+
+    fn add_file(
+        &mut self,
+        staging: &Staging,
+        id: &InodeId,
+        file: &StagedFile,
+        growth: &mut Growth,
+    ) -> Result<(), ApplyError> {
+        let before = match (&file.object, staging.object_of(self, id)?) {
+            (Some(_), _) => {
+                let staged = self.staged_bytes(&area_name(id))?;
+                growth.comes += staged;
+                staged
+            }
+            (None, Some(object)) => self.allocated(&object)?,
+            (None, None) => 0,
+        };
+        let Some(last) = file.rounds.last() else { return Ok(()) };
+        let is_beside = |round: &super::staging::RoundContent| {
+            round.extents.iter().any(|extent| extent.source == ExtentSource::Staged)
+        };
+        let beside = if file.rounds.iter().any(is_beside) { self.staged_bytes(&ranges_name(id))? } else { 0 };
+        let most = last.size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
+        let after = before.saturating_add(beside).min(most);
+        growth.comes += after.saturating_sub(before);
+        growth.goes += before.saturating_sub(after);
+        Ok(())
+    }
+
+    fn allocated(&mut self, id: &InodeId) -> Result<u64, ApplyError> {
+        let node = self.open(id)?;
+        self.tree.allocated(&node).on("look at", id)
+    }
+
+    fn staged_bytes(&mut self, name: &[u8]) -> Result<u64, ApplyError> {
+        let show = || String::from_utf8_lossy(name).into_owned();
+        match self.tree.open(&self.tree.area(Area::Staging), name, NodeType::Regular) {
+            Ok(node) => self.tree.allocated(&node).on("look at the staged", show()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(ApplyError::from_io("look at the staged", show(), error)),
+        }
+    }
+}
