@@ -102,7 +102,7 @@ impl Layers {
     pub fn settings(&self) -> Result<(Settings, Vec<Setting>), UsageError> {
         let mut all = Vec::new();
         for file in &self.files {
-            all.extend(settings::from_file(file, &keys::names()).map_err(UsageError)?);
+            all.extend(settings::from_file(file, &keys::names(), keys::is_path).map_err(UsageError)?);
         }
         all.extend(self.given.iter().cloned());
         let mut settings = Settings::default();

@@ -121,6 +121,10 @@ struct Flags {
     /// Authorities (PEM) whose certificates are clients by the name in them; `tandem grant` gives them roles
     #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
+    /// Revocation lists (PEM) of those authorities: certificates that they name are nobody's any more. An authority without a list revokes
+    /// nothing
+    #[arg(long, value_name = "FILE")]
+    tls_client_crl: Option<PathBuf>,
     /// One option, as in the configuration file
     #[arg(short = 'o', value_name = "KEY=VALUE", global = true)]
     option: Vec<String>,
@@ -257,13 +261,15 @@ pub struct OwnTls {
     pub shown: Option<(PathBuf, PathBuf)>,
     /// `--tls-client-ca`.
     pub client_ca: Option<PathBuf>,
+    /// `--tls-client-crl`.
+    pub client_crl: Option<PathBuf>,
 }
 
 impl OwnTls {
     /// The files that it is made of.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let shown = self.shown.iter().flat_map(|(cert, key)| [cert.as_path(), key.as_path()]);
-        shown.chain(self.client_ca.as_deref())
+        shown.chain(self.client_ca.as_deref()).chain(self.client_crl.as_deref())
     }
 }
 
@@ -290,6 +296,10 @@ impl Config {
             (Some(cert), Some(key)) => Some((cert, key)),
             _ => return wrong("--tls-cert and --tls-key belong together: give both"),
         };
+        let (client_ca, client_crl) = (values.path("tls-client-ca"), values.path("tls-client-crl"));
+        if client_crl.is_some() && client_ca.is_none() {
+            return wrong("--tls-client-crl revokes certificates of --tls-client-ca: give both");
+        }
         Ok(Config {
             data,
             insecure: values.flag("insecure")?,
@@ -301,7 +311,7 @@ impl Config {
             }),
             account,
             sandbox,
-            own_tls: OwnTls { shown, client_ca: values.path("tls-client-ca") },
+            own_tls: OwnTls { shown, client_ca, client_crl },
             deleted_keep: deleted_keep(values.text("deleted-keep"))?,
             keepalive: keepalive(values.number("keepalive")?)?,
             web: values.text("web").map_or(Ok(Listen::default()), |web| web.parse()).map_err(ConfigError)?,

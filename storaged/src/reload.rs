@@ -14,7 +14,8 @@ use crate::{
 };
 
 /// Keys whose change counts at once.
-const CHANGEABLE: &[&str] = &["log-level", "history-keep", "quota", "special", "tls-cert", "tls-key", "tls-client-ca"];
+const CHANGEABLE: &[&str] =
+    &["log-level", "history-keep", "quota", "special", "tls-cert", "tls-key", "tls-client-ca", "tls-client-crl"];
 
 /// See the module.
 pub struct Reload {

@@ -199,7 +199,7 @@ impl ServerAddress {
                 };
                 Ok::<_, io::Error>(TokioIo::new(match route {
                     Route::Plain => Wire::Plain(watched),
-                    Route::Tls(tls) => Wire::Tls(Box::new(tls.connect(watched).await?.into())),
+                    Route::Tls(tls) => Wire::tls(tls.connect(watched).await?.into()),
                 }))
             }
         };

@@ -110,13 +110,20 @@ fn is_known(key: &str, known: &[&str]) -> bool {
     known.iter().any(|name| plain(name) == key)
 }
 
-/// What a TOML file says. A list gives a key several values.
-pub fn from_file(path: &Path, known: &[&str]) -> Result<Vec<Given>, String> {
+/// What a TOML file says. A list gives a key several values. A relative path (`is_path`) begins at the directory of the file: the daemon's own
+/// is nobody's business.
+pub fn from_file(path: &Path, known: &[&str], is_path: impl Fn(&str) -> bool) -> Result<Vec<Given>, String> {
     let text = read(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => format!("configuration {}: there is no such file", path.display()),
         _ => format!("configuration {}: {error}", path.display()),
     })?;
-    from_text(&text, path, known).map_err(|why| format!("configuration {}: {why}", path.display()))
+    let given = from_text(&text, path, known);
+    let mut given = given.map_err(|why| format!("configuration {}: {why}", path.display()))?;
+    let beside = path.parent().unwrap_or(Path::new("/"));
+    for one in given.iter_mut().filter(|one| is_path(&one.key)) {
+        one.value = one.value.take().map(|value| beside.join(value).into_os_string());
+    }
+    Ok(given)
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -22,6 +22,14 @@ pub fn keys() -> Vec<String> {
     long.filter(|name| !NO_KEYS.contains(name)).map(str::to_owned).collect()
 }
 
+/// Whether the value of a key is a path.
+fn is_path(key: &str) -> bool {
+    let command = Flags::command();
+    let argument = command.get_arguments().find(|argument| argument.get_long().is_some_and(|name| plain(name) == key));
+    let names = argument.and_then(|argument| argument.get_value_names()).unwrap_or_default();
+    names.iter().any(|name| matches!(name.as_str(), "DIR" | "FILE"))
+}
+
 /// A command line, and the environment that it was written in.
 #[derive(Debug)]
 pub struct Arguments {
@@ -76,7 +84,7 @@ impl Arguments {
         let keys = keys();
         let known: Vec<&str> = keys.iter().map(String::as_str).collect();
         let mut all = match &self.file {
-            Some(file) => settings::from_file(file, &known).map_err(ConfigError)?,
+            Some(file) => settings::from_file(file, &known, is_path).map_err(ConfigError)?,
             None => Vec::new(),
         };
         all.extend(self.given.iter().cloned());

@@ -48,6 +48,7 @@ impl Config {
             "tls-cert" => path(own.map(|(cert, _)| cert.as_path())),
             "tls-key" => path(own.map(|(_, key)| key.as_path())),
             "tls-client-ca" => path(self.own_tls.client_ca.as_deref()),
+            "tls-client-crl" => path(self.own_tls.client_crl.as_deref()),
             // A test walks the flags.
             _ => String::new(),
         }

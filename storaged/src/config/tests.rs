@@ -61,6 +61,7 @@ fn every_flag_is_a_key_of_the_file_a_variable_and_an_option_and_later_ones_win()
             (key == "hook" || (is_of_hook && key != "hook-dir"), "--hook-dir", inside),
             (key == "tls-cert", "--tls-key", "/k"),
             (key == "tls-key", "--tls-cert", "/c"),
+            (key == "tls-client-crl", "--tls-client-ca", "/a"),
         ] {
             if needed {
                 rest.extend([word, value]);
@@ -103,6 +104,18 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     assert!(config.log_json);
     let config = load("data = 'x'", &[]).expect("good");
     assert_eq!(config.listen.to_string(), "127.0.0.1:7440");
+}
+
+#[test]
+fn a_relative_path_in_a_file_begins_at_the_directory_of_the_file() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("storaged.toml");
+    std::fs::write(&file, "data = 'volumes'\ntls-client-ca = '../ca.pem'\n").expect("written");
+    let config =
+        arguments(&["--config", file.to_str().expect("text"), "-o", "tls-client-crl=crl.pem"], &[]).expect("good");
+    assert_eq!(config.data, dir.path().join("volumes"));
+    assert_eq!(config.own_tls.client_ca, Some(dir.path().join("../ca.pem")));
+    assert_eq!(config.own_tls.client_crl, Some("crl.pem".into()), "on the command line it is the working directory");
 }
 
 #[test]

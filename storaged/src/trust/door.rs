@@ -248,7 +248,7 @@ impl Door {
         let joined = chain.first().and_then(|certificate| self.registry.find(&Fingerprint::of(certificate)));
         let named = || answer.foreign.name_of(chain).and_then(|name| self.registry.find_named(&name));
         let member = joined.or_else(named);
-        let wire = Wire::Tls(Box::new(tls.into()));
+        let wire = Wire::tls(tls.into());
         let Some(member) = member else { return Ok(self.guest(wire, Peer::Unknown, None, place)) };
         match member.connected(now_s()) {
             None => Ok(self.guest(wire, Peer::Crowding, None, place)),

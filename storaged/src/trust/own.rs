@@ -1,10 +1,11 @@
-//! Certificates of somebody else's authority (`--tls-cert`, `--tls-key`, `--tls-client-ca`), beside those of our own.
+//! Certificates of somebody else's authority (`--tls-cert`, `--tls-key`, `--tls-client-ca`, `--tls-client-crl`), beside those of our own.
 //!
 //! ```text
 //!  shown:    the client asks for the name of our own CA ─► our own certificate
 //!            for any other name, or none                ─► that of --tls-cert, if there is one
 //!  believed: a certificate that the registry knows      ─► that client
-//!            one that --tls-client-ca vouches for       ─► the client of the name in it, if somebody gave that name roles
+//!            one that --tls-client-ca vouches for, and that no list of --tls-client-crl names
+//!                                                       ─► the client of the name in it, if somebody gave that name roles
 //! ```
 //! The two kinds of clients never mix: one that joined is known by its certificate only, whatever name another authority writes in its own.
 
@@ -16,7 +17,7 @@ use rustls::{
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
-use tandem_runtime::tls::{certificates, private_key, provider};
+use tandem_runtime::tls::{certificates, private_key, provider, revocation_lists};
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
 use super::TrustError;
@@ -57,8 +58,12 @@ impl Foreign {
             false => {
                 let mut store = RootCertStore::empty();
                 roots.iter().try_for_each(|root| store.add(root.clone())).map_err(|error| tls(&error))?;
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider()).build();
-                Some(verifier.map_err(|error| tls(&error))?)
+                let revoked = files.client_crl.as_deref().map_or(Ok(Vec::new()), revocation_lists)?;
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider())
+                    .with_crls(revoked)
+                    // Of an authority without a list, as there are without this option.
+                    .allow_unknown_revocation_status();
+                Some(verifier.build().map_err(|error| tls(&error))?)
             }
         };
         Ok(Foreign { shown, roots, verifier })
@@ -99,7 +104,10 @@ pub fn is_name(name: &str) -> bool {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
+        KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+    };
 
     use super::{Foreign, is_name, name_in};
     use crate::config::OwnTls;
@@ -109,15 +117,18 @@ mod tests {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pem = params.self_signed(&key).expect("signed").pem();
         (Issuer::new(params, key), pem)
     }
 
     fn client(issuer: &Issuer<'static, KeyPair>, names: &[&str], common: &str) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().expect("a key");
+        let names_len = names.len() as u64 + 1;
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
         params.distinguished_name.push(DnType::CommonName, common);
+        params.serial_number = Some(SerialNumber::from(names_len));
         (params.signed_by(&key, issuer).expect("signed"), key)
     }
 
@@ -132,7 +143,7 @@ mod tests {
         let file = dir.path().join("ca.pem");
         let ((trusted, pem), (other, _)) = (authority("ours"), authority("theirs"));
         write(&file, &pem, 0o644);
-        let foreign = Foreign::load(&OwnTls { shown: None, client_ca: Some(file) }).expect("good");
+        let foreign = Foreign::load(&OwnTls { client_ca: Some(file), ..OwnTls::default() }).expect("good");
         let name = |certificate: &rcgen::Certificate| foreign.name_of(&[certificate.der().clone()]);
         assert_eq!(name(&client(&trusted, &["host.example"], "cn").0).as_deref(), Some("host.example"));
         assert_eq!(name(&client(&trusted, &[], "me@laptop").0).as_deref(), Some("me@laptop"));
@@ -144,12 +155,44 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_that_its_authority_revoked_is_nobodys() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (ca, list) = (dir.path().join("ca.pem"), dir.path().join("crl.pem"));
+        let ((one, pem), (two, another)) = (authority("one"), authority("two"));
+        write(&ca, &format!("{pem}{another}"), 0o644);
+        // The serial number of a certificate is the number of its names and one.
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(2),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let revoked = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2024, 2, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        write(&list, &revoked.signed_by(&one).expect("signed").pem().expect("text"), 0o644);
+        let files = OwnTls { shown: None, client_ca: Some(ca.clone()), client_crl: Some(list) };
+        let foreign = Foreign::load(&files).expect("good");
+        let name = |issuer, names: &[&str]| foreign.name_of(&[client(issuer, names, "cn").0.der().clone()]);
+        assert_eq!(name(&one, &["revoked.example"]), None);
+        assert_eq!(name(&one, &["a.example", "b.example"]).as_deref(), Some("a.example"));
+        assert_eq!(name(&two, &["a.example"]).as_deref(), Some("a.example"), "it has no list");
+        let files = OwnTls { client_crl: Some(ca), ..files };
+        assert!(Foreign::load(&files).expect_err("no list").to_string().contains("revocation list"));
+    }
+
+    #[test]
     fn a_key_that_others_may_read_or_of_another_certificate_is_refused() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
         let (issuer, _) = authority("ours");
         let ((made, its), (_, another)) = (client(&issuer, &["a"], "a"), client(&issuer, &["b"], "b"));
-        let files = OwnTls { shown: Some((cert.clone(), key.clone())), client_ca: None };
+        let files = OwnTls { shown: Some((cert.clone(), key.clone())), ..OwnTls::default() };
         write(&cert, &made.pem(), 0o644);
         write(&key, &its.serialize_pem(), 0o600);
         assert!(Foreign::load(&files).expect("good").shown.is_some());

@@ -85,7 +85,7 @@ impl ClientTls {
 }
 
 /// The same error, in words that help.
-fn explained(error: io::Error) -> io::Error {
+pub(super) fn explained(error: io::Error) -> io::Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(inner) => io::Error::new(error.kind(), explain(inner)),
         None => error,

@@ -26,7 +26,7 @@ use rustls::crypto::CryptoProvider;
 pub use self::{
     client::{ClientTls, Trusting},
     identity::{Identity, IdentityError, check_private, identities, path_for, section},
-    own::{Own, OwnFiles, certificates, private_key},
+    own::{Own, OwnFiles, certificates, private_key, revocation_lists},
     token::{BadToken, SECRET_BYTES, Token},
     wire::Wire,
 };

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
 
 use super::{IdentityError, check_private};
 
@@ -54,6 +54,17 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Identit
     let found = found.map_err(|error| damaged(path, error))?;
     if found.is_empty() {
         return Err(damaged(path, "it holds no certificate (PEM)"));
+    }
+    Ok(found)
+}
+
+/// All revocation lists of a PEM file; there is one at least.
+pub fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, IdentityError> {
+    let text = read(path)?;
+    let found = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|error| damaged(path, error))?;
+    if found.is_empty() {
+        return Err(damaged(path, "it holds no revocation list (PEM, X509 CRL)"));
     }
     Ok(found)
 }
