@@ -126,8 +126,8 @@ impl ActivityLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let generation = bytes.get(4..8).map_or(1, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-        let mut recovered = recover(&bytes, generation);
+        let generation = generation_of(&bytes);
+        let mut recovered = recover(&bytes);
         if recovered.damaged {
             // The fresh file is whole, so it must say by itself that marks may be missing: without a floor everything is compared.
             recovered.header.floor = Position::default();
@@ -324,7 +324,14 @@ fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
     }
 }
 
-fn recover(bytes: &[u8], generation: u32) -> Recovered {
+/// That of the first record.
+fn generation_of(bytes: &[u8]) -> u32 {
+    bytes.get(4..8).map_or(1, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+}
+
+/// What the bytes of a log say.
+pub fn recover(bytes: &[u8]) -> Recovered {
+    let generation = generation_of(bytes);
     let mut recovered = Recovered::default();
     let (mut at, mut header_seen) = (0, false);
     let mut marks: std::collections::BTreeMap<Generation, MarkRecord> = std::collections::BTreeMap::new();

@@ -72,8 +72,7 @@ pub fn save_durably(state_dir: &Path, dirty: &DirtySet) -> io::Result<()> {
 /// What was written down; `None` if nothing was, or if it cannot be understood: then the marks have to do.
 pub fn load(state_dir: &Path) -> Option<DirtySet> {
     let bytes = fs::read(state_dir.join(FILE)).ok()?;
-    let parsed = serde_json::from_slice::<Stored>(&bytes).ok().filter(|stored| stored.version == VERSION);
-    let dirty = parsed.as_ref().and_then(decode);
+    let dirty = parse(&bytes);
     if dirty.is_none() {
         tracing::warn!(file = FILE, "it cannot be understood: what differs is known as far as the marks go");
     }
@@ -86,6 +85,11 @@ pub fn forget(state_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// What the bytes of such a file say.
+pub fn parse(bytes: &[u8]) -> Option<DirtySet> {
+    decode(&serde_json::from_slice::<Stored>(bytes).ok().filter(|stored| stored.version == VERSION)?)
 }
 
 fn decode(stored: &Stored) -> Option<DirtySet> {

@@ -299,7 +299,8 @@ pub fn random_id() -> Result<Uuid, StateError> {
     Ok(Uuid(id))
 }
 
-fn parse_state(path: &Path, bytes: &[u8]) -> Result<MountState, StateError> {
+/// What the bytes of `state.json`, which is at `path`, say.
+pub fn parse_state(path: &Path, bytes: &[u8]) -> Result<MountState, StateError> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,

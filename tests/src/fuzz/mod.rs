@@ -7,6 +7,7 @@
 //! That needs nothing but a test, and runs with all others. `fuzz/` feeds the same targets by libFuzzer, which sees which branches an input
 //! takes and so gets further: `scripts/fuzz --coverage`.
 
+mod kept;
 mod mutate;
 mod receiver;
 mod stored;

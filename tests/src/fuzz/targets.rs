@@ -22,7 +22,7 @@ use tandem_storaged::{
     volume::state::State,
 };
 
-use super::{receiver, stored, wire};
+use super::{kept, receiver, stored, wire};
 
 /// Something that reads what others wrote.
 pub struct Target {
@@ -75,6 +75,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "index", what: "records of the content index", seeds: stored::index_seeds, run: stored::index },
     Target { name: "frame", what: "a framed record", seeds: frame_seeds, run: framed },
     Target { name: "state", what: "the state file of a volume", seeds: state_seeds, run: state },
+    Target { name: "kept", what: "what a mount keeps of its folder", seeds: kept::seeds, run: kept::run },
     Target { name: "token", what: "a token of tandem invite", seeds: token_seeds, run: token },
     Target { name: "identity", what: "a client's identity file", seeds: identity_seeds, run: identity },
     Target { name: "request", what: "a request for a certificate", seeds: request_seeds, run: request },

@@ -31,7 +31,7 @@ use tandem_runtime::frame;
 pub use self::{
     file::FileStore,
     mem::MemStore,
-    replay::{Expected, Refused, Replayed, replay},
+    replay::{Expected, Refused, Replayed, records, replay},
 };
 use crate::commit::{
     MarkCell, MarkCells,

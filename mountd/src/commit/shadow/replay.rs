@@ -110,6 +110,21 @@ fn content(bytes: &[u8]) -> Option<(DirtySet, Position, usize)> {
     let committed = usize::try_from(word(bytes, AT_COMMITTED + 8 * active)?).ok()?;
     let start = AT_HALVES.checked_add(active.checked_mul(half_len)?)?;
     let records = bytes.get(start..start.checked_add(half_len)?)?.get(..committed)?;
+    let mut bins = bins_of(records)?;
+    let mut coarse = 0;
+    for index in 0..INTENTS {
+        coarse += usize::from(bins.handle_intent(bytes, index)?);
+    }
+    let (dirty, floor) = bins.into_dirty()?;
+    Some((dirty, floor, coarse))
+}
+
+/// What the records of a half come to; `None`: they are damaged.
+pub fn records(records: &[u8]) -> Option<(DirtySet, Position)> {
+    bins_of(records)?.into_dirty()
+}
+
+fn bins_of(records: &[u8]) -> Option<Bins<'_>> {
     let mut bins = Bins::default();
     let generation = records.get(4..8).map_or(0, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
     let mut at = 0;
@@ -118,12 +133,7 @@ fn content(bytes: &[u8]) -> Option<(DirtySet, Position, usize)> {
         bins.handle(&found)?;
         at += found.len;
     }
-    let mut coarse = 0;
-    for index in 0..INTENTS {
-        coarse += usize::from(bins.handle_intent(bytes, index)?);
-    }
-    let (dirty, floor) = bins.into_dirty()?;
-    Some((dirty, floor, coarse))
+    Some(bins)
 }
 
 /// Window, dirty and frozen set as the records leave them.
