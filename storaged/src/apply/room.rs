@@ -45,36 +45,38 @@ struct Adopted<'a, T: ReplicaTree> {
 }
 
 impl<T: ReplicaTree> Adopted<'_, T> {
-    fn old(&self, id: &InodeId) -> Option<InodeId> {
+    /// Under which the tree has it.
+    fn id_now(&self, id: &InodeId) -> Option<InodeId> {
         match self.staging.adopted.get(id) {
             Some(old) => Some(*old),
             None => (!self.staging.is_claimed(id)).then_some(*id),
         }
     }
 
-    fn new(&self, old: InodeId) -> InodeId {
+    /// Under which it is known afterwards.
+    fn id_then(&self, old: InodeId) -> InodeId {
         self.staging.claimed_by(&old).unwrap_or(old)
     }
 }
 
 impl<T: ReplicaTree> View for Adopted<'_, T> {
     fn entry(&self, dir: &InodeId, name: &Name) -> Result<Option<InodeId>, ApplyError> {
-        let Some(dir) = self.old(dir) else { return Ok(None) };
-        Ok(self.objects.entry(&dir, name)?.map(|id| self.new(id)))
+        let Some(dir) = self.id_now(dir) else { return Ok(None) };
+        Ok(self.objects.entry(&dir, name)?.map(|id| self.id_then(id)))
     }
 
     fn names(&self, id: &InodeId) -> Result<Vec<Cell>, ApplyError> {
-        let Some(id) = self.old(id) else { return Ok(Vec::new()) };
-        Ok(self.objects.names(&id)?.into_iter().map(|(dir, name)| (self.new(dir), name)).collect())
+        let Some(id) = self.id_now(id) else { return Ok(Vec::new()) };
+        Ok(self.objects.names(&id)?.into_iter().map(|(dir, name)| (self.id_then(dir), name)).collect())
     }
 
     fn entries(&self, dir: &InodeId) -> Result<Vec<(Name, InodeId)>, ApplyError> {
-        let Some(dir) = self.old(dir) else { return Ok(Vec::new()) };
-        Ok(self.objects.entries(&dir)?.into_iter().map(|(name, id)| (name, self.new(id))).collect())
+        let Some(dir) = self.id_now(dir) else { return Ok(Vec::new()) };
+        Ok(self.objects.entries(&dir)?.into_iter().map(|(name, id)| (name, self.id_then(id))).collect())
     }
 
     fn node_type(&self, id: &InodeId) -> Result<Option<NodeType>, ApplyError> {
-        self.old(id).map_or(Ok(None), |id| self.objects.node_type(&id))
+        self.id_now(id).map_or(Ok(None), |id| self.objects.node_type(&id))
     }
 
     fn parked(&self) -> Vec<InodeId> {
