@@ -3,7 +3,7 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use tandem_runtime::{settings, telemetry};
+use tandem_runtime::{priority, settings, telemetry};
 use tandem_storaged::{
     config::{Arguments, BadArguments},
     offline, sandbox, server,
@@ -13,6 +13,7 @@ use tandem_storaged::{
 const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    priority::keep_the_way_back();
     let mut arguments = match Arguments::of_process() {
         Ok(arguments) => arguments,
         Err(BadArguments::Config(error)) => return fail(&error.to_string(), EXIT_USAGE),
@@ -47,10 +48,16 @@ fn main() -> ExitCode {
         Ok(false) => {}
         Err(error) => return fail(&error.to_string(), 1),
     }
+    priority::begin();
     // Half the processors: each worker that stands idle is woken by every message that another one takes, and volumes work too.
     let workers =
         std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, NETWORK_THREADS_MAX));
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .event_interval(EVENT_INTERVAL)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start threads: {error}"), 1),
     };
@@ -60,6 +67,8 @@ fn main() -> ExitCode {
     }
 }
 
+/// Tasks that a worker runs before it looks at its sockets again. Beside one stream of bulk data it would else do so every 61 tasks, which is 10 ms.
+const EVENT_INTERVAL: u32 = 4;
 /// Threads that serve the network; the volumes' own threads do the rest.
 const NETWORK_THREADS_MAX: usize = 8;
 

@@ -24,7 +24,12 @@ use tandem_proto::{
     pb::{self, client_message::Body, server_message},
     stage::Stage,
 };
-use tandem_runtime::{connect::ServerAddress, gauge::Gauge, when};
+use tandem_runtime::{
+    connect::ServerAddress,
+    gauge::Gauge,
+    priority::{self, Priority},
+    when,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
@@ -179,9 +184,10 @@ impl Driver {
         let (jobs, job_queue) = thread_mpsc::channel();
         let (done_sender, done) = mpsc::unbounded_channel();
         let (thread_shared, thread_reader) = (shared.clone(), reader.clone());
-        std::thread::Builder::new()
-            .name("resync-reader".into())
-            .spawn(move || read_jobs(&job_queue, &done_sender, &*thread_reader, &thread_shared))?;
+        std::thread::Builder::new().name("resync-reader".into()).spawn(move || {
+            priority::stay_patient();
+            read_jobs(&job_queue, &done_sender, &*thread_reader, &thread_shared);
+        })?;
         Ok(Driver {
             core,
             commit,
@@ -261,6 +267,9 @@ impl Driver {
     fn show(&self) {
         let facts = self.core.facts();
         self.commit.set_connected(matches!(facts.state, "initial" | "live" | "lagging" | "catching-up"));
+        // The network runtime has one thread, which is this one.
+        let bulk = matches!(facts.state, "initial" | "catching-up");
+        priority::take(if bulk { Priority::Patient } else { Priority::Prompt });
         let mut shown = self.shared.facts.lock();
         let changed = shown.state != facts.state || shown.reason != facts.reason;
         if shown.state != facts.state {

@@ -169,7 +169,11 @@ impl Staging {
         file.salvage.confirmed = salvaged.is_some().then(Vec::new);
         let identity = match salvaged {
             Some(identity) => identity,
-            None => Self::make_object(objects, id, size)?,
+            None => {
+                let (identity, node) = Self::make_object(objects, id)?;
+                objects.begin_fresh(id, node, size)?;
+                identity
+            }
         };
         reply.log.push(Record::StagedFile { id: *id, identity: identity.clone(), round });
         self.note_object(id, identity, round);
@@ -209,8 +213,7 @@ impl Staging {
     fn make_object<T: ReplicaTree>(
         objects: &mut Objects<T>,
         id: &InodeId,
-        size: u64,
-    ) -> Result<ObjectIdentity, ApplyError> {
+    ) -> Result<(ObjectIdentity, T::Node), ApplyError> {
         let name = area_name(id);
         let staging = objects.tree.area(Area::Staging);
         let created = match objects.tree.create(&staging, &name, &NodeKind::Regular) {
@@ -221,14 +224,11 @@ impl Staging {
             answer => answer,
         };
         let (identity, node) = created.on("stage", id)?;
-        if size > 0 {
-            let node = match node {
-                Some(node) => node,
-                None => objects.staging_file(&name)?,
-            };
-            objects.tree.set_size(&node, size).on("stage", id)?;
-        }
-        Ok(identity)
+        let node = match node {
+            Some(node) => node,
+            None => objects.staging_file(&name)?,
+        };
+        Ok((identity, node))
     }
 
     fn target(&self, id: &InodeId) -> Result<Target, ApplyError> {
@@ -266,9 +266,17 @@ impl Staging {
         reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
         let target = self.target(id)?;
-        let name = if target == Target::Object { area_name(id) } else { ranges_name(id) };
-        let node = objects.staging_file(&name)?;
+        let fresh = objects.fresh_node(id).filter(|_| target == Target::Object);
+        let node = match fresh {
+            Some(node) => node,
+            None if target == Target::Object => {
+                self.set_dressed(id, false);
+                objects.staging_file(&area_name(id))?
+            }
+            None => objects.staging_file(&ranges_name(id))?,
+        };
         objects.tree.write_at(&node, offset, bytes).on("stage bytes of", id)?;
+        objects.fresh_reaches(id, offset + bytes.len() as u64);
         let (from, to) = (offset / STAGED_WRITE_BACK, (offset + bytes.len() as u64) / STAGED_WRITE_BACK);
         if from < to {
             objects.tree.write_back(&node, from * STAGED_WRITE_BACK, (to - from) * STAGED_WRITE_BACK);
@@ -323,6 +331,7 @@ impl Staging {
                 if target == Target::Ranges {
                     self.note(id, Extent { offset, len, source: ExtentSource::Hole }, reply)?;
                 } else {
+                    self.set_dressed(id, false);
                     let node = objects.staging_file(&area_name(id))?;
                     objects.clear(id, &node, offset, len)?;
                 }
@@ -452,8 +461,8 @@ impl Staging {
             // The record of the object follows.
             return Ok(());
         }
-        let identity = Self::make_object(objects, id, content.size)?;
-        let to = objects.staging_file(&area_name(id))?;
+        let (identity, to) = Self::make_object(objects, id)?;
+        objects.tree.set_size(&to, content.size).on("stage", id)?;
         for extent in &content.extents {
             match extent.source {
                 ExtentSource::Hole => objects.clear(id, &to, extent.offset, extent.len)?,

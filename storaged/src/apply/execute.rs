@@ -203,12 +203,9 @@ impl<T: ReplicaTree> Objects<T> {
         }
     }
 
-    /// Assigns attributes and extended attributes of every inode of `net` that the replica has, then the mtimes of directories.
-    pub fn assign_metadata(&mut self, net: &Changeset) -> Result<(), ApplyError> {
-        let mut ids: Vec<&InodeId> = net.nodes.keys().collect();
-        ids.sort();
-        for id in ids {
-            let node = &net.nodes[id];
+    /// Assigns attributes and extended attributes of every inode of `net` that the replica has, but for those that have them, then the mtimes of directories.
+    pub fn assign_metadata(&mut self, net: &Changeset, has_it: &dyn Fn(&InodeId) -> bool) -> Result<(), ApplyError> {
+        for (id, node) in net.nodes.iter().filter(|(id, _)| !has_it(id)) {
             if self.catalog.has_node(id)? && (node.attr != Default::default() || node.xattrs.is_some()) {
                 self.set_metadata(id, &node.attr, node.xattrs.as_deref())?;
             }

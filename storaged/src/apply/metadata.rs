@@ -73,13 +73,8 @@ impl<T: ReplicaTree> Objects<T> {
         if (patch.uid.is_some() || patch.gid.is_some()) && mode.is_none() && side.now.mode.is_none() {
             mode = Some(self.tree.stat(&node).on("read", id)?.attr.mode).filter(|mode| mode & 0o6000 != 0);
         }
-        self.set_owner(id, &node, patch, &mut side.now)?;
-        if let Some(xattrs) = xattrs {
-            self.set_xattrs(id, &node, xattrs, &mut side.now)?;
-        }
-        if let Some(mode) = mode.filter(|_| !matches!(record.kind, NodeKind::Symlink(_))) {
-            self.set_mode(id, &node, mode, &record.kind, &mut side.now)?;
-        }
+        let patch = &AttrPatch { mode, ..*patch };
+        self.give(id, &node, &record.kind, (patch, xattrs), &mut side.now)?;
         let mut changed = side.store(&mut record);
         if let Some(mtime) = patch.mtime {
             if record.kind.is_directory() {
@@ -94,6 +89,25 @@ impl<T: ReplicaTree> Objects<T> {
             self.catalog.put_node(id, &record)?;
         }
         Ok(())
+    }
+
+    /// Owner, extended attributes and mode, in this order. What is refused goes to `side`.
+    pub(super) fn give(
+        &self,
+        id: &InodeId,
+        node: &T::Node,
+        kind: &NodeKind,
+        (patch, xattrs): (&AttrPatch, Option<&XattrNet>),
+        side: &mut SideRecord,
+    ) -> Result<(), ApplyError> {
+        self.set_owner(id, node, patch, side)?;
+        if let Some(xattrs) = xattrs {
+            self.set_xattrs(id, node, xattrs, side)?;
+        }
+        match patch.mode.filter(|_| !matches!(kind, NodeKind::Symlink(_))) {
+            Some(mode) => self.set_mode(id, node, mode, kind, side),
+            None => Ok(()),
+        }
     }
 
     fn set_owner(

@@ -31,6 +31,7 @@ mod complete;
 mod content;
 pub mod error;
 mod execute;
+mod fresh;
 mod handles;
 mod kept;
 mod litter;
@@ -251,7 +252,10 @@ impl<T: ReplicaTree> Replica<T> {
     /// Begins a round; round 1 makes a checkpoint and drops an older staging. Log the returned record before anything staged.
     pub fn stage_begin(&mut self, round: u64, full: bool, s0: Position) -> Result<Record, ApplyError> {
         match &mut self.staging {
-            Some(staging) if round > 1 => staging.next_round(round, full, s0)?,
+            Some(staging) if round > 1 => {
+                staging.leave_fresh(&mut self.objects, None)?;
+                staging.next_round(round, full, s0)?;
+            }
             _ if round != 1 => return Err(ApplyError::protocol("resync", format!("round {round} is the first one"))),
             _ => {
                 self.stage_drop()?;
@@ -273,6 +277,11 @@ impl<T: ReplicaTree> Replica<T> {
     pub fn stage(&mut self, stage: Stage, chunks: &dyn ChunkSource) -> Result<StageReply, ApplyError> {
         let (staging, objects) = self.staging()?;
         let mut reply = StageReply::default();
+        let at_hand = match &stage {
+            Stage::Data(data) => Some(&data.id),
+            Stage::Dir(_) | Stage::Node(_) | Stage::Recipe(_) => None,
+        };
+        staging.leave_fresh(objects, at_hand)?;
         match stage {
             Stage::Dir(dir) => {
                 staging.stage_dir(objects, &dir, false, &mut reply)?;
@@ -293,6 +302,7 @@ impl<T: ReplicaTree> Replica<T> {
     pub fn stage_brought(&mut self, node: &StageNode, name: &[u8]) -> Result<StageReply, ApplyError> {
         let (staging, objects) = self.staging()?;
         let mut reply = StageReply::default();
+        staging.leave_fresh(objects, None)?;
         staging.stage_brought(objects, node, name, &mut reply)?;
         reply.log.insert(0, Record::Stage(Stage::Node(node.clone())));
         Ok(reply)
@@ -328,6 +338,7 @@ impl<T: ReplicaTree> Replica<T> {
     /// Makes staged bytes durable and checks that the staging can be published. Call it before the publish record is logged.
     pub fn stage_sync(&mut self) -> Result<(), ApplyError> {
         let (staging, objects) = self.staging()?;
+        staging.leave_fresh(objects, None)?;
         staging.check_complete(objects)?;
         staging.finish_content(objects)?;
         objects.sync()
@@ -375,6 +386,7 @@ impl<T: ReplicaTree> Replica<T> {
     /// Gives the staging under way up; log [`Record::StageDropped`]. No effect without one. The bytes that it held stay as salvage.
     pub fn stage_drop(&mut self) -> Result<(), ApplyError> {
         if self.staging.take().is_some() {
+            self.objects.fresh = None;
             self.objects.keep_salvage()?;
         }
         Ok(())

@@ -13,6 +13,7 @@ use tandem_proto::{
 
 use super::{
     error::{ApplyError, OnObject as _},
+    fresh::Fresh,
     handles::{HANDLES_MAX, Handles},
     kept::{Aside, Keeper},
     litter::Litter,
@@ -48,6 +49,8 @@ pub struct Objects<T: ReplicaTree> {
     pub deny_special: bool,
     /// Keeps what loses its last name.
     pub keeper: Keeper<T::Node>,
+    /// The new file that was staged last.
+    pub(super) fresh: Option<Fresh<T::Node>>,
     /// Makes names in limbo, discard and history unique.
     counter: u64,
 }
@@ -73,6 +76,7 @@ impl<T: ReplicaTree> Objects<T> {
             touched: BTreeSet::new(),
             litter: Litter::default(),
             salvaged: 0,
+            fresh: None,
             deny_special: false,
             keeper: Keeper::default(),
             counter: 0,
@@ -95,6 +99,7 @@ impl<T: ReplicaTree> Objects<T> {
         self.handles.clear();
         self.parked.clear();
         self.staged.clear();
+        self.fresh = None;
         self.touched.clear();
         self.litter = Litter::default();
         self.keeper.forget();

@@ -33,7 +33,8 @@ impl<T: ReplicaTree> Objects<T> {
         let keep_as = staging.full.then_some(position);
         let settled = self.settle(staging.net(), Manner { probe, keep_as, born: position })?;
         self.publish_data(staging, log)?;
-        self.assign_metadata(staging.net())?;
+        staging.fold();
+        self.assign_metadata(&staging.base, &|id| staging.is_dressed(id))?;
         let mut changed = Vec::new();
         for (id, node) in &staging.net().nodes {
             if node.data && self.catalog.has_node(id)? {

@@ -68,7 +68,7 @@ impl<T: ReplicaTree> Objects<T> {
                 Next::Ops(net, end) => {
                     self.redo(&net, end)?;
                     self.redo_ops_data(log, progress, end)?;
-                    self.assign_metadata(&net)?;
+                    self.assign_metadata(&net, &|_| false)?;
                     progress.applied = end;
                 }
                 Next::Publish(mut staging, position) => {

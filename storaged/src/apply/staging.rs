@@ -21,7 +21,7 @@ use tandem_proto::{
 
 use super::{
     StageReply,
-    changeset::Changeset,
+    changeset::{Changeset, NodeNet},
     error::{ApplyError, OnObject as _},
     metadata::true_attr,
     objects::Objects,
@@ -89,6 +89,8 @@ pub struct StagedFile {
     pub rounds: Vec<RoundContent>,
     /// What of it came from an unfinished staging.
     pub salvage: Salvage,
+    /// Its new object has the attributes that its inode was given: see [`super::fresh`].
+    pub dressed: bool,
 }
 
 /// A staging under way.
@@ -150,6 +152,11 @@ impl Staging {
     }
 
     pub(super) fn fold(&mut self) {
+        for id in self.ops.nodes.keys() {
+            if let Some(file) = self.files.get_mut(id) {
+                file.dressed = false;
+            }
+        }
         self.base.merge(std::mem::take(&mut self.state));
         self.base.merge(std::mem::take(&mut self.ops));
     }
@@ -177,6 +184,22 @@ impl Staging {
         [&self.base, &self.state, &self.ops]
             .into_iter()
             .any(|set| set.nodes.get(id).is_some_and(|node| node.kind.is_some()))
+    }
+
+    /// The state of an inode that this round was told.
+    pub(super) fn stated(&self, id: &InodeId) -> Option<&NodeNet> {
+        self.state.nodes.get(id)
+    }
+
+    pub(super) fn set_dressed(&mut self, id: &InodeId, dressed: bool) {
+        if let Some(file) = self.files.get_mut(id) {
+            file.dressed = dressed;
+        }
+    }
+
+    /// Whether the publish has no attributes to give to a file.
+    pub fn is_dressed(&self, id: &InodeId) -> bool {
+        self.files.get(id).is_some_and(|file| file.dressed)
     }
 
     /// Whether its object was taken over by another id.
@@ -387,6 +410,7 @@ impl Staging {
         let round = self.round;
         let born = self.is_born_by_ops(id);
         let file = self.files.entry(*id).or_default();
+        file.dressed = false;
         let again = matches!(&file.object, Some((_, at)) if *at == round);
         if !has_object && content == Content::Whole && (file.object.is_none() && !born || again) {
             if !replay {

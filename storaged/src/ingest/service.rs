@@ -14,6 +14,7 @@ use tandem_proto::{
     position::{Epoch, Seq},
     volume::VolumeName,
 };
+use tandem_runtime::priority::{self, Priority};
 use tokio::{
     sync::oneshot,
     time::{Interval, MissedTickBehavior, interval},
@@ -54,6 +55,9 @@ impl ReplicationService {
 fn volume_name(name: &str) -> Result<VolumeName, Status> {
     name.parse().map_err(|error: tandem_proto::volume::InvalidVolumeName| Status::invalid_argument(error.to_string()))
 }
+
+/// So much of one stream is taken in before others have their turn: 16 MiB may be there already, and take 10 ms.
+const TURN_BYTES: usize = 256 << 10;
 
 /// How long a volume may be busy before who asks for it hears that. Below what a mount waits for an answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
@@ -160,6 +164,7 @@ async fn serve(
         }
     };
     let mut alive = Alive::new(alive_ms, outbox.clone());
+    let mut turn = 0;
     // The stream's end, in order or broken, ends the session.
     while !outbox.is_closed() {
         // A session that was ended by another one must not go on holding what its client has begun to send.
@@ -179,10 +184,18 @@ async fn serve(
             }
         };
         alive.received += 1;
+        // Volumes' threads wait for these, and these for nobody.
+        priority::take(Priority::Prompt);
+        let len = message.encoded_len();
         if let Err(refusal) = alive.tell_while(true, forward(&volume, session, message)).await {
             tracing::warn!(session, reason = ?refusal.reason, %refusal, "refused");
             outbox.close(Some(refusal.into()));
             break;
+        }
+        turn += len;
+        if turn >= TURN_BYTES {
+            turn = 0;
+            tokio::task::yield_now().await;
         }
     }
     volume.tell(Command::Closed { session }).ok()

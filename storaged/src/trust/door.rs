@@ -56,6 +56,8 @@ const PORCH_STAY: Duration = Duration::from_secs(30);
 const READY_MAX: usize = 64;
 /// Pause when the system has no descriptor for one more connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// Bytes that are read of one connection before the worker looks after others: its buffers may hold some MiB.
+const TURN_BYTES: usize = 256 << 10;
 /// First byte of a TLS connection: a handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -120,6 +122,8 @@ impl Crowd {
 pub struct Guest {
     wire: Wire,
     peer: Peer,
+    /// Bytes that were read since others had their turn.
+    turn: usize,
     /// Ends the connection.
     leave: Pin<Box<dyn Future<Output = ()> + Send>>,
     _counted: (Place, Option<Counted>),
@@ -282,7 +286,7 @@ impl Door {
                 })
             }
         };
-        Guest { wire, peer, leave, _counted: (place, counted) }
+        Guest { wire, peer, turn: 0, leave, _counted: (place, counted) }
     }
 }
 
@@ -311,7 +315,16 @@ impl AsyncRead for Guest {
         if this.must_leave(cx) {
             return sent_away();
         }
-        Pin::new(&mut this.wire).poll_read(cx, buffer)
+        if this.turn >= TURN_BYTES {
+            // Others have their turn.
+            this.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.wire).poll_read(cx, buffer);
+        this.turn = if read.is_ready() { this.turn + buffer.filled().len() - before } else { 0 };
+        read
     }
 }
 

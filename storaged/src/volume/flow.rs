@@ -78,7 +78,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.log_reaches(self.bounds.log_max_bytes - self.bounds.reserve())
     }
 
-    fn is_staging(&self) -> bool {
+    /// Whether state comes in that nothing relies on before its publish.
+    pub fn is_staging(&self) -> bool {
         matches!(self.receiver.phase(), Phase::Staging { .. })
     }
 

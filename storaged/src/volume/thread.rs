@@ -18,6 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tandem_proto::pb;
+use tandem_runtime::priority::{self, Priority};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
@@ -209,6 +210,8 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 std::thread::yield_now();
             }
             self.apply();
+            // Of what is staged nobody waits for a part: other volumes' fsyncs go first.
+            priority::take(if self.core.is_staging() { Priority::Patient } else { Priority::Prompt });
             let now = Instant::now();
             self.measure(now);
             self.core.take_held(now);
@@ -361,7 +364,10 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
     /// Has another thread bring what is written to the disk; whether there is one.
     fn sync_ahead(&mut self) -> bool {
         let tree = self.core.replica().tree();
-        let spawned = std::thread::Builder::new().name("sync ahead".to_owned()).spawn(move || tree.sync_ahead());
+        let spawned = std::thread::Builder::new().name("sync ahead".to_owned()).spawn(move || {
+            priority::stay_patient();
+            tree.sync_ahead();
+        });
         self.ahead = spawned.ok();
         self.ahead.is_some()
     }
