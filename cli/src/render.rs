@@ -81,11 +81,16 @@ pub fn mount_row(status: &MountStatus) -> Vec<String> {
 pub fn volume_row(status: &VolumeStatus) -> Vec<String> {
     let writer = if status.client.is_empty() { "no writer".to_owned() } else { format!("from {}", status.client) };
     let behind = status.durable.saturating_sub(status.applied);
+    let holds = match status.used_bytes {
+        0 => count(status.inodes, "inode", "inodes"),
+        used => format!("{}, {}", count(status.inodes, "inode", "inodes"), bytes(used)),
+    };
     vec![
         status.volume.clone(),
         status.directory.clone(),
         status.state.clone(),
         format!("{} to apply", count(behind, "op", "ops")),
+        holds,
         writer,
     ]
 }
@@ -146,6 +151,9 @@ pub fn mount_notes(status: &MountStatus) -> Vec<String> {
         }
         "" => {}
         reason => notes.push(reason.to_owned()),
+    }
+    if status.state == "offline" {
+        notes.push("work goes on here, and it connects again by itself; if it does not: tandem doctor".to_owned());
     }
     let long = status.waiting.iter().filter(|call| call.seconds >= WAITING_NOTED);
     notes.extend(long.take(3).map(|call| format!("waits for the replica: {}", waiting(call))));
@@ -399,7 +407,7 @@ pub fn volume_details(status: &VolumeStatus) -> Vec<(&'static str, String)> {
     details
 }
 
-/// What a daemon was told to be: what somebody wrote first, then the defaults.
+/// What a daemon was told to be; of what is as by default only how much that is, as the JSON has all of it.
 pub fn settings(daemon: &Daemon) -> Vec<(&'static str, String)> {
     let line = |setting: &Setting| {
         let value = if setting.value.is_empty() { "not set" } else { &setting.value };
@@ -412,7 +420,11 @@ pub fn settings(daemon: &Daemon) -> Vec<(&'static str, String)> {
     };
     let (defaults, written): (Vec<_>, Vec<_>) =
         daemon.settings.iter().partition(|setting| setting.origin == "default" && setting.next.is_none());
-    written.into_iter().chain(defaults).map(line).collect()
+    let mut lines: Vec<_> = written.into_iter().map(line).collect();
+    if !defaults.is_empty() {
+        lines.push(("settings", format!("{} as by default; --json lists them", defaults.len())));
+    }
+    lines
 }
 
 /// A daemon in a few words.
@@ -489,7 +501,8 @@ mod tests {
         status.waiting = vec![call(12.3), call(0.01)];
         let notes = mount_notes(&status);
         assert!(notes[0].starts_with("offline for ") && notes[0].ends_with(": connection refused"), "{notes:?}");
-        assert_eq!(notes[1..], ["waits for the replica: fsync of /db/wal by postgres (7), for 12.3 s"]);
+        assert!(notes[1].contains("tandem doctor"), "what to do: {notes:?}");
+        assert_eq!(notes[2..], ["waits for the replica: fsync of /db/wal by postgres (7), for 12.3 s"]);
         status.state = "live".to_owned();
         assert_eq!(mount_notes(&status)[0], "connection refused");
     }

@@ -227,7 +227,7 @@ fn draw_calls(frame: &mut Frame<'_>, area: Rect, followed: &Followed) {
         Row::new([op.op.clone(), op.count.to_string(), quantile(0.5), quantile(0.99)])
     });
     let widths = [10, 12, 10, 10].map(Constraint::Length);
-    let header = Row::new(["CALL", "COUNT", "HALF <", "99 % <"]).style(Style::new().add_modifier(Modifier::DIM));
+    let header = Row::new(["CALL", "COUNT", "P50 <", "P99 <"]).style(Style::new().add_modifier(Modifier::DIM));
     frame.render_widget(Table::new(rows, widths).header(header).block(Block::bordered().title(" calls ")), area);
 }
 
