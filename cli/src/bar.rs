@@ -109,9 +109,11 @@ impl Bar {
 
     /// Files and bytes a second lately: since the beginning says little once the speed has changed.
     fn rate(&mut self, progress: &Progress, now: Instant) -> Option<(f64, f64)> {
-        if self.lately.back().is_some_and(|(_, files, bytes)| {
-            *files > progress.files_done || *bytes > progress.bytes_done
-        }) {
+        if self
+            .lately
+            .back()
+            .is_some_and(|(_, files, bytes)| *files > progress.files_done || *bytes > progress.bytes_done)
+        {
             self.lately.clear();
         }
         self.lately.push_back((now, progress.files_done, progress.bytes_done));

@@ -17,7 +17,7 @@
 
 use std::{any::Any, fmt, marker::PhantomData};
 
-use bytes::{Buf as _, BufMut as _};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use prost::Message;
 use tonic::{
     Status,
@@ -70,7 +70,7 @@ impl<T> fmt::Debug for CheckedEncoder<T> {
 }
 
 /// Frames of a copy with so much data are covered by the digest of their file.
-const COVERED_BYTES: usize = 64 << 10;
+pub(crate) const COVERED_BYTES: usize = 64 << 10;
 
 /// Whether something else finds out if this message changes on its way.
 fn is_covered(message: &dyn Any) -> bool {
@@ -100,6 +100,32 @@ impl<T: Message + 'static> Encoder for CheckedEncoder<T> {
         buf.put_u32_le(crc);
         Ok(())
     }
+}
+
+/// A message as gRPC sends it, uncompressed, with its checksum if it has one.
+pub fn framed<T: Message + 'static>(item: &T) -> Bytes {
+    let len = item.encoded_len();
+    let mut out = BytesMut::with_capacity(5 + len + TRAILER);
+    let trailer = if is_covered(item) { 0 } else { TRAILER };
+    out.put_u8(0);
+    out.put_u32((len + trailer) as u32);
+    item.encode_raw(&mut out);
+    if trailer > 0 {
+        let crc = crc32c::crc32c(&out[5..]);
+        out.put_slice(&TAG);
+        out.put_u32_le(crc);
+    }
+    out.freeze()
+}
+
+/// Checks and decodes the bytes of a message that came.
+pub fn decode<U: Message + Default + 'static>(message: Bytes) -> Result<U, Status> {
+    check::<U>(&message)?;
+    U::decode(message).map_err(undecoded)
+}
+
+fn undecoded(error: prost::DecodeError) -> Status {
+    Status::invalid_argument(format!("a message cannot be decoded: {error}"))
 }
 
 fn room(error: prost::EncodeError) -> Status {
@@ -139,15 +165,12 @@ impl<U: Message + Default + 'static> Decoder for CheckedDecoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // A message lies in one piece; one that does not is brought into one.
-        let wrong =
-            |error: prost::DecodeError| Status::invalid_argument(format!("a message cannot be decoded: {error}"));
         if buf.chunk().len() == buf.remaining() {
             check::<U>(buf.chunk())?;
-            return U::decode(buf).map(Some).map_err(wrong);
+            return U::decode(buf).map(Some).map_err(undecoded);
         }
         let bytes = buf.copy_to_bytes(buf.remaining());
-        check::<U>(&bytes)?;
-        U::decode(bytes).map(Some).map_err(wrong)
+        decode(bytes).map(Some)
     }
 }
 

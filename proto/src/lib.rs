@@ -3,6 +3,7 @@
 //! Nothing here does I/O. Generated protobuf types stay in [`pb`] and are turned into the domain types in [`convert`],
 //! which also checks every bound: what passes it is safe to use (names cannot leave a directory, lengths are bounded).
 
+pub mod bulk;
 pub mod chain;
 pub mod chunk;
 pub mod codec;

@@ -35,7 +35,7 @@ use tonic::transport::Server;
 use crate::{
     admin::{AdminService, ArchiveService, volumes::VolumesService},
     config::{Arguments, Config},
-    copies::CopiesService,
+    copies::{CopiesService, Unmoved},
     ingest::service::ReplicationService,
     reload::Reload,
     storage::{Storage, StorageError},
@@ -298,9 +298,11 @@ fn serve(
     let archive = ArchiveServer::new(ArchiveService::new(volumes.clone()))
         .max_decoding_message_size(QUESTION_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
-    let copies = CopiesServer::new(CopiesService::new(volumes.clone()))
+    let copies = Arc::new(CopiesService::new(volumes.clone()));
+    let others = CopiesServer::from_arc(copies.clone())
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let copies = Unmoved::new(copies, others);
     let admin = AdminServer::new(admin).max_decoding_message_size(QUESTION_MAX_BYTES);
     let volumes = VolumesServer::new(VolumesService::new(volumes, trust.clone(), deleted_keep));
     let trust = TrustServer::new(TrustService::new(trust, port)).max_decoding_message_size(TRUST_MESSAGE_MAX_BYTES);

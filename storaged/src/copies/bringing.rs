@@ -3,20 +3,17 @@
 use std::time::{Duration, Instant};
 
 use tandem_copy::{Failed, Receiver};
-use tandem_proto::{
-    limits::MESSAGE_MAX_BYTES,
-    pb::{self, copies_client::CopiesClient, copy_up::Body as Up},
-};
+use tandem_proto::pb::{self, copy_up::Body as Up};
 use tandem_runtime::{
     connect::{KEEPALIVE, ServerAddress},
     tls::Fingerprint,
 };
 use tokio::{runtime::Handle, sync::mpsc};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
     AHEAD,
+    asking::{Answers, ask},
     destination::VolumeDestination,
     receiving::{Heard, Out, Teller, end, hear, up},
 };
@@ -71,36 +68,11 @@ impl Origin {
     }
 
     /// Opens the copy: where to ask, and what comes.
-    async fn open(
-        &self,
-    ) -> Result<(mpsc::Sender<pb::CopyUp>, mpsc::Receiver<Result<pb::copy_down::Body, Status>>), Status> {
-        let mut client = CopiesClient::new(self.connect().await?).max_decoding_message_size(MESSAGE_MAX_BYTES);
-        let (ask, asked) = mpsc::channel(tandem_copy::AHEAD + AHEAD);
-        let _ = ask.send(up(Up::Open(self.open.clone()))).await;
-        let mut stream = client.send(ReceiverStream::new(asked)).await?.into_inner();
-        let (to, from) = mpsc::channel(AHEAD);
-        tokio::spawn(async move {
-            loop {
-                let message = tokio::select! {
-                    () = to.closed() => return,
-                    message = tokio::time::timeout(STALLED, stream.message()) => message,
-                };
-                let message = match message {
-                    Err(_) => Err(Status::unavailable(format!("nothing came for {} s", STALLED.as_secs()))),
-                    Ok(Ok(None)) => return,
-                    Ok(Ok(Some(message))) => match message.body {
-                        Some(body) => Ok(body),
-                        None => Err(Status::unimplemented("a message that this version does not know")),
-                    },
-                    Ok(Err(status)) => Err(status),
-                };
-                let over = message.is_err();
-                if to.send(message).await.is_err() || over {
-                    return;
-                }
-            }
-        });
-        Ok((ask, from))
+    async fn open(&self) -> Result<(mpsc::Sender<pb::CopyUp>, Answers), Status> {
+        let channel = self.connect().await?;
+        let (to, questions) = mpsc::channel(tandem_copy::AHEAD + AHEAD);
+        let _ = to.send(up(Up::Open(self.open.clone()))).await;
+        Ok((to, ask(channel, questions, STALLED).await?))
     }
 }
 
@@ -161,29 +133,12 @@ fn attempt(
     origin: &Origin,
     teller: &mut Teller<'_>,
 ) -> (Result<Heard, Failed>, Option<Status>) {
-    let (ask, mut from) = match handle.block_on(origin.open()) {
+    let (ask, mut answers) = match handle.block_on(origin.open()) {
         Ok(opened) => opened,
         Err(status) => return (Ok(Heard::Broken), Some(status)),
     };
-    let (to, mut input) = mpsc::channel(1);
-    let why = std::sync::Arc::new(parking_lot::Mutex::new(None));
-    let noted = why.clone();
-    handle.spawn(async move {
-        while let Some(message) = from.recv().await {
-            let body = match message {
-                Ok(body) => body,
-                Err(status) => {
-                    *noted.lock() = Some(status);
-                    return;
-                }
-            };
-            if to.send(body).await.is_err() {
-                return;
-            }
-        }
-    });
-    let heard = hear(receiver, &mut input, &mut |want| ask.blocking_send(up(Up::Want(want))).is_ok(), teller);
-    let why = why.lock().take();
+    let heard = hear(receiver, &mut answers.input, &mut |want| ask.blocking_send(up(Up::Want(want))).is_ok(), teller);
+    let why = answers.why.lock().take();
     (heard, why)
 }
 

@@ -10,11 +10,13 @@
 //! Bytes are written once, into a file that gets its name in the tree by the publish; a copy that ends early leaves its files in
 //! `staging/incoming`, where the next one finds them.
 
+mod asking;
 mod bringing;
 mod destination;
 mod receiving;
 mod sending;
 mod tickets;
+mod unmoved;
 mod writer;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -31,6 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use self::unmoved::Unmoved;
 use self::{bringing::Origin, destination::VolumeDestination, tickets::Tickets};
 use crate::{
     ingest::{refusal::Reason, service::status},
