@@ -35,9 +35,9 @@ fn is_refusal(error: &io::Error) -> bool {
 }
 
 /// Mode bits with which a program runs as somebody else.
-const RIGHTS: u32 = 0o6000;
+pub(super) const RIGHTS: u32 = 0o6000;
 /// The same as an extended attribute.
-const CAPABILITIES: &[u8] = b"security.capability";
+pub(super) const CAPABILITIES: &[u8] = b"security.capability";
 
 /// A record's side while it is changed.
 struct Side {

@@ -44,6 +44,7 @@ mod probe;
 mod publish;
 pub mod record;
 mod recover;
+mod rights;
 mod room;
 mod salvage;
 mod staging;

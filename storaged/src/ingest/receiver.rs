@@ -457,8 +457,10 @@ impl Receiver {
         {
             self.phase = if live { Phase::Live } else { Phase::Opened };
             self.chains = Chains::begin(&self.tip);
-        } else if let Phase::Staging { round, .. } = &mut self.phase {
-            *round -= 1;
+        } else if let Phase::Staging { round: current, .. } = &mut self.phase
+            && *current == round
+        {
+            *current -= 1;
         }
     }
 

@@ -30,6 +30,7 @@ use super::{
     flow::Bounds,
     hold::Holds,
     quota::Quota,
+    review::Review,
     state::{Identity, STATE_FILE, State, StateError},
 };
 use crate::{
@@ -197,6 +198,8 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     pub(super) told_fault: Option<Arc<str>>,
     /// How much the volume may hold.
     pub(super) quota: Quota,
+    /// Rights of the tree are looked at.
+    pub(super) review: Option<Review>,
     /// Who reads the tree at one position.
     pub(super) holds: Holds,
     /// What a verifying mount asked for.
@@ -314,6 +317,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             last_error: Arc::from(""),
             told_fault: None,
             quota: Quota::default(),
+            review: None,
             holds: Holds::default(),
             checks: Checks::default(),
             mismatches: 0,
@@ -373,6 +377,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 || (self.can_apply() && !self.backlog.is_empty())
                 || self.can_finish_publish()
                 || self.replica.has_litter()
+                || self.can_review()
                 || self.can_take_held())
     }
 

@@ -24,9 +24,11 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         self.quota.set(limit);
     }
 
-    /// Sets what becomes of devices and set-user-id bits that come from now on.
-    pub fn set_special(&mut self, special: Special) {
-        self.replica.deny_special(special == Special::Deny);
+    /// Sets what becomes of devices and set-user-id bits that come from now on; whether that is another thing than before.
+    pub fn set_special(&mut self, special: Special) -> bool {
+        let (before, deny) = (self.replica.denies_special(), special == Special::Deny);
+        self.replica.deny_special(deny);
+        before != deny
     }
 
     /// Whether the volume is to be measured now: what was accepted is in the tree by then.

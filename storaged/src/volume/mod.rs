@@ -16,6 +16,7 @@ mod full;
 pub mod hold;
 pub mod quota;
 mod redo;
+pub mod review;
 mod session;
 pub mod settings;
 pub mod state;

@@ -26,6 +26,7 @@ use super::{
     facts::Facts,
     hold::{Held, Place},
     quota::Used,
+    review::Marker,
     settings::Settings,
 };
 use crate::{
@@ -140,6 +141,8 @@ pub struct Driver<D: Disk, T: ReplicaTree> {
     checker: Option<Checker>,
     /// Begins to measure the volume, for its quota; the answer is [`Command::Measured`].
     measurer: Option<Measurer>,
+    /// Says that a review is not done.
+    marker: Option<Marker>,
     /// Brings the tree to the disk ahead of a checkpoint.
     ahead: Option<JoinHandle<()>>,
     stopping: bool,
@@ -160,6 +163,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             readers: HashMap::new(),
             checker: None,
             measurer: None,
+            marker: None,
             ahead: None,
             stopping: false,
         };
@@ -175,6 +179,20 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
     /// Who measures the volume; without one it has no quota.
     pub fn measure_with(&mut self, measurer: Measurer) {
         self.measurer = Some(measurer);
+    }
+
+    /// Where a review that is to be made is noted.
+    pub fn review_with(&mut self, marker: Marker) {
+        if marker.is_set() {
+            self.core.begin_review();
+        }
+        self.marker = Some(marker);
+    }
+
+    fn reviewed(&self) {
+        if let Some(Err(error)) = self.marker.as_ref().map(Marker::clear) {
+            tracing::debug!(%error, "what was reviewed will be looked at again");
+        }
     }
 
     /// Has the volume measured, if its quota asks for it.
@@ -219,6 +237,9 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 self.core.tick(now);
             }
             self.core.tidy();
+            if self.core.review_some(now) {
+                self.reviewed();
+            }
             if self.ahead.as_ref().is_none_or(JoinHandle::is_finished) && self.core.wants_staged_ahead() {
                 self.sync_ahead();
             }
@@ -291,7 +312,9 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
             }
             Command::Configure { settings } => {
                 self.core.set_quota(settings.quota);
-                self.core.set_special(settings.special);
+                if self.core.set_special(settings.special) {
+                    self.core.begin_review();
+                }
             }
             Command::Measured { used } => self.core.measured(used, now),
             Command::Checked { number, session, token, outcome } => self.core.checked(number, session, token, outcome),

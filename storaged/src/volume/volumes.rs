@@ -24,6 +24,7 @@ use super::{
     facts::{Facts, VolumeState},
     flow::Bounds,
     quota,
+    review::Marker,
     settings::{Settings, Special},
     state::{Identity, STATE_FILE, StateError},
     thread::{Command, Commands, Driver, Measurer},
@@ -378,6 +379,7 @@ fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
         Ok(checker) => driver.check_with(checker),
         Err(error) => tracing::warn!(%error, "the volume cannot be verified"),
     }
+    driver.review_with(Marker::of(directory));
     driver.measure_with(measurer(directory, Arc::downgrade(&commands)));
     let name = directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let thread = {

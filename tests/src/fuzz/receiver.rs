@@ -52,7 +52,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let attach = pb::ClientMessage { body: Some(Body::Barrier(pb::Barrier { session: 1, token: 3 })) };
     let mut third = vec![0, 0, 6, 0];
     third.extend(attach.encode_length_delimited_to_vec());
-    vec![first.to_vec(), second.to_vec(), third]
+    // A second round that the disk refuses again and again (found by libFuzzer).
+    let fourth = [0, 0, 2, 0, 2, 0, 8, 0, 8, 0, 8, 0, 2, 0];
+    vec![first.to_vec(), second.to_vec(), third, fourth.to_vec()]
 }
 
 /// Runs a program. How many of its steps were accepted.
@@ -96,6 +98,10 @@ impl World {
             }
             _ => {
                 self.receiver.begin_failed(self.round);
+                self.round = match self.receiver.phase() {
+                    Phase::Staging { round, .. } => round,
+                    Phase::Opened | Phase::Live => 0,
+                };
                 Some(())
             }
         }

@@ -163,6 +163,45 @@ fn denied_special_files_are_in_the_catalog_and_copies_are_complete() {
 }
 
 #[test]
+fn rights_that_are_in_the_tree_follow_a_change_of_special_also_over_a_restart() {
+    let Some(lab) = Lab::new("review") else { return };
+    lab.allow_lost_peers();
+    let storage = lab.storage();
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("suid,dev"));
+    let at = |name: &str| mount.path().join(name);
+    for number in 0..150 {
+        fs::write(at(&format!("plain-{number}")), "text").expect("writable");
+    }
+    for name in ["program", "other"] {
+        fs::write(at(name), "program").expect("writable");
+    }
+    fs::set_permissions(at("program"), fs::Permissions::from_mode(0o4755)).expect("chmod");
+    rustix::fs::setxattr(at("other"), "security.capability", &NET_RAW, XattrFlags::empty()).expect("root may");
+    assert_replica_equal(&mount, &storage, "vol");
+    let tree = storage.tree("vol");
+    let gives_rights = || {
+        let mode = fs::symlink_metadata(tree.join("program")).expect("there").mode();
+        let capable = rustix::fs::getxattr(tree.join("other"), "security.capability", &mut [0; 64]).is_ok();
+        (mode & 0o6000 != 0, capable)
+    };
+    assert_eq!(gives_rights(), (true, true));
+
+    volume(&lab, &storage, &["set", "vol", "--special", "deny"]);
+    storage.kill();
+    storage.restart();
+    assert!(eventually(SOON, || gives_rights() == (false, false)), "{:?}", gives_rights());
+    mount.settle();
+    lab.tandem(&["verify", "--now", mount.path().to_str().expect("plain text")]).expect_success("they count as equal");
+    let marker = tree.with_file_name("settings.review");
+    assert!(eventually(SOON, || !marker.exists()), "it is done");
+
+    volume(&lab, &storage, &["set", "vol", "--special", "keep"]);
+    assert!(eventually(SOON, || gives_rights() == (true, true)), "{:?}", gives_rights());
+    assert_replica_equal(&mount, &storage, "vol");
+    mount.unmount();
+}
+
+#[test]
 fn storage_daemon_gives_up_what_it_does_not_need() {
     let Some(lab) = Lab::new("confined") else { return };
     let storage = lab.storage();

@@ -20,7 +20,10 @@ use super::{Broken, Command, Entry, Volumes, open_entry, stopping};
 use crate::{
     config::Limits,
     ingest::refusal::Refusal,
-    volume::settings::{Settings, Special},
+    volume::{
+        review::Marker,
+        settings::{Settings, Special},
+    },
 };
 
 /// Where deleted volumes are. No volume can have the name.
@@ -92,6 +95,9 @@ impl Volumes {
         let before = Settings::load(&volume.directory).map_err(failed())?;
         let settings = Settings { quota: quota.unwrap_or(before.quota), special: special.unwrap_or(before.special) };
         if settings != before {
+            if settings.special != before.special {
+                Marker::of(&volume.directory).set_durably().map_err(failed())?;
+            }
             settings.store(&volume.directory).map_err(failed())?;
             volume.tell(Command::Configure { settings })?;
             tracing::info!(volume = %name, ?settings, "settings changed");
