@@ -156,6 +156,8 @@ pub struct Settings {
     pub window_bytes: usize,
     /// `bwlimit=SIZE`, in bytes a second; `None`: no limit.
     pub bandwidth_limit: Option<u64>,
+    /// `resync=full`.
+    pub resync_full: bool,
     /// `dirty_max=SIZE`.
     pub dirty_bytes: usize,
     /// `shadow_max=SIZE`; 0: none.
@@ -214,6 +216,7 @@ impl Default for Settings {
             verify: verify::Rule::default(),
             window_bytes: DEFAULT_WINDOW_BYTES,
             bandwidth_limit: None,
+            resync_full: false,
             dirty_bytes: DIRTY_LIMIT_BYTES,
             shadow_bytes: shadow::DEFAULT_LIMIT_BYTES,
             marks_hot: HOT_KEPT,

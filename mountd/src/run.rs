@@ -186,6 +186,7 @@ fn start(options: &Options, reporter: &Reporter) -> Result<Running, RunError> {
             client_name: client_name(place.backing.dir()),
             window_bytes: settings.window_bytes,
             bandwidth_limit: settings.bandwidth_limit,
+            resync_full: settings.resync_full,
             dirty_bytes: settings.dirty_bytes,
             marks_hot: settings.marks_hot,
             fsync_timeout: settings.fsync_timeout,

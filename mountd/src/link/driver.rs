@@ -12,7 +12,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
         mpsc as thread_mpsc,
     },
     time::{Duration, Instant},
@@ -93,6 +93,15 @@ pub struct LinkShared {
     pub gauge: Arc<Gauge>,
     /// Whether messages are compressed.
     pub packer: Packer,
+    /// `resync=full`: what reads and sends for a resync stands back behind nobody.
+    pub resync_full: AtomicBool,
+}
+
+impl LinkShared {
+    /// How a thread works that does the work of a resync.
+    fn patience(&self) -> Priority {
+        if self.resync_full.load(Ordering::Relaxed) { Priority::Usual } else { Priority::Patient }
+    }
 }
 
 struct Job {
@@ -144,6 +153,7 @@ fn read_jobs(
     shared: &LinkShared,
 ) {
     while let Ok(job) = jobs.recv() {
+        priority::settle(shared.patience());
         let send = |message: pb::ClientMessage| {
             let (message, len) = shared.packer.pack(message);
             shared.traffic.sent_bytes.fetch_add(len, Ordering::Relaxed);
@@ -184,10 +194,9 @@ impl Driver {
         let (jobs, job_queue) = thread_mpsc::channel();
         let (done_sender, done) = mpsc::unbounded_channel();
         let (thread_shared, thread_reader) = (shared.clone(), reader.clone());
-        std::thread::Builder::new().name("resync-reader".into()).spawn(move || {
-            priority::stay_patient();
-            read_jobs(&job_queue, &done_sender, &*thread_reader, &thread_shared);
-        })?;
+        std::thread::Builder::new()
+            .name("resync-reader".into())
+            .spawn(move || read_jobs(&job_queue, &done_sender, &*thread_reader, &thread_shared))?;
         Ok(Driver {
             core,
             commit,
@@ -269,7 +278,7 @@ impl Driver {
         self.commit.set_connected(matches!(facts.state, "initial" | "live" | "lagging" | "catching-up"));
         // The network runtime has one thread, which is this one.
         let bulk = matches!(facts.state, "initial" | "catching-up");
-        priority::take(if bulk { Priority::Patient } else { Priority::Prompt });
+        priority::take(if bulk { self.shared.patience() } else { Priority::Prompt });
         let mut shown = self.shared.facts.lock();
         let changed = shown.state != facts.state || shown.reason != facts.reason;
         if shown.state != facts.state {

@@ -22,6 +22,11 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("keepalive", Some("SECONDS"), "how soon a connection that swallows everything is given up (2; 0: never)"),
     ("reconnect_max", Some("SECONDS"), "longest pause between attempts to connect (2)"),
     ("bwlimit", Some("SIZE"), "bytes a second that may be sent; 0: as fast as the link goes (0)"),
+    (
+        "resync",
+        Some("gentle|full"),
+        "how a resync reads and hashes: behind whoever else wants the processor, or like any other program (gentle)",
+    ),
     ("window", Some("SIZE"), "memory for changes that wait to be sent (64M)"),
     (
         "dirty_max",
@@ -102,7 +107,7 @@ pub const DEFAULT_FILE: &str = "/etc/tandem/mountd.toml";
 /// Names the configuration file. No key of a file.
 pub const CONFIG: &str = "config";
 /// Keys that a running mount takes from its file again at SIGHUP.
-pub const CHANGEABLE: &[&str] = &["bwlimit", "congestion", "log_level", "verify_every", "verify_rate"];
+pub const CHANGEABLE: &[&str] = &["bwlimit", "congestion", "log_level", "resync", "verify_every", "verify_rate"];
 
 /// Whether the value of a key is a path.
 pub fn is_path(key: &str) -> bool {

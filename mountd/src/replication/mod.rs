@@ -11,7 +11,10 @@ pub mod shadow;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, atomic::AtomicI64},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicI64},
+    },
     time::Duration,
 };
 
@@ -68,6 +71,8 @@ pub struct ReplicationConfig {
     pub window_bytes: usize,
     /// Bytes a second that may be sent.
     pub bandwidth_limit: Option<u64>,
+    /// A resync stands back behind nobody.
+    pub resync_full: bool,
     /// Bound of the dirty set's memory; [`crate::commit::dirty::DIRTY_LIMIT_BYTES`].
     pub dirty_bytes: usize,
     /// Marks that stay hot without use; [`crate::commit::marks::HOT_KEPT`].
@@ -253,6 +258,7 @@ pub fn start(config: ReplicationConfig, reader: Arc<dyn StateReader>) -> Result<
         traffic: Traffic::default(),
         gauge: Arc::new(Gauge::new(config.bandwidth_limit)),
         packer: Packer::default(),
+        resync_full: AtomicBool::new(config.resync_full),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One: what a message is handed through from the window to the socket wakes nobody. There is one connection.

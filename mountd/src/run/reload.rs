@@ -1,6 +1,6 @@
 //! SIGHUP: the configuration file is read again, and what can change while the mount serves is changed.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use tandem_runtime::{
     settings::{self, Effective},
@@ -36,6 +36,7 @@ impl Reload {
             tracing::warn!(error, "the level of the log stays as it is");
         }
         self.replication.link().gauge.set_limit(settings.bandwidth_limit);
+        self.replication.link().resync_full.store(settings.resync_full, Ordering::Relaxed);
         self.replication.commit.set_congestion(settings.congestion);
         if let Some(verifier) = self.replication.verifier() {
             verifier.set_rule(settings.verify);

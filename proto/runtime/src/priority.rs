@@ -98,27 +98,29 @@ pub fn begin() {
 /// From now on this thread runs so, until it says otherwise. Costs a system call only when it changes. Threads that it starts begin as nice as
 /// it is.
 pub fn take(priority: Priority) {
-    if NOW.get() == priority {
+    change(priority, *RETURNS);
+}
+
+/// The same for a thread that nobody waits for anyway: it becomes patient also where that is for good.
+pub fn settle(priority: Priority) {
+    change(priority, true);
+}
+
+fn change(priority: Priority, nicer: bool) {
+    if NOW.replace(priority) == priority {
         return;
     }
-    NOW.set(priority);
-    let nicer = if *RETURNS { (*STARTED + NICER).min(NICE_MAX) } else { *STARTED };
+    let nice = if nicer { (*STARTED + NICER).min(NICE_MAX) } else { *STARTED };
     match priority {
         Priority::Prompt => _ = set(*STARTED, SHORT_SLICE_NS),
         Priority::Usual => _ = set(*STARTED, 0),
-        Priority::Patient => _ = set(nicer, 0),
+        Priority::Patient => _ = set(nice, 0),
     }
-}
-
-/// The same for a thread that does nothing else until it ends.
-pub fn stay_patient() {
-    NOW.set(Priority::Patient);
-    let _ = set((*STARTED + NICER).min(NICE_MAX), 0);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{NICER, Priority, RETURNS, begin, get, stay_patient, take};
+    use super::{NICER, Priority, RETURNS, begin, get, settle, take};
 
     fn nice() -> i32 {
         get().expect("what this thread is").nice
@@ -142,11 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_stays_patient_needs_no_privileges() {
+    fn a_thread_that_nobody_waits_for_needs_no_privileges_to_be_patient() {
         begin();
         let before = nice();
         let seen = std::thread::spawn(|| {
-            stay_patient();
+            settle(Priority::Patient);
             nice()
         });
         assert_eq!(seen.join().expect("a thread"), (before + NICER).min(19));

@@ -36,7 +36,7 @@ use crate::{
         refusal::Refusal,
     },
     log::disk::Disk,
-    tree::ReplicaTree,
+    tree::{ReplicaTree, rush},
     verify::{Check, Checker, Job, Outcome},
 };
 
@@ -228,8 +228,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
                 std::thread::yield_now();
             }
             self.apply();
-            // Of what is staged nobody waits for a part: other volumes' fsyncs go first.
-            priority::take(if self.core.is_staging() { Priority::Patient } else { Priority::Prompt });
+            priority::take(self.priority());
             let now = Instant::now();
             self.measure(now);
             self.core.take_held(now);
@@ -252,6 +251,15 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
         }
         self.core.stop(Instant::now());
         self.show();
+    }
+
+    /// Of what is staged nobody waits for a part: it stands back while fsyncs of other volumes pass, and behind nobody else.
+    fn priority(&self) -> Priority {
+        match self.core.is_staging() {
+            true if rush::is_on() => Priority::Patient,
+            true => Priority::Usual,
+            false => Priority::Prompt,
+        }
     }
 
     /// Takes what came in; sleeps if there is nothing at all to do.
@@ -388,7 +396,7 @@ impl<D: Disk, T: ReplicaTree> Driver<D, T> {
     fn sync_ahead(&mut self) -> bool {
         let tree = self.core.replica().tree();
         let spawned = std::thread::Builder::new().name("sync ahead".to_owned()).spawn(move || {
-            priority::stay_patient();
+            priority::settle(Priority::Patient);
             tree.sync_ahead();
         });
         self.ahead = spawned.ok();

@@ -179,3 +179,31 @@ fn new_data_on_a_slow_link_arrives_at_its_rate_and_text_is_compressed() {
     assert_eq!(mount.status().bandwidth_limit, 2 << 20);
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
+
+/// How nice the mount's thread that reads for a resync is, compared with the daemon's first one.
+fn patience(pid: u32) -> Option<i64> {
+    let nice = |task: &str| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{task}/stat")).ok()?;
+        // Behind the name, which may hold anything: the 19th field is the 17th of what follows.
+        stat.rsplit_once(") ")?.1.split(' ').nth(16)?.parse::<i64>().ok()
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let named = |task: &str| fs::read_to_string(format!("/proc/{pid}/task/{task}/comm")).unwrap_or_default();
+    let mut tasks = tasks.map(|task| task.file_name().to_string_lossy().into_owned());
+    Some(nice(&tasks.find(|task| named(task).trim() == "resync-reader")?)? - nice(&pid.to_string())?)
+}
+
+#[test]
+fn a_resync_stands_back_behind_other_programs_unless_it_is_told_not_to() {
+    let Some(lab) = Lab::new("wire-patience") else { return };
+    let storage = lab.storage();
+    for (volume, options, gentle) in [("gentle", "", true), ("full", "resync=full", false)] {
+        let dir = lab.new_dir(volume);
+        fs::write(dir.join("file"), content(1, 1 << 20)).expect("room");
+        let mount = lab.mount_with(&MountSpec::new(&storage, volume, &dir).options(options));
+        mount.settle();
+        let nicer = mount.daemon().pid().and_then(patience).expect("a thread that reads");
+        assert_eq!(nicer > 0, gentle, "{nicer}");
+        assert_equal_and_unmount(&mount, &storage, volume);
+    }
+}
