@@ -85,7 +85,10 @@ impl Shared {
                     files_total: progress.nodes_total.max(progress.nodes_done),
                     bytes_done: progress.bytes_done,
                     // Only a first sync sends all that it lists.
-                    bytes_total: if what == "first sync" { progress.bytes_listed.max(progress.bytes_done) } else { 0 },
+                    bytes_total: match progress.bytes_expected {
+                        _ if what == "first sync" => progress.bytes_listed.max(progress.bytes_done),
+                        expected => expected.unwrap_or(0),
+                    },
                     seconds,
                 })
                 .or(verifying),

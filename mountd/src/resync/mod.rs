@@ -3,6 +3,7 @@
 //! [`plan`] decides what to read next (pure), [`read`] reads it through a [`StateReader`], `link` carries it. [`pull`] is the other
 //! direction: an empty folder filled from the replica.
 
+mod expected;
 pub mod plan;
 pub mod pull;
 pub mod read;

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use tandem_proto::{InodeId, Name, Position, limits::STAGE_ENTRIES_MAX, stage::Piece};
 
+use super::expected::Expected;
 use crate::commit::{
     Moved,
     dirty::{DirtyData, DirtyNames, DirtySet, Scope},
@@ -84,6 +85,8 @@ pub struct StepDone {
     pub bytes_listed: u64,
     /// Bytes of data sent.
     pub sent: u64,
+    /// Inodes that were asked for whole: how long they are was not known before.
+    pub wholes: u64,
 }
 
 /// What to do now.
@@ -121,6 +124,8 @@ pub struct PlanProgress {
     pub bytes_listed: u64,
     /// Bytes sent.
     pub bytes_sent: u64,
+    /// Bytes of all that is to be sent or compared, once that is known: not while directories are listed or whole files wait.
+    pub bytes_expected: Option<u64>,
 }
 
 /// Queued or sent whole.
@@ -175,6 +180,7 @@ pub struct Plan {
     next_token: u64,
     answered: u64,
     progress: PlanProgress,
+    expected: Expected,
 }
 
 impl Plan {
@@ -196,6 +202,7 @@ impl Plan {
             next_token: 1,
             answered: 0,
             progress: PlanProgress::default(),
+            expected: Expected::default(),
         };
         plan.merge(taken);
         plan
@@ -276,7 +283,11 @@ impl Plan {
 
     /// Figures for status.
     pub fn progress(&self) -> PlanProgress {
-        self.progress
+        // Directories that nobody has listed yet may hold more.
+        let walking = self.phase == Phase::Listing && (self.manner.scope != Scope::Cells || !self.dirs.is_empty());
+        let bytes = self.expected.bytes().filter(|_| !walking);
+        let bytes_expected = bytes.map(|bytes| bytes.max(self.progress.bytes_done));
+        PlanProgress { bytes_expected, ..self.progress }
     }
 
     /// Whether steps are out.
@@ -350,6 +361,7 @@ impl Plan {
                     return Some(Step::Node(id, wanted));
                 }
                 self.progress.nodes_total = self.progress.nodes_total.saturating_sub(1);
+                self.expected.remove(&wanted);
             }
         }
         None
@@ -369,6 +381,7 @@ impl Plan {
         self.names_since_barrier += done.names as usize;
         self.progress.nodes_done += done.nodes;
         self.progress.bytes_done += done.bytes;
+        self.expected.handle_done(done);
         self.progress.bytes_listed += done.bytes_listed;
         self.progress.bytes_sent += done.sent;
         self.progress.listed += u64::from(done.names > 0);
@@ -444,7 +457,11 @@ impl Plan {
     }
 
     fn queue_file(&mut self, id: InodeId, wanted: Wanted) {
-        let wanted = match (self.files.remove(&id), wanted) {
+        let before = self.files.remove(&id);
+        if let Some(before) = &before {
+            self.expected.remove(before);
+        }
+        let wanted = match (before, wanted) {
             (None, wanted) => {
                 self.progress.nodes_total += 1;
                 wanted
@@ -457,12 +474,14 @@ impl Plan {
             (Some(Wanted::Ranges(ranges)), Wanted::Attributes) => Wanted::Ranges(ranges),
             (Some(Wanted::Attributes), wanted) => wanted,
         };
+        self.expected.add(&wanted);
         self.files.insert(id, wanted);
     }
 
     fn queue_need(&mut self, id: InodeId) {
         if self.seen.add(&id, WHOLE) {
             self.progress.nodes_total += 1;
+            self.expected.add(&Wanted::Whole);
             self.needs.push_back(id);
             self.unconfirmed = true;
         }
@@ -531,6 +550,20 @@ mod tests {
             }
         }
         assert_eq!(asked, [[(10, 20), (30, 40)]]);
+    }
+
+    #[test]
+    fn bytes_to_come_are_known_once_no_whole_file_waits() {
+        let mut taken = DirtySet::default();
+        taken.insert_range(id(), 10, 30);
+        let mut plan = Plan::new(&taken, false);
+        assert_eq!(plan.progress().bytes_expected, Some(20));
+        plan.handle_need_nodes(&[InodeId::new(b"other").expect("short")]);
+        assert_eq!(plan.progress().bytes_expected, None, "how long it is nobody knows");
+        assert!(matches!(plan.poll(), Next::Step(Step::Node(_, Wanted::Whole))));
+        plan.handle_done(&StepDone { nodes: 1, bytes: 5, wholes: 1, ..Default::default() });
+        assert_eq!(plan.progress().bytes_expected, Some(25));
+        assert_eq!(plan.progress().bytes_done, 5);
     }
 
     #[test]

@@ -147,7 +147,8 @@ fn send_node(
     reader: &dyn StateReader,
     sink: Sink<'_>,
 ) -> io::Result<StepDone> {
-    let mut done = StepDone { nodes: 1, ..Default::default() };
+    let wholes = u64::from(*wanted == Wanted::Whole);
+    let mut done = StepDone { nodes: 1, wholes, ..Default::default() };
     let Some(view) = reader.node(&id)? else {
         if !id.is_root() {
             sink(gone(id))?;

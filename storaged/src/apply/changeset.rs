@@ -1,7 +1,10 @@
 //! Net assignments: what a run of ops and staged state comes to, cell by cell. The last assignment to a cell wins, so a set is
 //! independent of where in the run the tree already is. Data is not in it: it stays in the log and in staging.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
 use tandem_proto::{
@@ -29,6 +32,10 @@ pub struct XattrNet {
     pub values: BTreeMap<Bytes, Option<Bytes>>,
 }
 
+/// Of an inode without any, which nearly all are: one for all.
+static NO_XATTRS: LazyLock<Arc<XattrNet>> =
+    LazyLock::new(|| Arc::new(XattrNet { complete: true, values: BTreeMap::new() }));
+
 /// One inode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeNet {
@@ -41,7 +48,7 @@ pub struct NodeNet {
     /// Attributes.
     pub attr: AttrPatch,
     /// Extended attributes.
-    pub xattrs: Option<Box<XattrNet>>,
+    pub xattrs: Option<Arc<XattrNet>>,
     /// An op changed its data or size.
     pub data: bool,
 }
@@ -51,8 +58,8 @@ pub struct NodeNet {
 pub struct Changeset {
     /// By directory.
     pub dirs: BTreeMap<InodeId, DirNet>,
-    /// By inode.
-    pub nodes: BTreeMap<InodeId, NodeNet>,
+    /// By inode. In boxes: of what comes in order a tree's leaves are half empty, and there may be millions.
+    pub nodes: BTreeMap<InodeId, Box<NodeNet>>,
 }
 
 /// Puts `later` over `patch`.
@@ -71,7 +78,7 @@ fn own(name: &Name) -> Name {
 impl NodeNet {
     /// Sets one extended attribute.
     pub fn set_xattr(&mut self, name: &Bytes, value: Option<&Bytes>) {
-        let xattrs = self.xattrs.get_or_insert_default();
+        let xattrs = Arc::make_mut(self.xattrs.get_or_insert_default());
         xattrs.values.insert(Bytes::copy_from_slice(name), value.map(|value| Bytes::copy_from_slice(value)));
     }
 
@@ -84,7 +91,9 @@ impl NodeNet {
         merge_attr(&mut self.attr, &later.attr);
         if let Some(xattrs) = later.xattrs {
             match &mut self.xattrs {
-                Some(mine) if !xattrs.complete => mine.values.extend(xattrs.values),
+                Some(mine) if !xattrs.complete => {
+                    Arc::make_mut(mine).values.extend(Arc::unwrap_or_clone(xattrs).values);
+                }
                 mine => *mine = Some(xattrs),
             }
         }
@@ -134,11 +143,15 @@ impl Changeset {
         node.kind = Some(state.kind.clone());
         node.born = Some(position);
         node.attr = state.attr.into();
+        if state.xattrs.is_empty() {
+            node.xattrs = Some(NO_XATTRS.clone());
+            return;
+        }
         let mut xattrs = XattrNet { complete: true, values: BTreeMap::new() };
         for (name, value) in &state.xattrs {
             xattrs.values.insert(Bytes::copy_from_slice(name), Some(Bytes::copy_from_slice(value)));
         }
-        node.xattrs = Some(Box::new(xattrs));
+        node.xattrs = Some(Arc::new(xattrs));
     }
 
     /// Puts `later` over this.
@@ -155,7 +168,7 @@ impl Changeset {
         }
         for (id, net) in later.nodes {
             match self.nodes.get_mut(&id) {
-                Some(mine) => mine.merge(net),
+                Some(mine) => mine.merge(*net),
                 None => _ = self.nodes.insert(id, net),
             }
         }

@@ -10,7 +10,7 @@
 //! After *vacate* no name is in the way of another, and no parked directory lies below another moved one, so the order of *fill*
 //! does not matter and no cycle needs to be found.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tandem_proto::{
     ids::{InodeId, Name},
@@ -61,8 +61,9 @@ pub enum Step {
 struct Planner<'a, V> {
     view: &'a V,
     net: &'a Changeset,
-    /// Names that an inode will have by assignment.
-    gains: BTreeMap<InodeId, Vec<Cell>>,
+    /// Names that inodes will have by assignment: inode, directory, name, in this order once they are collected. A row, because a first
+    /// sync has millions.
+    gains: Vec<(InodeId, InodeId, &'a Name)>,
     alive_dirs: HashMap<InodeId, bool>,
     /// Names that will not mean what they mean now, in order.
     lost: Vec<(Cell, InodeId)>,
@@ -101,7 +102,7 @@ impl<'a, V: View> Planner<'a, V> {
         Planner {
             view,
             net,
-            gains: BTreeMap::new(),
+            gains: Vec::new(),
             alive_dirs: HashMap::new(),
             lost: Vec::new(),
             lost_cells: HashSet::new(),
@@ -114,6 +115,7 @@ impl<'a, V: View> Planner<'a, V> {
     fn collect(&mut self) -> Result<(), ApplyError> {
         let mut dirs: Vec<_> = self.net.dirs.iter().collect();
         dirs.sort_by(|left, right| left.0.cmp(right.0));
+        self.gains.reserve_exact(dirs.iter().map(|(_, net)| net.names.len()).sum());
         for (dir, net) in &dirs {
             if self.node_type_then(dir)?.is_some_and(|node| node != NodeType::Directory) {
                 return Err(ApplyError::protocol(dir, "it is given names and is no directory"));
@@ -123,8 +125,7 @@ impl<'a, V: View> Planner<'a, V> {
                     if id.is_root() {
                         return Err(ApplyError::protocol(dir, "the root is given a name"));
                     }
-                    // One name each, nearly always: room for more would be most of the memory of a first sync.
-                    self.gains.entry(*id).or_insert_with(|| Vec::with_capacity(1)).push((**dir, name.clone()));
+                    self.gains.push((*id, **dir, name));
                 }
                 let now = self.view.entry(dir, name)?;
                 if let Some(now) = now.filter(|now| Some(*now) != *id) {
@@ -139,7 +140,15 @@ impl<'a, V: View> Planner<'a, V> {
                 }
             }
         }
+        self.gains.sort_unstable();
         self.lose_other_names_of_directories()
+    }
+
+    /// Names that an inode will have by assignment.
+    fn gained(&self, id: &InodeId) -> &[(InodeId, InodeId, &'a Name)] {
+        let from = self.gains.partition_point(|gain| gain.0 < *id);
+        let count = self.gains[from..].iter().take_while(|gain| gain.0 == *id).count();
+        &self.gains[from..from + count]
     }
 
     /// Type of an inode at the end, as far as anybody said.
@@ -151,10 +160,12 @@ impl<'a, V: View> Planner<'a, V> {
     /// A directory has one name: one that gains another loses the one it has, assigned or not.
     fn lose_other_names_of_directories(&mut self) -> Result<(), ApplyError> {
         let mut moved = Vec::new();
-        for (id, cells) in &self.gains {
-            if self.view.node_type(id)? == Some(NodeType::Directory) {
-                let names = self.view.names(id)?;
-                moved.extend(names.into_iter().filter(|name| !cells.contains(name)).map(|name| (name, *id)));
+        for gains in self.gains.chunk_by(|one, other| one.0 == other.0) {
+            let id = gains[0].0;
+            if self.view.node_type(&id)? == Some(NodeType::Directory) {
+                let names = self.view.names(&id)?;
+                let stays = |(dir, name): &Cell| gains.iter().any(|gain| gain.1 == *dir && gain.2 == name);
+                moved.extend(names.into_iter().filter(|cell| !stays(cell)).map(|cell| (cell, id)));
             }
         }
         moved.sort();
@@ -190,7 +201,7 @@ impl<'a, V: View> Planner<'a, V> {
         let mut below: HashMap<InodeId, Vec<InodeId>> = HashMap::new();
         let (mut seen, mut look_at, mut reached) = (HashSet::from([*id]), vec![*id], Vec::new());
         while let Some(at) = look_at.pop() {
-            let gained = self.gains.get(&at).into_iter().flatten().map(|(dir, _)| *dir);
+            let gained = self.gained(&at).iter().map(|(_, dir, _)| *dir);
             let mut above: Vec<InodeId> = gained.collect();
             if above.is_empty() {
                 above.extend(self.kept(&at)?.into_iter().map(|(dir, _)| dir));
@@ -221,8 +232,8 @@ impl<'a, V: View> Planner<'a, V> {
     /// The names of an inode at the end that can be reached: gained ones that it does not have yet, and kept ones.
     fn final_cells(&mut self, id: &InodeId) -> Result<(Vec<Cell>, Vec<Cell>), ApplyError> {
         let kept = self.kept(id)?;
-        let mut gained = self.gains.get(id).cloned().unwrap_or_default();
-        gained.retain(|cell| !kept.contains(cell));
+        let cells = self.gained(id).iter().map(|(_, dir, name)| (*dir, (*name).clone()));
+        let gained: Vec<Cell> = cells.filter(|cell| !kept.contains(cell)).collect();
         let mut reachable = |cells: Vec<Cell>| -> Result<Vec<Cell>, ApplyError> {
             let mut left = Vec::new();
             for cell in cells {
@@ -298,9 +309,14 @@ impl<'a, V: View> Planner<'a, V> {
 
     /// Second half: brings everything to its names.
     fn fill(&mut self, parked: HashSet<InodeId>) -> Result<(), ApplyError> {
-        let mut ids: BTreeSet<InodeId> = self.gains.keys().copied().collect();
-        ids.extend(parked.iter().copied());
-        let (mut created, mut others, mut links) = (Vec::new(), Vec::new(), Vec::new());
+        let mut ids = Vec::with_capacity(self.gains.len() + parked.len());
+        ids.extend(self.gains.iter().map(|(id, ..)| id).chain(&parked).copied());
+        ids.sort_unstable();
+        ids.dedup();
+        // As many as there are: growing, it would take twice as much for a moment, of a first sync 200 MiB.
+        self.steps.reserve_exact(ids.len());
+        let begin = self.steps.len();
+        let (mut created, mut links) = (Vec::new(), Vec::new());
         for id in &ids {
             let (gained, kept) = self.final_cells(id)?;
             let node_type = self.view.node_type(id)?;
@@ -311,13 +327,13 @@ impl<'a, V: View> Planner<'a, V> {
             let is_parked = parked.contains(id);
             let mut gained = gained.into_iter();
             if is_parked && !kept.is_empty() {
-                others.push(Step::DropParked(*id));
+                self.steps.push(Step::DropParked(*id));
             } else if kept.is_empty() {
                 match gained.next() {
-                    None if is_parked => others.push(Step::DropParked(*id)),
+                    None if is_parked => self.steps.push(Step::DropParked(*id)),
                     None => {}
-                    Some(cell) if is_parked => others.push(Step::PlaceParked(*id, cell)),
-                    Some(cell) if self.view.is_staged(id) => others.push(Step::PlaceStaged(*id, cell)),
+                    Some(cell) if is_parked => self.steps.push(Step::PlaceParked(*id, cell)),
+                    Some(cell) if self.view.is_staged(id) => self.steps.push(Step::PlaceStaged(*id, cell)),
                     Some(cell) => {
                         let kind = self.net.nodes.get(id).and_then(|node| node.kind.as_ref());
                         match kind {
@@ -326,32 +342,33 @@ impl<'a, V: View> Planner<'a, V> {
                             }
                             None => return Err(ApplyError::protocol(id, "it has a name and was never born")),
                             Some(kind) if kind.is_directory() => created.push((*id, cell)),
-                            Some(_) => others.push(Step::Create(*id, cell)),
+                            Some(_) => self.steps.push(Step::Create(*id, cell)),
                         }
                     }
                 }
             }
             links.extend(gained.map(|cell| Step::Link(*id, cell)));
         }
-        self.create_directories(created);
-        self.steps.append(&mut others);
+        self.steps.splice(begin..begin, created_in_order(created));
         self.steps.append(&mut links);
         Ok(())
     }
+}
 
-    /// Parents before what they hold.
-    fn create_directories(&mut self, created: Vec<(InodeId, Cell)>) {
-        let mut waiting: HashMap<InodeId, Cell> = created.iter().cloned().collect();
-        for (id, _) in &created {
-            let (mut chain, mut at) = (Vec::new(), *id);
-            while let Some(cell) = waiting.remove(&at) {
-                let parent = cell.0;
-                chain.push(Step::Create(at, cell));
-                at = parent;
-            }
-            self.steps.extend(chain.into_iter().rev());
+/// Directories, parents first.
+fn created_in_order(created: Vec<(InodeId, Cell)>) -> Vec<Step> {
+    let mut waiting: HashMap<InodeId, Cell> = created.iter().cloned().collect();
+    let mut steps = Vec::with_capacity(created.len());
+    for (id, _) in &created {
+        let (mut chain, mut at) = (Vec::new(), *id);
+        while let Some(cell) = waiting.remove(&at) {
+            let parent = cell.0;
+            chain.push(Step::Create(at, cell));
+            at = parent;
         }
+        steps.extend(chain.into_iter().rev());
     }
+    steps
 }
 
 #[cfg(test)]

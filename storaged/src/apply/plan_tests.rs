@@ -202,7 +202,7 @@ fn difference(from: &Twin, to: &Twin, complete: bool) -> Changeset {
     }
     for id in &to.exists {
         let kind = if type_of(id) == NodeType::Directory { NodeKind::Directory } else { NodeKind::Regular };
-        net.nodes.insert(*id, NodeNet { kind: Some(kind), ..NodeNet::default() });
+        net.nodes.insert(*id, Box::new(NodeNet { kind: Some(kind), ..NodeNet::default() }));
     }
     net
 }

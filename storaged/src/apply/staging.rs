@@ -108,7 +108,7 @@ pub struct Staging {
     state: Changeset,
     ops: Changeset,
     /// Content of regular files.
-    pub files: BTreeMap<InodeId, StagedFile>,
+    pub files: BTreeMap<InodeId, Box<StagedFile>>,
     /// Inodes that take over an object: new id → old id.
     pub adopted: BTreeMap<InodeId, InodeId>,
     claimed: HashMap<InodeId, InodeId>,
@@ -188,7 +188,7 @@ impl Staging {
 
     /// The state of an inode that this round was told.
     pub(super) fn stated(&self, id: &InodeId) -> Option<&NodeNet> {
-        self.state.nodes.get(id)
+        self.state.nodes.get(id).map(|node| &**node)
     }
 
     pub(super) fn set_dressed(&mut self, id: &InodeId, dressed: bool) {
