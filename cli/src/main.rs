@@ -138,12 +138,15 @@ mod tests {
 
     #[test]
     fn every_command_shows_examples() {
-        let cli = Cli::command();
-        let shown = cli.get_subcommands().filter(|command| !command.is_hide_set());
-        for command in shown {
+        show_examples(&Cli::command(), "tandem");
+    }
+
+    fn show_examples(above: &clap::Command, path: &str) {
+        for command in above.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let path = format!("{path} {}", command.get_name());
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            let name = command.get_name();
-            assert!(help.contains(&format!("Examples:\n  tandem {name}")), "{name}");
+            assert!(help.contains(&format!("Examples:\n  {path}")), "{path}");
+            show_examples(command, &path);
         }
     }
 }

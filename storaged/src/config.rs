@@ -31,7 +31,11 @@ use crate::{
 #[command(
     after_help = "Without a command it serves. The commands work on a storage directory that no storaged uses.\n\n\
     Each option is also a key of the configuration file, an environment variable (TANDEM_STORAGED_LISTEN), and may be written \
-    -o KEY=VALUE. SIGHUP reads the file again."
+    -o KEY=VALUE. SIGHUP reads the file again.\n\n\
+    Examples:\n  \
+    tandem-storaged --data /srv/tandem                         for mounts of this host\n  \
+    tandem-storaged --data /srv/tandem --listen 0.0.0.0:7440   for others, too: let them in by `tandem invite`\n  \
+    tandem-storaged --check-config                             what holds, and where it was written"
 )]
 #[allow(dead_code, reason = "most are read by their names, see `given`")]
 struct Flags {

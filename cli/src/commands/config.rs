@@ -33,6 +33,9 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Says whether configuration files are understood, and what is in effect with them and the environment.
+    #[command(after_help = "Examples:
+  tandem config check                            the files in /etc/tandem
+  tandem config check --for storaged new.toml    one that is nowhere yet")]
     Check {
         /// Files; default: /etc/tandem/mountd.toml and /etc/tandem/storaged.toml, as far as they are there.
         files: Vec<PathBuf>,

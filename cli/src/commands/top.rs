@@ -329,21 +329,27 @@ async fn live(
             }
         }
     });
+    let mut is_new = true;
     loop {
-        terminal.draw(|frame| screen.draw(frame)).map_err(Failure::from)?;
+        if is_new {
+            terminal.draw(|frame| screen.draw(frame)).map_err(Failure::from)?;
+        }
+        is_new = true;
         tokio::select! {
             one = said.recv() => match one {
                 Some(one) => take(&mut screen, one),
                 None => return Err(Failure::new(Exit::NoAnswer, "no daemon is left")),
             },
-            event = keys.recv() => if let Some(Event::Key(key)) = event && key.kind == KeyEventKind::Press {
-                match key.code {
+            event = keys.recv() => match event {
+                Some(Event::Key(key)) if key.kind == KeyEventKind::Press => match key.code {
                     KeyCode::Char('q') | KeyCode::Esc => return Ok(Exit::InSync),
                     KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Ok(Exit::InSync),
                     KeyCode::Up | KeyCode::Char('k') => screen.choose(-1),
                     KeyCode::Down | KeyCode::Char('j') => screen.choose(1),
-                    _ => {}
-                }
+                    // What something else than a person sends in a stream would be drawn as often as it comes.
+                    _ => is_new = false,
+                },
+                _ => {}
             },
         }
     }

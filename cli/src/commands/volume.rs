@@ -29,11 +29,16 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Lists them: as `tandem status --server`.
+    #[command(after_help = "Examples:
+  tandem volume list                             the volumes of this host
+  tandem volume list --server storage.example    of another one")]
     List {
         #[command(flatten)]
         which: Which,
     },
     /// Makes an empty one.
+    #[command(after_help = "Examples:
+  tandem volume create work --quota 100GiB       before its first mount")]
     Create {
         /// Its name.
         volume: VolumeName,
@@ -43,6 +48,9 @@ enum Command {
         which: Which,
     },
     /// Says what one may hold.
+    #[command(after_help = "Examples:
+  tandem volume set work --quota 100GiB          nothing new is taken beyond it
+  tandem volume set work --quota none            lifts it")]
     Set {
         /// Its name.
         volume: VolumeName,
@@ -53,6 +61,9 @@ enum Command {
     },
     /// Reads all of one from its disk, while it is used, and compares it with what the storage daemon read after the last operation on each
     /// file: damage is told, and its mount repairs it. Ends with code 2 if there was some.
+    #[command(after_help = "Examples:
+  tandem volume scrub work                       as fast as the disk is
+  tandem volume scrub work --rate 50MiB          beside other work")]
     Scrub {
         /// Its name.
         volume: VolumeName,
@@ -63,6 +74,8 @@ enum Command {
         which: Which,
     },
     /// Gives one another name. Its mounts have to be mounted again under that.
+    #[command(after_help = "Examples:
+  tandem volume rename work projects             roles follow; mount it under its new name then")]
     Rename {
         /// Its name.
         volume: VolumeName,
@@ -75,6 +88,8 @@ enum Command {
         which: Which,
     },
     /// Takes one away; its data is kept for some time on the storage host.
+    #[command(after_help = "Examples:
+  tandem volume delete work                      asks first, and says where its data is kept")]
     Delete {
         /// Its name.
         volume: VolumeName,

@@ -172,5 +172,11 @@ pub fn help() -> String {
     }
     let _ = writeln!(text, "  {:<22} read this TOML file instead of {DEFAULT_FILE}", "config=FILE");
     let _ = writeln!(text, "  {:<22} print what holds and where it was written, and end", "check-config");
+    text.push_str(
+        "\nExamples:\n  \
+         tandem-mountd localhost:/work /home/u/work                                over the folder itself, which stays where it is\n  \
+         tandem-mountd storage.example:/work /home/u/work -o fsync=durable         after tandem join\n  \
+         tandem-mountd storage.example:/work /home/u/work -o init=pull             fills an empty folder from the replica\n",
+    );
     text
 }

@@ -115,7 +115,10 @@ function show(volume) {
   }
   text(to.state, volume.state); to.state.className = "state " + mood(volume.state);
   text(to.peer, volume.kind === "mount" ? "replica at " + volume.peer : volume.peer === "no writer" ? "no writer" : "written by " + volume.peer);
-  text(to.why, volume.reason || ""); to.why.hidden = !volume.reason;
+  // Since when matters as much as why; of an outage also that nothing has to be done here.
+  const since = mood(volume.state) !== "good" && volume.since ? `${volume.state} since ${clock(volume.since)}` : "";
+  const goes = volume.kind === "mount" && volume.state === "offline" ? "Work goes on here, and it connects again by itself." : "";
+  text(to.why, [since && volume.reason ? since + ": " + volume.reason : since || volume.reason, goes].filter(Boolean).join(" — ")); to.why.hidden = !to.why.textContent;
   text(to.error, volume.error && volume.error !== volume.reason ? "Last error: " + volume.error : ""); to.error.hidden = !to.error.textContent; to.error.className = mood(volume.state) === "good" ? "soft" : "bad";
   const points = series.get(volume.volume) || [], last = points[points.length - 1] || {};
   const figures = [["behind", number(volume.behind) + (volume.behind === 1 ? " op" : " ops")]];

@@ -55,7 +55,7 @@ fn mount(of: &pb::MountStatus, plots: Value, recent: &[pb::HistoryItem]) -> Valu
     let operations: Vec<_> = of.ops.iter().map(operation).collect();
     json!({
         "kind": "mount", "volume": of.volume, "place": of.mountpoint, "state": of.state, "reason": of.reason,
-        "error": of.last_error, "behind": of.ops_behind, "lag": of.lag_seconds, "fsync": of.fsync_mode,
+        "since": of.state_since_ns / 1_000_000, "error": of.last_error, "behind": of.ops_behind, "lag": of.lag_seconds, "fsync": of.fsync_mode,
         "peer": of.server, "progress": progress(of.progress.as_ref()), "workers": workers(&of.workers),
         "plots": plots, "operations": operations,
         "busy": of.busy.iter().map(|file| json!({ "path": file.path, "bytes": file.bytes })).collect::<Vec<_>>(),

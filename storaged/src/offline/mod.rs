@@ -48,10 +48,19 @@ pub const EXIT_REPAIRED: u8 = 3;
 #[derive(Debug, Subcommand)]
 pub enum Offline {
     /// Show what a volume's files say: state, positions, log, catalog. Changes nothing
+    #[command(after_help = "Examples:
+  tandem-storaged inspect --data /srv/tandem             all volumes, a few lines each
+  tandem-storaged inspect work --records                 and what is in the log of one")]
     Inspect(InspectArgs),
     /// Verify log, catalog, tree and index of volumes, after bringing them to the end of their log
+    #[command(after_help = "Examples:
+  tandem-storaged check --data /srv/tandem               all volumes; exit code 0 sound, 2 damaged
+  tandem-storaged check work --read-files                also what each file holds
+  tandem-storaged check work --repair                    makes it usable again; what was damaged is kept")]
     Check(CheckArgs),
     /// Build the content index of volumes anew
+    #[command(after_help = "Examples:
+  tandem-storaged reindex work --data /srv/tandem        reads every file of it")]
     Reindex(VolumesArgs),
 }
 
