@@ -9,12 +9,15 @@ use std::{
 
 use bytes::Bytes;
 use tandem_proto::{VolumeName, limits::MESSAGE_MAX_BYTES, pb::archive_client::ArchiveClient};
-use tandem_runtime::connect::{Credentials, KEEPALIVE, ServerAddress};
+use tandem_runtime::{
+    connect::{Credentials, KEEPALIVE, ServerAddress},
+    failure::said,
+};
 use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
     exit::{Exit, Failure},
-    mounts::{Mount, said, select, with_causes},
+    mounts::{Mount, select, with_causes},
     storage::with_own,
 };
 

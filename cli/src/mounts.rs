@@ -14,7 +14,7 @@ use tandem_proto::pb::{
     MountStatus, Setting, StatusReply, StatusRequest, admin_client::AdminClient,
     mount_control_client::MountControlClient,
 };
-use tandem_runtime::{connect, dirs};
+use tandem_runtime::{connect, dirs, failure::said};
 use tokio::{task::JoinSet, time::timeout};
 use tonic::transport::Channel;
 
@@ -262,12 +262,6 @@ async fn ask(socket: PathBuf) -> Answer {
             Answer::Mounts(reply.mounts.into_iter().map(mount).collect())
         }
     }
-}
-
-/// What a daemon answered instead of a reply.
-pub fn said(status: &tonic::Status) -> String {
-    let message = status.message();
-    if message.is_empty() { status.code().description().to_owned() } else { message.to_owned() }
 }
 
 /// An error and what lies under it, in one line.

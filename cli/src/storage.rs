@@ -5,13 +5,14 @@ use std::{path::PathBuf, time::Duration};
 use tandem_proto::pb::trust_client::TrustClient;
 use tandem_runtime::{
     connect::{Credentials, KEEPALIVE, ServerAddress},
+    failure::said,
     tls::OwnFiles,
 };
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
     exit::{Exit, Failure},
-    mounts::{said, with_causes},
+    mounts::with_causes,
 };
 
 /// Environment variables for certificates of one's own: the authorities that vouch for the storage daemon, our certificate, its key.

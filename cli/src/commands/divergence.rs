@@ -13,11 +13,12 @@ use std::{
 
 use serde::Serialize;
 use tandem_proto::pb::{DivergenceHeader, DivergenceItem, DivergenceRequest, FileType, divergence_reply::Body};
+use tandem_runtime::failure::said;
 
 use crate::{
     copy::Copier,
     exit::{Exit, Failure},
-    mounts::{Mount, quoted, said, select},
+    mounts::{Mount, quoted, select},
     output::{complain, say},
     render,
 };

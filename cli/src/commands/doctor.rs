@@ -280,7 +280,7 @@ async fn storage(server: &ServerAddress, asked: bool) -> Vec<Finding> {
     let mut client = AdminClient::with_interceptor(channel, server.credentials());
     let reply = match tokio::time::timeout(ANSWER_TIMEOUT, client.status(StatusRequest::default())).await {
         Err(_) => return nobody("no answer in time".to_owned()),
-        Ok(Err(status)) => return nobody(crate::mounts::said(&status)),
+        Ok(Err(status)) => return nobody(tandem_runtime::failure::said(&status)),
         Ok(Ok(reply)) => reply.into_inner(),
     };
     let end = when::now_ns();

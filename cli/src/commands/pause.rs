@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use tandem_proto::pb::PauseRequest;
+use tandem_runtime::failure::said;
 use tonic::Status;
 
 use crate::{
     exit::{Exit, Failure},
-    mounts::{Mount, said, select},
+    mounts::{Mount, select},
     output::{complain, say},
 };
 

@@ -10,11 +10,12 @@ use std::{
 };
 
 use tandem_proto::pb::{UnmountReply, UnmountRequest};
+use tandem_runtime::failure::said;
 
 use super::wait::{milliseconds, seconds};
 use crate::{
     exit::{Exit, Failure},
-    mounts::{Mount, Silent, said, select},
+    mounts::{Mount, Silent, select},
     output::{complain, say},
     render,
 };

@@ -6,11 +6,12 @@ use std::{fs, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
 use serde::Serialize;
 use tandem_proto::pb::{Progress, VerifyReply, VerifyRequest};
+use tandem_runtime::failure::said;
 
 use crate::{
     bar::Bar,
     exit::{Exit, Failure},
-    mounts::{Mount, said, select},
+    mounts::{Mount, select},
     output::{complain, say},
     render,
 };

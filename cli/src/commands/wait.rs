@@ -10,12 +10,13 @@ use std::{
 };
 
 use tandem_proto::pb::{StatusRequest, WaitRequest};
+use tandem_runtime::failure::said;
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     bar::Bar,
     exit::{Exit, Failure},
-    mounts::{Mount, said, select},
+    mounts::{Mount, select},
     output::complain,
 };
 

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use tandem_proto::pb::WatchRequest;
+use tandem_runtime::failure::said;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     bar::Bar,
     exit::{Exit, Failure},
     json::Report,
-    mounts::{Found, Mount, said, select},
+    mounts::{Found, Mount, select},
     output::{complain, say},
     render, when,
 };

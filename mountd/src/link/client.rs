@@ -9,6 +9,7 @@ use tandem_proto::{
 };
 use tandem_runtime::{
     connect::{Credentials, KEEPALIVE, NotAllowed, ServerAddress},
+    failure::root_cause,
     gauge::Gauge,
 };
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
@@ -83,15 +84,6 @@ pub async fn connect(
     Ok(ReplicationClient::with_interceptor(channel, server.credentials())
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(MESSAGE_MAX_BYTES))
-}
-
-/// The innermost error says what happened ("connection refused"); the outer ones say "transport error".
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// What a failed call means to people.

@@ -4,6 +4,7 @@
 pub mod connect;
 pub mod dirs;
 pub mod durable;
+pub mod failure;
 pub mod frame;
 pub mod gauge;
 pub mod memory;

@@ -6,6 +6,7 @@ use tandem_copy::{Failed, Receiver};
 use tandem_proto::pb::{self, copy_up::Body as Up};
 use tandem_runtime::{
     connect::{KEEPALIVE, ServerAddress},
+    failure::said,
     tls::Fingerprint,
 };
 use tokio::{runtime::Handle, sync::mpsc};
@@ -104,14 +105,14 @@ pub(super) fn bring(handle: &Handle, destination: VolumeDestination, origin: &Or
                 return;
             }
             (Ok(Heard::Broken), Some(status)) if !is_passing(&status) || moved.elapsed() > STALLED => {
-                break Err(Failed::All(format!("{}; what has arrived is kept", status.message())));
+                break Err(Failed::All(format!("{}; what has arrived is kept", said(&status))));
             }
             (Ok(Heard::Broken), why) => {
                 // What is whole gets its name first: its number in the list may be another next time.
                 if let Err(error) = receiver.settle(true) {
                     break Err(error);
                 }
-                let why = why.map_or_else(|| "it ended in the middle".to_owned(), |status| status.message().to_owned());
+                let why = why.map_or_else(|| "it ended in the middle".to_owned(), |status| said(&status));
                 receiver.destination().waits_for = format!("the connection to {}: {why}", origin.server);
                 if !teller.tell(&mut receiver, false) {
                     break Ok(Heard::Nobody);

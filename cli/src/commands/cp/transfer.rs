@@ -14,6 +14,7 @@ use tandem_proto::{
 };
 use tandem_runtime::{
     connect::{Credentials, KEEPALIVE},
+    failure::said,
     tls::{Fingerprint, Identity},
 };
 use tokio::sync::{Mutex, mpsc};
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     exit::{Exit, Failure},
-    mounts::{said, with_causes},
+    mounts::with_causes,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
