@@ -284,7 +284,8 @@ fn status_is_one_line_a_volume_and_the_worst_code_counts() {
     let both = host.run(&["status"]);
     assert_eq!(code(&both), 2);
     assert!(out(&both).contains("  1 op behind"), "{}", out(&both));
-    assert!(out(&both).ends_with(&format!("    {reason}\n")), "{}", out(&both));
+    assert!(out(&both).contains(&format!("\n    {reason}\n")), "{}", out(&both));
+    assert!(out(&both).ends_with("if it does not: tandem doctor\n"), "{}", out(&both));
     assert_eq!(code(&host.run(&["status", &first.to_string_lossy()])), 0);
 }
 
