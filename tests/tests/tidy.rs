@@ -187,6 +187,33 @@ fn what_grew_too_long_is_listed() {
 }
 
 /// Each promise names the tests that hold it to its words (`file::test`, the file somewhere in `tests/tests`).
+/// Of a manifest, what its package depends on.
+fn dependencies(manifest: &str) -> Vec<&str> {
+    let lines = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    lines
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .filter(|name| !name.is_empty() && *name != "#")
+        .collect()
+}
+
+#[test]
+fn the_lock_of_fuzz_follows_the_manifests() {
+    let root = workspace();
+    let lock = fs::read_to_string(root.join("fuzz/Cargo.lock")).expect("it is there");
+    let manifests = ["proto", "proto/runtime", "mountd", "storaged", "tests"];
+    for manifest in manifests.map(|dir| fs::read_to_string(root.join(dir).join("Cargo.toml")).expect("it is there")) {
+        let name = manifest.lines().find(|line| line.starts_with("name = ")).expect("a package has a name");
+        let locked = lock.split("[[package]]").find(|package| package.lines().any(|line| line == name));
+        let locked = locked.unwrap_or_else(|| panic!("fuzz/Cargo.lock: no {name}"));
+        for dependency in dependencies(&manifest) {
+            let is_there =
+                locked.contains(&format!("\"{dependency}\"")) || locked.contains(&format!("\"{dependency} "));
+            assert!(is_there, "{name}: run `cargo metadata --manifest-path fuzz/Cargo.toml` for {dependency}");
+        }
+    }
+}
+
 #[test]
 fn every_promise_names_tests_that_exist() {
     let promises = fs::read_to_string(workspace().join("docs/SEMANTICS.md")).expect("the promises are written down");
