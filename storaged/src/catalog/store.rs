@@ -6,6 +6,8 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -225,9 +227,26 @@ fn reopen(path: &Path) -> Result<Database, redb::DatabaseError> {
     Builder::new().set_cache_size(CACHE_BYTES).open(path)
 }
 
+/// How long a catalog that is still open is waited for: of a volume that was just stopped, to be renamed, some thread may have it for a moment.
+const STILL_OPEN_MAX: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const STILL_OPEN_PAUSE: Duration = Duration::from_millis(20);
+
+fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let begun = Instant::now();
+    loop {
+        match Builder::new().set_cache_size(CACHE_BYTES).create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < STILL_OPEN_MAX => {
+                thread::sleep(STILL_OPEN_PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+}
+
 impl DiskStore {
     fn open(path: &Path) -> Result<Self, redb::Error> {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path)?;
+        let database = create(path)?;
         let transaction = database.begin_write()?;
         for definition in DEFINITIONS {
             transaction.open_table(definition)?;

@@ -139,3 +139,18 @@ fn a_catalog_reopens_at_its_checkpoint() {
     assert_eq!(catalog.entry(&InodeId::ROOT, &name(1)).expect("get"), Some(id(1)));
     assert_eq!(catalog.entry(&InodeId::ROOT, &name(2)).expect("get"), None);
 }
+
+#[test]
+fn a_catalog_that_somebody_still_has_is_opened_when_he_lets_it_go() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let first = Catalog::open(directory.path()).expect("open");
+    first.set_entry(&InodeId::ROOT, &name(1), Some(&id(1))).expect("set");
+    first.checkpoint_durably(Position::default(), 1).expect("checkpoint");
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(first);
+    });
+    let second = Catalog::open(directory.path()).expect("it is waited for");
+    assert_eq!(second.entry(&InodeId::ROOT, &name(1)).expect("get"), Some(id(1)));
+    holder.join().expect("it ends");
+}

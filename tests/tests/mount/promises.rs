@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -52,6 +53,14 @@ fn durable_fsync_returns_when_the_replica_has_it_and_fails_when_it_has_not() {
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
+/// Whether a state directory says that a walk for changes around its mount was begun and is not over.
+fn is_walk_pending(states: &Path) -> bool {
+    fs::read_dir(states).expect("there").flatten().any(|entry| {
+        let state = fs::read_to_string(entry.path().join("state.json")).unwrap_or_default();
+        state.contains("\"walk_since_ns\"") && !state.contains("\"walk_since_ns\": null")
+    })
+}
+
 #[test]
 fn catching_up_after_a_kill_reads_what_changed_and_not_what_exists() {
     let Some(lab) = Lab::new("no-scan") else { return };
@@ -68,6 +77,9 @@ fn catching_up_after_a_kill_reads_what_changed_and_not_what_exists() {
     mount.unmount();
     mount.start_again().expect("mounted again");
     mount.settle();
+    // That it is over is saved in a moment; a kill before that makes the next mount walk again.
+    let state = lab.state_dir();
+    assert!(eventually(Duration::from_secs(30), || !is_walk_pending(&state)), "the walk is not noted as done");
     fs::write(mount.path().join("d7/f"), "changed").expect("writable");
     fs::rename(mount.path().join("d8/f"), mount.path().join("d9/g")).expect("renamed");
     mount.kill();
