@@ -170,7 +170,7 @@ impl<J: Journal> Vfs<J> {
         let dir_fd = self.fd(&dir)?;
         let outside = self.leaves_out(&dir, &dir_fd, name, is_directory);
         adopt_umask(umask)?;
-        let _lock = dir.lock();
+        let lock = dir.lock();
         let slot = (!dir.is_outside()).then(|| self.journal.reserve());
         let made = self.failed(&cells, make(dir_fd.as_fd(), name).map_err(Into::into))?;
         let born = self.adopt(caller, &dir_fd, name, made).and_then(|(born, dir_stat)| {
@@ -192,14 +192,21 @@ impl<J: Journal> Vfs<J> {
         }
         self.backing.remember(&born.id, &dir.id, name);
         let inode = self.inodes.remember(born.id, &born.stat);
-        if outside {
-            inode.set_outside(true, &mut inode.lock());
-        }
         self.saw_name(&inode, &dir, name);
+        // Who has found it already and moves it takes its lock before that of the directory if its number is lower, and then waits for ours:
+        // all that needs the directory is done.
+        let mut state = inode.try_lock().unwrap_or_else(|| {
+            drop(lock);
+            inode.lock()
+        });
+        if outside {
+            inode.set_outside(true, &mut state);
+        }
         if born.stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
             // Nobody gives capabilities at birth; so the first write need not look.
-            inode.lock().privileges = Privileges::Absent;
+            state.privileges = Privileges::Absent;
         }
+        drop(state);
         Ok((self.entry(&inode, born.stat), born.fd, inode))
     }
 

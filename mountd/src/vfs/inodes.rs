@@ -121,6 +121,13 @@ impl Inode {
         guard
     }
 
+    /// Locks its cells, if nobody has locked them.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, InodeState>> {
+        let guard = self.state.try_lock()?;
+        self.turns.fetch_add(1, Ordering::Release);
+        Some(guard)
+    }
+
     /// How often its cells were locked, see [`super::still`].
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Acquire)
