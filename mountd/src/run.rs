@@ -463,7 +463,11 @@ fn is_empty(backing: &Backing) -> io::Result<bool> {
 
 /// user@host:/path, for people.
 fn client_name(dir: &Path) -> String {
-    let user = std::env::var("USER").unwrap_or_else(|_| rustix::process::geteuid().as_raw().to_string());
+    // Services and lines of /etc/fstab have no USER.
+    let user = std::env::var("USER").unwrap_or_else(|_| match rustix::process::geteuid() {
+        id if id.is_root() => "root".to_owned(),
+        id => id.as_raw().to_string(),
+    });
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{user}@{}:{}", host.trim(), dir.display())
 }

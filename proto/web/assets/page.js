@@ -16,7 +16,7 @@ function span(s) {
   return s < 172800 ? (s / 3600).toFixed(1) + " h" : (s / 86400).toFixed(1) + " d";
 }
 function number(n) { return Math.round(n).toLocaleString("en"); }
-function clock(ms) { return new Date(ms).toLocaleTimeString(); }
+function clock(ms) { return new Date(ms).toLocaleTimeString([], { hourCycle: "h23" }); }
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -68,13 +68,13 @@ function card(volume) {
   const made = { root: element("article", { "aria-labelledby": id }), title: element("h2", { id }), state: element("span", { class: "state" }),
     peer: element("span", { class: "soft" }), why: element("p"), error: element("p", { class: "bad" }), figures: element("dl", { class: "figures" }),
     work: element("div"), plots: element("div", { class: "plots" }), more: element("details", {}, element("summary", {}, "Details")),
-    details: element("table"), waits: element("div"), busy: element("div"), recent: element("div"), calls: element("div"), drawn: [] };
+    details: element("table"), waits: element("div", { class: "lines" }), busy: element("div"), recent: element("div", { class: "lines recent" }), calls: element("div", { class: "calls" }), drawn: [] };
   for (const how of PLOTS) if (!how.only || how.only === volume.kind) {
     const one = plot(how.title); made.drawn.push([one, how]); made.plots.append(one.figure);
   }
   made.more.append(made.details);
   made.root.append(element("div", { class: "head" }, made.title, made.state, made.peer), made.why, made.error, made.figures, made.work, made.waits, made.plots,
-    element("div", { class: "pair" }, made.busy, made.recent), made.calls, made.more);
+    element("div", { class: "pair" }, element("div", { class: "side" }, made.busy, made.calls), made.recent), made.more);
   document.getElementById("volumes").append(made.root);
   return made;
 }
@@ -133,7 +133,7 @@ function show(volume) {
   for (const [one, how] of to.drawn) draw(one, points, how);
   block(to.waits, "Waits for the replica", [{}, { any: true }, {}, { number: true }], (volume.waiting || []).map(call => [call.what, call.path, call.process, span(call.seconds)]));
   block(to.busy, "Busiest files", [{ any: true }, { number: true }], volume.busy.map(file => [file.path, bytes(file.bytes) + "/s"]));
-  block(to.recent, "Lately", [{}, {}, { any: true }, { any: true }], volume.recent.slice(0, 12).map(item => [clock(item.t), item.what, item.path + (item.to ? " → " + item.to : ""), item.process]));
+  block(to.recent, "Lately in the replica", [{}, {}, { any: true }, {}], volume.recent.slice(0, 12).map(item => [clock(item.t), item.what, item.path + (item.to ? " → " + item.to : ""), item.process]));
   block(to.calls, "Calls", [{ title: "call" }, { title: "number", number: true }, { title: "half within", number: true }, { title: "99 % within", number: true }],
     volume.operations.map(op => [op.op, number(op.count), span(op.p50), span(op.p99)]));
   if (to.more.open || !to.details.firstChild) {

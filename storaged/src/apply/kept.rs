@@ -69,6 +69,8 @@ pub struct Keeper<N> {
     last: HashMap<Cell, (i64, Vec<u8>)>,
     closed: bool,
     failing: bool,
+    /// Whether the open place is this run's: one that an earlier run left holds an unknown number of files.
+    begun: bool,
 }
 
 impl<N> Default for Keeper<N> {
@@ -82,6 +84,7 @@ impl<N> Default for Keeper<N> {
             last: HashMap::new(),
             closed: false,
             failing: false,
+            begun: false,
         }
     }
 }
@@ -242,7 +245,7 @@ impl<T: ReplicaTree> Objects<T> {
     /// See [`super::Replica::close_kept`].
     pub(super) fn close_kept(&mut self, old: bool, position: Position) -> bool {
         let full = self.keeper.files >= FILES_MAX || self.keeper.bytes >= BYTES_MAX;
-        if full || (old && self.keeper.files > 0) {
+        if full || (old && (self.keeper.files > 0 || !self.keeper.begun)) {
             let history = self.tree.area(Area::History);
             let name = format!("{CLOSED}{}-{}", position.epoch, position.seq);
             let taken = self.tree.find(&history, name.as_bytes());
@@ -252,7 +255,7 @@ impl<T: ReplicaTree> Objects<T> {
                     Err(error) => tracing::debug!(%error, "the place of deleted files stays open"),
                 }
                 self.keeper.forget();
-                (self.keeper.files, self.keeper.bytes) = (0, 0);
+                (self.keeper.files, self.keeper.bytes, self.keeper.begun) = (0, 0, true);
             }
         }
         std::mem::take(&mut self.keeper.closed)

@@ -58,7 +58,7 @@ impl fmt::Display for LogPos {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The disk refused. Nothing was acknowledged; the same call may be repeated.
-    #[error("{what} {name}: {source}")]
+    #[error("{what} {name}: {source}{}", advice(.source))]
     Io {
         /// Purpose of the call.
         what: &'static str,
@@ -90,7 +90,21 @@ pub enum LogError {
     },
 }
 
+/// What to do about it, behind the error.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free space there, the log goes on by itself",
+        _ => "",
+    }
+}
+
 impl LogError {
+    /// Whether there is no room on its disk.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, LogError::Io { source, .. }
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
     fn io(what: &'static str, name: impl Into<String>) -> impl FnOnce(io::Error) -> LogError {
         let name = name.into();
         move |source| LogError::Io { what, name, source }

@@ -49,7 +49,12 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 .collect();
             match self.log.append_group(&records) {
                 Ok(appended) => self.became_durable(appended.at, appended.count),
-                Err(error) => return self.set_fault(Stuck::Log, &error, now),
+                Err(error) => {
+                    if error.is_no_space() {
+                        self.give_way();
+                    }
+                    return self.set_fault(Stuck::Log, &error, now);
+                }
             }
         }
         self.urgent = false;
@@ -179,11 +184,15 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
     }
 
-    /// On a full disk, bytes that are kept only to save their being sent again give way.
+    /// Makes room if that is what was missing.
     pub(super) fn make_room(&mut self, error: &ApplyError) {
-        if !matches!(error, ApplyError::NoSpace { .. }) {
-            return;
+        if matches!(error, ApplyError::NoSpace { .. }) {
+            self.give_way();
         }
+    }
+
+    /// On a full disk, deleted files, and bytes that are kept only to save their being sent again, give way.
+    fn give_way(&mut self) {
         self.close_kept(true);
         self.behind.make_room();
         match self.replica.drop_salvage() {

@@ -35,7 +35,7 @@ use crate::{
         refusal::Reason,
     },
     log::{LogOptions, mem::MemDisk},
-    tree::MemTree,
+    tree::{Area, MemTree, ReplicaTree as _},
 };
 
 /// Content by name, all in the root.
@@ -334,6 +334,34 @@ fn a_full_disk_stops_the_log_tells_why_and_goes_on_by_itself() {
     assert_eq!(rig.faults.last().map(String::as_str), Some(""), "told that it is over");
     assert!(rig.core.accepts());
     rig.check_tree();
+}
+
+#[test]
+fn deleted_files_give_way_to_the_log_on_a_full_disk_also_those_of_an_earlier_run() {
+    for restarted in [false, true] {
+        let mut rig = Rig::new();
+        rig.core.keep_deleted(true);
+        rig.send(&[create(1), Todo::Remove(1)]);
+        rig.core.flush(rig.now);
+        rig.core.apply_some(rig.now, 9);
+        let kept = |rig: &mut Rig| {
+            let history = rig.tree.area(Area::History);
+            ["open", "deleted-1-2"].map(|place| rig.tree.find(&history, place.as_bytes()).expect("looked").is_some())
+        };
+        assert_eq!(kept(&mut rig), [true, false], "{restarted}");
+        if restarted {
+            rig.core.checkpoint(rig.now);
+            rig.crash(0);
+            rig.attach();
+            rig.core.keep_deleted(true);
+        }
+        rig.log.fail_writes_after(Some(0));
+        rig.send(&[create(2)]);
+        rig.core.flush(rig.now);
+        rig.listen();
+        assert!(rig.faults.iter().any(|fault| fault.contains("free space there")), "{:?}", rig.faults);
+        assert_eq!(kept(&mut rig), [false, true], "closed, so that the oldest can be deleted; {restarted}");
+    }
 }
 
 #[test]
