@@ -200,7 +200,7 @@ impl<T: ReplicaTree> Objects<T> {
         side: &mut SideRecord,
     ) -> Result<(), ApplyError> {
         let denied = self.deny_special && name.as_ref() == CAPABILITIES;
-        let answer = match value {
+        let attempt = || match value {
             // What it had is taken away, as it would have been replaced.
             Some(_) if denied => {
                 self.tree.remove_xattr(node, name).and_then(|()| Err(io::Error::from_raw_os_error(libc::EPERM)))
@@ -208,6 +208,11 @@ impl<T: ReplicaTree> Objects<T> {
             Some(value) => self.tree.set_xattr(node, name, value),
             None => self.tree.remove_xattr(node, name),
         };
+        let mut answer = attempt();
+        if answer.as_ref().is_err_and(|error| self.is_full_for_xattrs_only(error)) {
+            // Or the disk was full until a moment ago: what is deleted to make room goes meanwhile.
+            answer = attempt();
+        }
         match answer {
             Ok(()) => _ = side.xattrs.remove(name),
             Err(error) if is_refusal(&error) || self.is_full_for_xattrs_only(&error) => {
