@@ -20,9 +20,9 @@ use super::{
 use crate::{catalog::Cell, tree::ReplicaTree};
 
 /// Names and objects as the publish of a staging finds them.
-struct Adopted<'a, T: ReplicaTree> {
-    objects: &'a Objects<T>,
-    staging: &'a Staging,
+pub(super) struct Adopted<'a, T: ReplicaTree> {
+    pub(super) objects: &'a Objects<T>,
+    pub(super) staging: &'a Staging,
 }
 
 impl<T: ReplicaTree> Adopted<'_, T> {

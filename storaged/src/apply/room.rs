@@ -6,23 +6,18 @@
 
 use std::collections::HashSet;
 
-use tandem_proto::{
-    ids::{InodeId, Name},
-    stage::NodeType,
-};
+use tandem_proto::{ids::InodeId, stage::NodeType};
 
 use super::{
+    complete::Adopted,
     content::ranges_name,
     error::{ApplyError, OnObject as _},
     objects::{Objects, area_name},
-    plan::{View, leaving},
+    plan::leaving,
     record::ExtentSource,
     staging::{StagedFile, Staging},
 };
-use crate::{
-    catalog::Cell,
-    tree::{Area, ReplicaTree},
-};
+use crate::tree::{Area, ReplicaTree};
 
 /// What an inode costs beside its blocks: so nobody fills a disk with empty files.
 pub const INODE_BYTES: u64 = 512;
@@ -36,56 +31,6 @@ pub struct Growth {
     pub comes: u64,
     /// Bytes that go.
     pub goes: u64,
-}
-
-/// The tree as it is once adopted objects have their new ids.
-struct Adopted<'a, T: ReplicaTree> {
-    objects: &'a Objects<T>,
-    staging: &'a Staging,
-}
-
-impl<T: ReplicaTree> Adopted<'_, T> {
-    /// Under which the tree has it.
-    fn id_now(&self, id: &InodeId) -> Option<InodeId> {
-        match self.staging.adopted.get(id) {
-            Some(old) => Some(*old),
-            None => (!self.staging.is_claimed(id)).then_some(*id),
-        }
-    }
-
-    /// Under which it is known afterwards.
-    fn id_then(&self, old: InodeId) -> InodeId {
-        self.staging.claimed_by(&old).unwrap_or(old)
-    }
-}
-
-impl<T: ReplicaTree> View for Adopted<'_, T> {
-    fn entry(&self, dir: &InodeId, name: &Name) -> Result<Option<InodeId>, ApplyError> {
-        let Some(dir) = self.id_now(dir) else { return Ok(None) };
-        Ok(self.objects.entry(&dir, name)?.map(|id| self.id_then(id)))
-    }
-
-    fn names(&self, id: &InodeId) -> Result<Vec<Cell>, ApplyError> {
-        let Some(id) = self.id_now(id) else { return Ok(Vec::new()) };
-        Ok(self.objects.names(&id)?.into_iter().map(|(dir, name)| (self.id_then(dir), name)).collect())
-    }
-
-    fn entries(&self, dir: &InodeId) -> Result<Vec<(Name, InodeId)>, ApplyError> {
-        let Some(dir) = self.id_now(dir) else { return Ok(Vec::new()) };
-        Ok(self.objects.entries(&dir)?.into_iter().map(|(name, id)| (name, self.id_then(id))).collect())
-    }
-
-    fn node_type(&self, id: &InodeId) -> Result<Option<NodeType>, ApplyError> {
-        self.id_now(id).map_or(Ok(None), |id| self.objects.node_type(&id))
-    }
-
-    fn parked(&self) -> Vec<InodeId> {
-        self.objects.parked()
-    }
-
-    fn is_staged(&self, id: &InodeId) -> bool {
-        self.staging.has_new_object(id)
-    }
 }
 
 impl<T: ReplicaTree> Objects<T> {

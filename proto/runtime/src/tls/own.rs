@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject};
 
 use super::{IdentityError, check_private};
 
@@ -47,26 +47,25 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     fs::read(path).map_err(failed)
 }
 
-/// All certificates of a PEM file; there is one at least.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+/// All items of one kind in a PEM file; there is one at least, or it `lacks` them.
+fn items<T: PemObject>(path: &Path, lacks: &str) -> Result<Vec<T>, IdentityError> {
     let text = read(path)?;
-    let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let found = T::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| damaged(path, error))?;
     if found.is_empty() {
-        return Err(damaged(path, "it holds no certificate (PEM)"));
+        return Err(damaged(path, lacks));
     }
     Ok(found)
 }
 
+/// All certificates of a PEM file; there is one at least.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    items(path, "it holds no certificate (PEM)")
+}
+
 /// All revocation lists of a PEM file; there is one at least.
 pub fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, IdentityError> {
-    let text = read(path)?;
-    let found = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
-    let found = found.map_err(|error| damaged(path, error))?;
-    if found.is_empty() {
-        return Err(damaged(path, "it holds no revocation list (PEM, X509 CRL)"));
-    }
-    Ok(found)
+    items(path, "it holds no revocation list (PEM, X509 CRL)")
 }
 
 /// The private key of a PEM file, which must be ours alone.
