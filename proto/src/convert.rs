@@ -13,7 +13,7 @@ use crate::{
     },
     op::{Attr, AttrPatch, Change, NodeKind, Op, Origin, Timestamp},
     pb,
-    position::{Epoch, Position, Seq},
+    position::{COUNT_MAX, Epoch, Position, Seq},
     stage::{Content, Listing, NodeState, NodeType, Piece, StageData, StageDir, StageEntry, StageNode, StageRecipe},
 };
 
@@ -45,6 +45,21 @@ pub fn name(field: &'static str, bytes: Bytes) -> Result<Name, Invalid> {
 /// A 128-bit id from its wire form.
 pub fn uuid(field: &'static str, bytes: &[u8]) -> Result<Uuid, Invalid> {
     Uuid::from_slice(bytes).ok_or_else(|| Invalid { field, problem: format!("{} bytes instead of 16", bytes.len()) })
+}
+
+/// A counter that others count on from.
+fn count(field: &'static str, number: u64) -> Result<u64, Invalid> {
+    if number > COUNT_MAX { invalid(field, format!("{number} is more than {COUNT_MAX}")) } else { Ok(number) }
+}
+
+/// An epoch from its wire form.
+pub fn epoch(field: &'static str, number: u64) -> Result<Epoch, Invalid> {
+    count(field, number).map(Epoch)
+}
+
+/// The seq of a batch's first op from its wire form: one from which any batch can be counted.
+pub fn first_seq(field: &'static str, number: u64) -> Result<Seq, Invalid> {
+    if number == 0 { invalid(field, "0 is not the seq of an op") } else { count(field, number).map(Seq) }
 }
 
 /// A chain from its wire form.
@@ -92,8 +107,8 @@ impl TryFrom<&pb::Position> for Position {
 
     fn try_from(position: &pb::Position) -> Result<Self, Invalid> {
         Ok(Position {
-            epoch: Epoch(position.epoch),
-            seq: Seq(position.seq),
+            epoch: epoch("position.epoch", position.epoch)?,
+            seq: Seq(count("position.seq", position.seq)?),
             chain: chain("position.chain", &position.chain)?,
         })
     }

@@ -36,5 +36,5 @@ pub use chunk::{Digest, chunks};
 pub use convert::Invalid;
 pub use ids::{InodeId, Name, Uuid};
 pub use op::{Attr, AttrPatch, Change, Changes, NodeKind, Op, Origin, Timestamp};
-pub use position::{Epoch, Position, Seq};
+pub use position::{COUNT_MAX, Epoch, Position, Seq};
 pub use volume::VolumeName;

@@ -116,9 +116,7 @@ impl CheckedBatch {
         if batch.ops.is_empty() || batch.ops.len() > BATCH_MAX_OPS {
             return Err(bad(format!("batch.ops: {} ops; 1 to {BATCH_MAX_OPS} are allowed", batch.ops.len())));
         }
-        if batch.first_seq == 0 || batch.first_seq.checked_add(batch.ops.len() as u64).is_none() {
-            return Err(bad(format!("batch.first_seq: {} is not the seq of an op", batch.first_seq)));
-        }
+        let first = convert::first_seq("batch.first_seq", batch.first_seq)?;
         let chain_before = convert::chain("batch.chain_before", &batch.chain_before)?;
         let claimed = convert::chain("batch.chain_after", &batch.chain_after)?;
         let mut chain = chain_before;
@@ -126,7 +124,7 @@ impl CheckedBatch {
         let mut chains = Vec::with_capacity(batch.ops.len());
         let mut ops = Vec::with_capacity(batch.ops.len());
         for (at, op) in batch.ops.into_iter().enumerate() {
-            let seq = Seq(batch.first_seq + at as u64);
+            let seq = first.plus(at as u64);
             chain = convert::chain_after(&chain, seq, &op, &mut scratch);
             chains.push(chain);
             ops.push(convert::op(seq, op)?);

@@ -9,7 +9,7 @@ use tandem_proto::{
     convert,
     op::Op,
     pb,
-    position::{Epoch, Position, Seq},
+    position::Position,
     stage::{Stage, StageDir, StageNode},
 };
 
@@ -161,11 +161,13 @@ fn ops(payload: Bytes) -> Result<(Vec<Op>, Position), String> {
     if batch.ops.is_empty() {
         return Err("a batch without ops".to_owned());
     }
-    let last = batch.first_seq + batch.ops.len() as u64 - 1;
+    let first = said(convert::first_seq("batch.first_seq", batch.first_seq))?;
+    let epoch = said(convert::epoch("batch.epoch", batch.epoch))?;
+    let last = first.plus(batch.ops.len() as u64 - 1);
     let chain = Chain::from_slice(&batch.chain_after).ok_or("a batch without its chain")?;
     let ops: Result<Vec<Op>, _> =
-        batch.ops.into_iter().enumerate().map(|(at, op)| convert::op(Seq(batch.first_seq + at as u64), op)).collect();
-    Ok((said(ops)?, Position { epoch: Epoch(batch.epoch), seq: Seq(last), chain }))
+        batch.ops.into_iter().enumerate().map(|(at, op)| convert::op(first.plus(at as u64), op)).collect();
+    Ok((said(ops)?, Position { epoch, seq: last, chain }))
 }
 
 /// The record of a kind and a payload, or what is wrong with it.
@@ -304,8 +306,10 @@ impl<D: Disk> RecordSource for LogRecords<'_, D> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
     use smallvec::smallvec;
     use tandem_proto::{
+        COUNT_MAX,
         chain::Chain,
         ids::{InodeId, Name, Uuid},
         op::{Change, Op},
@@ -313,7 +317,7 @@ mod tests {
         stage::{Listing, Stage, StageDir, StageEntry, StageNode},
     };
 
-    use super::{VERSION, decode, encode};
+    use super::{VERSION, decode, encode, pb};
     use crate::apply::record::{ExtentSource, ObjectIdentity, Record, Writer};
 
     #[test]
@@ -343,6 +347,19 @@ mod tests {
         for record in records {
             let (kind, payload) = encode(&record).expect("kept in the log");
             assert_eq!(decode(kind, VERSION, payload.into()), Ok(record));
+        }
+    }
+
+    #[test]
+    fn ops_whose_numbers_nothing_can_be_counted_from_are_refused() {
+        let op = Op { seq: Seq(1), origin: Default::default(), changes: smallvec![] };
+        let ops = Record::Ops { ops: vec![op], end: Position { epoch: Epoch(1), seq: Seq(1), ..Default::default() } };
+        let (kind, payload) = encode(&ops).expect("kept in the log");
+        let good = pb::Batch::decode(&payload[..]).expect("a batch");
+        for (epoch, first_seq) in [(1, 0), (1, u64::MAX), (1, COUNT_MAX + 1), (u64::MAX, 1)] {
+            let bad = pb::Batch { epoch, first_seq, ..good.clone() };
+            let problem = decode(kind, VERSION, bad.encode_to_vec().into()).expect_err("no such ops");
+            assert!(problem.contains("batch."), "{problem}");
         }
     }
 
