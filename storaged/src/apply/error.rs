@@ -79,6 +79,15 @@ impl ApplyError {
         }
     }
 
+    /// Whether it is room on the disk that was missing.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            ApplyError::NoSpace { .. } => true,
+            ApplyError::Catalog(error) => error.is_no_space(),
+            _ => false,
+        }
+    }
+
     /// Sorts an answer of the file system.
     pub fn from_io(action: &'static str, object: impl ToString, source: io::Error) -> Self {
         let object = object.to_string();

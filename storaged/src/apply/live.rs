@@ -44,14 +44,18 @@ impl<T: ReplicaTree> Objects<T> {
             self.check_known(op)?;
         }
         self.keeper.time_ns = op.origin.time_ns;
+        self.in_contents = false;
         let done = !retried && self.apply_names_directly(op, position)?;
         if !done && op.changes.iter().any(|change| matches!(change, Change::Entry { .. })) {
             let mut net = Changeset::default();
             net.assign_op(op, position);
             self.settle(&net, Manner { probe: retried, keep_as: None, born: position })?;
         }
+        self.in_contents = true;
         self.apply_contents(op)?;
-        self.restore_dir_mtimes()
+        self.restore_dir_mtimes()?;
+        self.in_contents = false;
+        Ok(())
     }
 
     /// In live apply every inode that an op gives a name, or names to, exists or is born in it. Checked before anything is done. Data and

@@ -148,6 +148,7 @@ impl<T: ReplicaTree> Replica<T> {
     /// [`Self::salvaged_files`].
     pub fn recover(&mut self, log: &dyn RecordSource) -> Result<Recovered, ApplyError> {
         self.unsettled = true;
+        self.objects.in_contents = false;
         self.objects.adopt_root()?;
         self.objects.litter.added();
         let mut progress = Progress {
@@ -360,6 +361,7 @@ impl<T: ReplicaTree> Replica<T> {
     /// After a retryable error call it again.
     pub fn publish(&mut self, position: Position, log: &dyn RecordSource) -> Result<Published, ApplyError> {
         let probe = std::mem::replace(&mut self.unsettled, true);
+        self.objects.in_contents = false;
         let (staging, objects) = self.staging()?;
         let published = match objects.publish(staging, position, log, probe) {
             Err(surprise) if !probe && live::is_surprise(&surprise) => {
@@ -414,6 +416,23 @@ impl<T: ReplicaTree> Replica<T> {
                 source: std::io::Error::other("the op after it failed in the middle"),
             });
         }
+        self.checkpoint_here()
+    }
+
+    /// Whether [`Self::checkpoint_in_need`] can work.
+    pub fn can_checkpoint_in_need(&self) -> bool {
+        !self.unsettled || self.objects.in_contents
+    }
+
+    /// The same on a full disk, also where the op after the position failed when only contents and attributes were missing. All its names
+    /// are in tree and catalog then, nothing is parked, and a redo that begins with that op assigns the names that they have, and
+    /// all of its contents once more.
+    pub fn checkpoint_in_need(&mut self) -> Result<Position, ApplyError> {
+        if self.can_checkpoint_in_need() { self.checkpoint_here() } else { self.checkpoint() }
+    }
+
+    fn checkpoint_here(&mut self) -> Result<Position, ApplyError> {
+        let position = self.applied();
         if position != self.checkpoint || self.objects.catalog.uncommitted_rows() > 0 {
             self.objects.sync()?;
             self.objects.catalog.checkpoint_durably(position, self.serial)?;

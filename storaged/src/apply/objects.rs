@@ -51,6 +51,8 @@ pub struct Objects<T: ReplicaTree> {
     pub keeper: Keeper<T::Node>,
     /// The new file that was staged last.
     pub(super) fresh: Option<Fresh<T::Node>>,
+    /// Of the live op that was begun last all names are done, and not all contents.
+    pub in_contents: bool,
     /// Makes names in limbo, discard and history unique.
     counter: u64,
 }
@@ -79,6 +81,7 @@ impl<T: ReplicaTree> Objects<T> {
             fresh: None,
             deny_special: false,
             keeper: Keeper::default(),
+            in_contents: false,
             counter: 0,
         }
     }

@@ -51,6 +51,11 @@ impl CatalogError {
         self.problem.contains("(os error ")
     }
 
+    /// Whether it was room on the disk that was missing. The store passes the system's answer on in words only.
+    pub fn is_no_space(&self) -> bool {
+        [libc::ENOSPC, libc::EDQUOT].iter().any(|code| self.problem.contains(&format!("(os error {code})")))
+    }
+
     fn new(path: &Path, action: &'static str, problem: impl ToString) -> Self {
         CatalogError { path: path.display().to_string(), action, problem: problem.to_string() }
     }

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub use surplus::{Kept, Surplus};
+pub use surplus::{Kept, Surplus, give_way_unserved};
 
 use bytes::Bytes;
 use parking_lot::Mutex;

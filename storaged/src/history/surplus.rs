@@ -20,7 +20,10 @@ use std::{
 use parking_lot::Mutex;
 use tandem_proto::position::Position;
 
-use crate::{apply::KEPT_CLOSED as CLOSED, config::KeepRule};
+use crate::{
+    apply::{KEPT_CLOSED as CLOSED, KEPT_OPEN as OPEN},
+    config::KeepRule,
+};
 
 /// How often ages are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
@@ -203,12 +206,7 @@ impl Keeper {
     }
 
     fn drop_oldest_deleted(&mut self) -> io::Result<()> {
-        let mut places = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            places.extend(entry?.file_name().to_str().and_then(place));
-        }
-        places.retain(|place| place.2 == Of::Deleted);
-        match places.into_iter().min() {
+        match oldest_deleted(&self.directory)? {
             Some(oldest) => self.delete(oldest, "the disk is full"),
             None => Ok(()),
         }
@@ -219,6 +217,31 @@ impl Keeper {
         kept.bytes = self.sizes.values().sum();
         kept.positions = self.sizes.len() as u64;
         kept.deleted += deleted;
+    }
+}
+
+fn oldest_deleted(directory: &Path) -> io::Result<Option<Place>> {
+    let mut places = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        places.extend(entry?.file_name().to_str().and_then(place));
+    }
+    Ok(places.into_iter().filter(|place| place.2 == Of::Deleted).min())
+}
+
+/// Makes room on the full disk of a volume that is not served, whose log must be redone: deletes its oldest deleted files; if there are no
+/// others, those of the place that was being filled. Whether there were any.
+pub fn give_way_unserved(directory: &Path) -> io::Result<bool> {
+    let path = match oldest_deleted(directory)? {
+        Some(oldest) => directory.join(directory_name(oldest)),
+        None => directory.join(OPEN),
+    };
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+        Ok(()) => {
+            tracing::info!(path = %path.display(), why = "the disk is full", "deleted from the history");
+            Ok(true)
+        }
     }
 }
 
@@ -263,7 +286,7 @@ mod tests {
 
     use tandem_proto::position::{Epoch, Position, Seq};
 
-    use super::{Entry, Kept, Of, Surplus, beyond, place};
+    use super::{Entry, Kept, Of, Surplus, beyond, give_way_unserved, place};
     use crate::config::KeepRule;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -296,6 +319,22 @@ mod tests {
         fs::create_dir_all(&deep).expect("made");
         fs::write(deep.join("file"), vec![1; 100_000]).expect("written");
         std::os::unix::fs::symlink("/", deep.join("link")).expect("made");
+    }
+
+    #[test]
+    fn of_a_volume_that_cannot_be_opened_deleted_files_go_the_oldest_first_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        for place in ["1-5", "deleted-1-9", "deleted-2-1", "open", "ops"] {
+            fill(dir.path(), place);
+        }
+        let mut gone = Vec::new();
+        while give_way_unserved(dir.path()).expect("looked") {
+            let there = |place: &&str| !dir.path().join(place).exists();
+            gone.push(["deleted-1-9", "deleted-2-1", "open"].iter().filter(|place| there(place)).count());
+        }
+        assert_eq!(gone, [1, 2, 3]);
+        assert!(!dir.path().join("open").exists());
+        assert!(dir.path().join("1-5").exists() && dir.path().join("ops").exists(), "what resyncs replaced stays");
     }
 
     #[test]

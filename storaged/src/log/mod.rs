@@ -315,6 +315,17 @@ impl<D: Disk> Log<D> {
         Ok(true)
     }
 
+    /// Deletes the files that wait to become segments: the disk is full, and the tree needs their room more. How many there were.
+    pub fn drop_spares(&mut self) -> Result<usize, LogError> {
+        let mut dropped = 0;
+        while let Some(name) = self.free.last() {
+            self.disk.remove(name).map_err(LogError::io("deleting", name.clone()))?;
+            self.free.pop();
+            dropped += 1;
+        }
+        Ok(dropped)
+    }
+
     /// Gives up everything before `keep_from`: segments that lie wholly before it are recycled or deleted.
     pub fn recycle_before(&mut self, keep_from: LogPos) -> Result<(), LogError> {
         while let Some(index) = self.ends.keys().next().copied() {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::core::{Carries, Core, Stuck};
+use super::core::{Carries, Core, OpenError, Stuck};
 use crate::{
     apply::ApplyError,
     ingest::refusal::Refusal,
@@ -51,7 +51,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 Ok(appended) => self.became_durable(appended.at, appended.count),
                 Err(error) => {
                     if error.is_no_space() {
-                        self.give_way();
+                        self.give_way(now);
                     }
                     return self.set_fault(Stuck::Log, &error, now);
                 }
@@ -107,7 +107,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             match self.replica.apply(op, chain) {
                 Ok(()) => {}
                 Err(error) if error.is_retryable() => {
-                    self.make_room(&error);
+                    self.make_room(&error, now);
                     self.set_fault(Stuck::Apply, &error, now);
                     break;
                 }
@@ -184,21 +184,51 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
     }
 
-    /// Makes room if that is what was missing.
-    pub(super) fn make_room(&mut self, error: &ApplyError) {
-        if matches!(error, ApplyError::NoSpace { .. }) {
-            self.give_way();
+    /// Makes room in the tree if that is what was missing.
+    pub(super) fn make_room(&mut self, error: &ApplyError, now: Instant) {
+        if !error.is_no_space() {
+            return;
         }
+        if let Err(error) = self.log.drop_spares() {
+            tracing::warn!(%error, "spare segments of the log could not be deleted");
+        }
+        self.give_way(now);
     }
 
-    /// On a full disk, deleted files, and bytes that are kept only to save their being sent again, give way.
-    fn give_way(&mut self) {
+    /// On a full disk, deleted files, bytes that are kept only to save their being sent again, and the log of what is applied give way.
+    fn give_way(&mut self, now: Instant) {
         self.close_kept(true);
         self.behind.make_room();
         match self.replica.drop_salvage() {
             Ok(true) => tracing::warn!("the disk is full: bytes of an unfinished resync were deleted"),
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "bytes of an unfinished resync could not be deleted"),
+        }
+        self.shorten_log(now);
+    }
+
+    /// Makes a checkpoint where that lets part of the log go, although something is at fault.
+    fn shorten_log(&mut self, now: Instant) {
+        if self.log_needed_from().segment > self.log.start().segment {
+            self.checkpoint_in_need(now);
+        }
+    }
+
+    pub(super) fn checkpoint_in_need(&mut self, now: Instant) {
+        let possible = self.replica.can_checkpoint_in_need() && self.publishing.is_none() && !self.is_held();
+        if !possible || self.is_stuck(Stuck::Redo) || self.damaged.is_some() {
+            return;
+        }
+        let before = self.log.bytes();
+        let done = self.replica.checkpoint_in_need().map_err(OpenError::from).and_then(|_| Ok(self.write_state()?));
+        match done {
+            Ok(()) => {
+                tracing::info!(from = before, to = self.log.bytes(), "the disk is full: the log was cut short");
+                self.checkpointed(now);
+            }
+            Err(OpenError::Apply(error @ ApplyError::Sync { .. })) => self.sync_failed(&error, now),
+            // The fault that led here is told, and tried again.
+            Err(error) => tracing::debug!(%error, "no checkpoint on the full disk"),
         }
     }
 
@@ -222,6 +252,10 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             self.kept_at = now;
             self.close_kept(true);
         }
+        self.checkpointed(now);
+    }
+
+    fn checkpointed(&mut self, now: Instant) {
         self.checkpoint_bytes = 0;
         self.applied_bytes = 0;
         self.checkpoint_at = now;

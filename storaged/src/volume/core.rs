@@ -263,8 +263,15 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             .and_then(|bytes| bytes.ok_or(std::io::ErrorKind::NotFound.into()))
             .map_err(OpenError::io("reading the file `state`"))?;
         let state = State::decode(&bytes)?;
-        let log = Log::open(log_disk, log_options, state.log_start, state.log_end)?;
-        let recovered = replica.recover(&log.source(state.log_start))?;
+        let mut log = Log::open(log_disk, log_options, state.log_start, state.log_end)?;
+        let recovered = match replica.recover(&log.source(state.log_start)) {
+            Err(error) if error.is_no_space() => {
+                // The next attempt to open it has their room.
+                log.drop_spares()?;
+                return Err(error.into());
+            }
+            answer => answer?,
+        };
         let state_writer = state.durable.writer.clone();
         let mut durable = state.durable;
         let mut unproven = state.unproven.map(Arc::from);
@@ -332,7 +339,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         };
         core.receiver.note_since(attached_ns);
         // Recovery ended with a checkpoint of its own, so the log before it has done its work.
-        core.write_state().map_err(|error| OpenError::Other(error.to_string()))?;
+        core.write_state()?;
         Ok((core, recovered))
     }
 

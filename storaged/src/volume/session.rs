@@ -358,7 +358,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
                 self.sync_failed(&error, now);
             }
             _ => {
-                self.make_room(&error);
+                self.make_room(&error, now);
                 if let Incoming::Begin { round, .. } = &message {
                     self.receiver.begin_failed(*round);
                 }

@@ -34,7 +34,7 @@ use crate::{
         outbox::Outbox,
         refusal::Reason,
     },
-    log::{LogOptions, mem::MemDisk},
+    log::{LogOptions, disk::Disk as _, mem::MemDisk},
     tree::{Area, MemTree, ReplicaTree as _},
 };
 
@@ -209,6 +209,11 @@ impl Rig {
 
     fn facts(&self) -> Facts {
         self.core.facts(&Facts::default())
+    }
+
+    /// Files of the log that wait to become segments.
+    fn spares(&self) -> usize {
+        self.log.list().expect("listed").iter().filter(|name| name.starts_with("free-")).count()
     }
 
     /// The tree is what the folder was at the applied position.
@@ -576,6 +581,7 @@ enum Step {
     Reconnect,
     FullLog,
     FailTree(u64),
+    FullTree(u64),
     Resync(Vec<Todo>, bool),
 }
 
@@ -601,6 +607,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reconnect),
         1 => Just(Step::FullLog),
         1 => (0..6u64).prop_map(Step::FailTree),
+        1 => (0..6u64).prop_map(Step::FullTree),
         1 => (todos(), any::<bool>()).prop_map(|(todos, publish)| Step::Resync(todos, publish)),
     ]
 }
@@ -643,6 +650,15 @@ proptest! {
                     rig.tree.set_budget(None);
                     rig.later();
                 }
+                Step::FullTree(room) => {
+                    rig.tree.set_room(Some(room));
+                    rig.core.flush(rig.now);
+                    rig.core.apply_some(rig.now, 9);
+                    // Whether or not it lets log go: nothing may depend on that.
+                    rig.core.checkpoint_in_need(rig.now);
+                    rig.tree.set_room(None);
+                    rig.later();
+                }
                 Step::Resync(todos, publish) if rig.core.accepts() => {
                     rig.handle(Incoming::Begin { round: 1, full: false, s0: rig.sent });
                     rig.send(&todos);
@@ -679,6 +695,9 @@ mod copying_tests;
 
 #[path = "flow_tests.rs"]
 mod flow;
+
+#[path = "full_tests.rs"]
+mod full;
 
 #[path = "staging_tests.rs"]
 mod staging;

@@ -33,7 +33,7 @@ use crate::{
     apply::Replica,
     catalog::Catalog,
     config::Limits,
-    history::{History, Surplus},
+    history::{self, History, Surplus},
     hooks::Hooks,
     index::{CatalogFiles, IndexOptions, LateIndex},
     ingest::refusal::{Reason, Refusal},
@@ -352,11 +352,21 @@ fn without_state(directory: &Path) -> String {
     )
 }
 
+/// A log that must be redone found the disk full: deleted files give way, as they do while the volume is served. It is tried again soon.
+fn make_room(directory: &Path, error: &OpenError) {
+    if matches!(error, OpenError::Apply(error) if error.is_no_space())
+        && let Err(error) = history::give_way_unserved(&directory.join("history"))
+    {
+        tracing::warn!(directory = %directory.display(), %error, "deleted files could not be given up for room");
+    }
+}
+
 /// Opens a volume, recovers it and starts its thread.
 fn serve(directory: &Path, limits: &Limits) -> Result<Arc<Volume>, OpenError> {
     let started = Instant::now();
     pull::clear(directory).map_err(OpenError::io("removing old snapshots"))?;
-    let (mut core, recovered) = Core::open(parts(directory)?, started)?;
+    let (mut core, recovered) =
+        Core::open(parts(directory)?, started).inspect_err(|error| make_room(directory, error))?;
     let reader = core.replica().reader();
     let behind = behind(directory, &reader, &recovered, limits);
     let (index, surplus, history) = (behind.index.clone(), behind.surplus.clone(), behind.history.clone());
