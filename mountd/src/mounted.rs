@@ -181,6 +181,8 @@ impl<J: Journal> MountOps for Mounted<J> {
             fsync_mode: self.vfs.fsync_rules().to_string(),
             excludes: self.vfs.backing().excludes().texts(),
             held_writes: self.vfs.held_writes(),
+            known_inodes: self.vfs.inodes_known(),
+            open_files: self.vfs.open_files(),
             ops: self.meters.figures(),
             bytes: self.meters.bytes(),
             busy: self.busy(),

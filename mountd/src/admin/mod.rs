@@ -63,6 +63,10 @@ pub struct MountFacts {
     pub excludes: Vec<String>,
     /// Writes that are held back because the link is slower than the writer.
     pub held_writes: usize,
+    /// Inodes that the kernel remembers, and the mount with it.
+    pub known_inodes: usize,
+    /// Open files.
+    pub open_files: usize,
     /// Calls by kind.
     pub ops: Vec<pb::OpFigures>,
     /// Bytes read and written.

@@ -138,6 +138,8 @@ impl Shared {
             state_since_ns: replication.link().state_since_ns.load(Ordering::Relaxed),
             verify,
             excludes: mount.excludes,
+            known_inodes: mount.known_inodes as u64,
+            open_files: mount.open_files as u64,
         }
     }
 

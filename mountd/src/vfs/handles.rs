@@ -73,6 +73,12 @@ impl HandleTable {
         file
     }
 
+    /// How many files are open.
+    pub fn len(&self) -> usize {
+        let slots = self.slots.read();
+        slots.files.len() - slots.free.len()
+    }
+
     /// Whether some file is open for writing.
     pub fn has_writers(&self) -> bool {
         self.writers.load(Ordering::Relaxed) > 0

@@ -9,7 +9,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -167,11 +167,15 @@ impl<'a> Locks<'a> {
 }
 
 const SHARDS: usize = 16;
+/// Inodes whose room is worth giving back: some 10 MiB.
+const MUCH: usize = 50_000;
 
 /// The inodes that are known.
 pub struct InodeTable {
     root_ino: u64,
     shards: [Mutex<HashMap<u64, Known>>; SHARDS],
+    /// The most that were known when [`InodeTable::shrink`] last looked, since it last shrank.
+    most: AtomicUsize,
 }
 
 struct Known {
@@ -185,7 +189,7 @@ struct Known {
 impl InodeTable {
     /// Knows the root only.
     pub fn new(root: &Stat) -> InodeTable {
-        let table = InodeTable { root_ino: root.ino, shards: Default::default() };
+        let table = InodeTable { root_ino: root.ino, shards: Default::default(), most: AtomicUsize::new(0) };
         let inode = Arc::new(Inode::new(ROOT_NODE, InodeId::ROOT, root));
         table.shard(ROOT_NODE).lock().insert(ROOT_NODE, Known { inode, lookups: 1, borrows: 0 });
         table
@@ -261,6 +265,20 @@ impl InodeTable {
 
     fn shard(&self, node: u64) -> &Mutex<HashMap<u64, Known>> {
         &self.shards[(node % SHARDS as u64) as usize]
+    }
+
+    /// Gives back the room of what the kernel forgot, if that was much; whether it did. Called now and then, by one thread.
+    pub fn shrink(&self) -> bool {
+        let known = self.len();
+        let most = self.most.load(Ordering::Relaxed).max(known);
+        let shrinks = most - known >= MUCH && known < most / 2;
+        self.most.store(if shrinks { known } else { most }, Ordering::Relaxed);
+        if shrinks {
+            for shard in &self.shards {
+                shard.lock().shrink_to_fit();
+            }
+        }
+        shrinks
     }
 
     /// How many are known.

@@ -213,6 +213,11 @@ impl<J: Journal> Vfs<J> {
         self.inodes.len()
     }
 
+    /// How many files are open.
+    pub fn open_files(&self) -> usize {
+        self.handles.len()
+    }
+
     fn inode(&self, node: u64) -> VfsResult<Arc<Inode>> {
         self.inodes.get(node).ok_or(VfsError::Stale(node))
     }

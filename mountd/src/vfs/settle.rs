@@ -11,6 +11,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
+use tandem_runtime::memory;
 
 use super::{Caller, Journal, Reserved as _, Vfs, VfsResult, inodes::Inode, mtime_change, setattr::set_mtime};
 use crate::{
@@ -86,7 +87,7 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// Settles files at rest until [`Vfs::stop_settler`]. Runs in a thread of its own.
+    /// Settles files at rest, and gives back the memory of inodes that the kernel forgot, until [`Vfs::stop_settler`]. Runs in a thread of its own.
     pub fn run_settler(&self) {
         loop {
             {
@@ -97,6 +98,9 @@ impl<J: Journal> Vfs<J> {
                 self.settler.wake.wait_for(&mut queue, TICK);
             }
             self.settle_older_than(REST);
+            if self.inodes.shrink() {
+                memory::give_back();
+            }
         }
     }
 

@@ -57,6 +57,8 @@ pub const FAMILIES: &[Family] = &[
         "Age of the oldest local fsync that the replica lacks.",
     ),
     family("tandem_writes_held", "gauge", "", "Writes that are held back because the link is slower."),
+    family("tandem_fuse_inodes", "gauge", "", "Inodes that the kernel remembers, and the mount with it."),
+    family("tandem_fuse_open_files", "gauge", "", "Open files."),
     family("tandem_fuse_read_bytes_total", "counter", "", "Bytes that programs read through the daemon."),
     family("tandem_fuse_written_bytes_total", "counter", "", "Bytes that programs wrote."),
     family(
@@ -183,6 +185,8 @@ fn mount(text: &mut Text, of: &pb::MountStatus) {
         ("tandem_resync_files_expected", progress.files_total),
         ("tandem_fsync_waiting", of.waiting_fsyncs),
         ("tandem_writes_held", of.held_writes),
+        ("tandem_fuse_inodes", of.known_inodes),
+        ("tandem_fuse_open_files", of.open_files),
         ("tandem_fuse_read_bytes_total", of.read_bytes),
         ("tandem_fuse_written_bytes_total", of.written_bytes),
     ] {

@@ -206,6 +206,11 @@ pub enum Action {
         path: Path,
         name: &'static str,
     },
+    /// FS_IOC_SETFLAGS (chattr): these of [`CHANGED_FLAGS`] are set, the others of them cleared.
+    SetFlags {
+        path: Path,
+        flags: u32,
+    },
     Stat {
         path: Path,
     },
@@ -213,6 +218,9 @@ pub enum Action {
         path: Path,
     },
 }
+
+/// Inode flags that a storm sets and clears: immutable, append-only, synchronous, no dump, no atime, synchronous directory.
+pub const CHANGED_FLAGS: u32 = 0x10 | 0x20 | 0x08 | 0x40 | 0x80 | 0x1_0000;
 
 /// What came of an action: a number that two equal trees agree on (bytes written, digest of what was read), or the errno.
 pub type Outcome = Result<u64, Errno>;

@@ -25,6 +25,8 @@ pub struct Shape {
     pub mmap: bool,
     /// Names of any bytes; else plain ones only.
     pub weird_names: bool,
+    /// Inode flags (chattr) that may be set, each a combination; empty: none are. Whoever sets some must clear them at the end.
+    pub inode_flags: &'static [u32],
 }
 
 impl Default for Shape {
@@ -35,6 +37,7 @@ impl Default for Shape {
             privileged: rustix::process::geteuid().is_root(),
             mmap: true,
             weird_names: true,
+            inode_flags: &[],
         }
     }
 }
@@ -223,6 +226,9 @@ impl Generator {
 
     fn attributes(&mut self) -> Action {
         let path = self.any();
+        if !self.shape.inode_flags.is_empty() && self.rng.chance(12) {
+            return Action::SetFlags { path, flags: *self.rng.pick(self.shape.inode_flags) };
+        }
         match self.rng.below(12) {
             0..3 => Action::SetMode { path, mode: self.mode() },
             3..5 if self.shape.privileged => {
@@ -317,6 +323,7 @@ fn subject(action: &Action) -> Option<&Path> {
         | Action::SetOwner { path, .. }
         | Action::SetTimes { path, .. }
         | Action::SetXattr { path, .. }
+        | Action::SetFlags { path, .. }
         | Action::Stat { path }
         | Action::List { path }
         | Action::TruncatePath { path, .. }

@@ -12,8 +12,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, Dir, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, Uid,
-        XattrFlags,
+        AtFlags, Dir, FallocateFlags, FileType, Gid, IFlags, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps,
+        Uid, XattrFlags,
     },
     io::Errno,
 };
@@ -21,7 +21,7 @@ use rustix::{
 use crate::{
     rng::content,
     storm::{
-        action::{Action, Move, NodeToMake, Outcome, Path},
+        action::{Action, CHANGED_FLAGS, Move, NodeToMake, Outcome, Path},
         generator::SLOTS,
     },
 };
@@ -46,6 +46,14 @@ impl Performer {
     /// Closes what is open.
     pub fn close_all(&mut self) {
         self.slots.fill_with(|| None);
+    }
+
+    /// Takes away the inode flags that a storm may have set, of everything, so that the tree can be removed.
+    ///
+    /// # Errors
+    /// What a call on an object says; file systems that have no flags are fine.
+    pub fn clear_flags(&self) -> Result<(), Errno> {
+        clear_flags_below(self.root.as_fd())
     }
 
     fn dir(&self, names: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
@@ -81,6 +89,10 @@ impl Performer {
             }
             Action::Close { slot } => self.slots[*slot].take().map(|_| 0).ok_or(NOTHING_OPEN),
             Action::RemoveAll { path } => self.remove_all(path),
+            Action::SetFlags { path, flags } => {
+                let (dir, name) = self.parent(path)?;
+                set_flags(dir.as_fd(), name, *flags)
+            }
             Action::List { path } => list(&self.dir(&path.0)?),
             Action::Stat { path } => self.stat(path),
             _ if slot_of(action).is_some() => self.on_open_file(action),
@@ -304,6 +316,34 @@ fn digest(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(cut)
 }
 
+/// The object's flags among [`CHANGED_FLAGS`] become these; says which of them it has then.
+fn set_flags(dir: BorrowedFd<'_>, name: &[u8], flags: u32) -> Outcome {
+    // What a pipe or a device would answer is not the file system's business.
+    if !matches!(file_type(dir, name)?, FileType::RegularFile | FileType::Directory) {
+        return Err(Errno::NOTTY);
+    }
+    let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let object = rustix::fs::openat(dir, name, how, Mode::empty())?;
+    let changed = IFlags::from_bits_retain(CHANGED_FLAGS);
+    let others = rustix::fs::ioctl_getflags(&object)?.difference(changed);
+    rustix::fs::ioctl_setflags(&object, others | IFlags::from_bits_retain(flags))?;
+    Ok(u64::from(rustix::fs::ioctl_getflags(&object)?.intersection(changed).bits()))
+}
+
+fn clear_flags_below(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    for name in names(dir)? {
+        match set_flags(dir, &name, 0) {
+            Ok(_) | Err(Errno::NOTTY | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error),
+        }
+        if file_type(dir, &name)? == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            clear_flags_below(rustix::fs::openat(dir, name.as_slice(), flags, Mode::empty())?.as_fd())?;
+        }
+    }
+    Ok(())
+}
+
 fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
@@ -331,9 +371,10 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let inner = rustix::fs::openat(dir, name, flags, Mode::empty())?;
     for child in names(inner.as_fd())? {
-        match rustix::fs::unlinkat(&inner, child.as_slice(), AtFlags::empty()) {
-            Err(Errno::ISDIR) => remove_tree(inner.as_fd(), &child)?,
-            result => result?,
+        // Looked at first: what has inode flags may not be removed, and that is the answer to who tries (EPERM), before its type.
+        match file_type(inner.as_fd(), &child)? {
+            FileType::Directory => remove_tree(inner.as_fd(), &child)?,
+            _ => rustix::fs::unlinkat(&inner, child.as_slice(), AtFlags::empty())?,
         }
     }
     rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
@@ -348,6 +389,10 @@ fn write_at(file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Result<usize, Er
 /// Another worker may cut the file between the check and the stores. So the stores go through the kernel (`process_vm_writev` on
 /// ourselves), which answers EFAULT where a plain store would kill the process.
 fn map_write(file: &File, offset: u64, bytes: &[u8]) -> Outcome {
+    // The kernel's FUSE does not know these flags of a file that is open already (SEMANTICS, P5).
+    if rustix::fs::ioctl_getflags(file).is_ok_and(|flags| flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND)) {
+        return Err(Errno::PERM);
+    }
     let end = offset + bytes.len() as u64;
     if (rustix::fs::fstat(file)?.st_size as u64) < end {
         rustix::fs::ftruncate(file, end)?;

@@ -20,6 +20,7 @@ mod hostile;
 mod identity;
 mod link_faults;
 mod links;
+mod load;
 mod many;
 mod names;
 mod outages;
