@@ -43,8 +43,8 @@ pub struct NodeNet {
     pub kind: Option<NodeKind>,
     /// It came to exist in an op, which is how it begins empty.
     pub birth: bool,
-    /// Where that happened.
-    pub born: Option<Position>,
+    /// Where that happened; of a round's state all the same.
+    pub born: Option<Arc<Position>>,
     /// Attributes.
     pub attr: AttrPatch,
     /// Extended attributes.
@@ -60,6 +60,8 @@ pub struct Changeset {
     pub dirs: BTreeMap<InodeId, DirNet>,
     /// By inode. In boxes: of what comes in order a tree's leaves are half empty, and there may be millions.
     pub nodes: BTreeMap<InodeId, Box<NodeNet>>,
+    /// The last position that was assigned: they come in runs.
+    position: Arc<Position>,
 }
 
 /// Puts `later` over `patch`.
@@ -85,7 +87,7 @@ impl NodeNet {
     fn merge(&mut self, later: NodeNet) {
         if later.kind.is_some() {
             self.kind = later.kind;
-            self.born = later.born.or(self.born);
+            self.born = later.born.or_else(|| self.born.take());
             self.birth |= later.birth;
         }
         merge_attr(&mut self.attr, &later.attr);
@@ -107,6 +109,13 @@ impl Changeset {
         self.dirs.is_empty() && self.nodes.is_empty()
     }
 
+    fn shared(&mut self, position: Position) -> Arc<Position> {
+        if *self.position != position {
+            self.position = Arc::new(position);
+        }
+        self.position.clone()
+    }
+
     /// `(dir, name) := id`.
     pub fn set_entry(&mut self, dir: InodeId, name: &Name, id: Option<InodeId>) {
         self.dirs.entry(dir).or_default().names.insert(own(name), id);
@@ -117,6 +126,7 @@ impl Changeset {
         for change in &op.changes {
             match change {
                 Change::Birth { id, kind } => {
+                    let position = self.shared(position);
                     let node = self.nodes.entry(*id).or_default();
                     node.kind = Some(kind.clone());
                     node.birth = true;
@@ -139,6 +149,7 @@ impl Changeset {
 
     /// Assigns an inode's state.
     pub fn assign_node(&mut self, id: InodeId, state: &NodeState, position: Position) {
+        let position = self.shared(position);
         let node = self.nodes.entry(id).or_default();
         node.kind = Some(state.kind.clone());
         node.born = Some(position);

@@ -53,16 +53,16 @@ impl<T: ReplicaTree> Objects<T> {
         if manner.probe {
             self.probe(net)?;
         }
-        let steps = plan(self, net)?;
+        let plan = plan(self, net)?;
         let mut settled = Settled::default();
         let mut lost = BTreeSet::new();
-        for (at, step) in steps.iter().enumerate() {
-            self.step(step, net, manner)?;
+        for (at, step) in plan.into_steps().enumerate() {
+            self.step(&step, net, manner)?;
             if at % RELIEVE_EVERY == 0 {
                 self.catalog.relieve()?;
             }
             if let Step::Unlink(id, _) | Step::Discard(id, _) | Step::DropParked(id) = step {
-                lost.insert(*id);
+                lost.insert(id);
             }
         }
         for id in lost {
@@ -83,7 +83,8 @@ impl<T: ReplicaTree> Objects<T> {
     }
 
     fn step(&mut self, step: &Step, net: &Changeset, manner: Manner) -> Result<(), ApplyError> {
-        let born = |id: &InodeId| net.nodes.get(id).and_then(|node| node.born).unwrap_or(manner.born);
+        let born =
+            |id: &InodeId| net.nodes.get(id).and_then(|node| node.born.as_deref().copied()).unwrap_or(manner.born);
         match step {
             Step::Park(id, cell) => self.park(id, cell),
             Step::Unlink(id, cell) => match manner.keep_as {

@@ -27,6 +27,7 @@
 //! more. A staging begins and ends with a checkpoint, so a publish is always redone from exactly the state that it was staged on.
 
 mod changeset;
+mod compact;
 mod complete;
 mod content;
 pub mod error;

@@ -19,6 +19,7 @@ use super::{
     litter::Litter,
     plan::View,
     record::ObjectIdentity,
+    staging::StagedFile,
 };
 use crate::{
     catalog::{Catalog, Cell, NodeRecord, SideRecord},
@@ -37,8 +38,8 @@ pub struct Objects<T: ReplicaTree> {
     handles: Handles<T::Node>,
     /// Inodes whose object is in the parking area, under its id. Empty but in the middle of a plan.
     pub parked: BTreeSet<InodeId>,
-    /// New files whose object is in the staging area, under its id.
-    pub staged: BTreeMap<InodeId, ObjectIdentity>,
+    /// Empty but in a publish, which lends its new files: the objects of those that are not placed are in the staging area, under their ids.
+    pub staged: BTreeMap<InodeId, Box<StagedFile>>,
     /// Directories whose object's mtime was changed by a step and is not restored yet.
     pub touched: BTreeSet<InodeId>,
     /// What was discarded and is not deleted yet.
@@ -301,16 +302,25 @@ impl<T: ReplicaTree> Objects<T> {
 
     /// Moves a staged file to a name that is free.
     pub fn place_staged(&mut self, id: &InodeId, cell: &Cell, born: Position) -> Result<(), ApplyError> {
-        let identity = self.staged.get(id).cloned().ok_or_else(|| ApplyError::damaged(id, "it was not staged"))?;
+        let identity = self.staged_object(id).cloned();
+        let identity = identity.ok_or_else(|| ApplyError::damaged(id, "it was not staged"))?;
         let (staging, dir) = (self.tree.area(Area::Staging), self.open(&cell.0)?);
         self.tree.rename(&staging, &area_name(id), &dir, cell.1.as_bytes()).on("place", show(cell))?;
         self.record_staged(id, identity, born)?;
         self.name(cell, Some(id))
     }
 
+    /// The object of a new file, while it is in the staging area.
+    pub(super) fn staged_object(&self, id: &InodeId) -> Option<&ObjectIdentity> {
+        let file = self.staged.get(id).filter(|file| !file.placed)?;
+        file.object.as_ref().map(|(identity, _)| identity)
+    }
+
     /// A staged object became an inode's.
     pub fn record_staged(&mut self, id: &InodeId, identity: ObjectIdentity, born: Position) -> Result<(), ApplyError> {
-        self.staged.remove(id);
+        if let Some(file) = self.staged.get_mut(id) {
+            file.placed = true;
+        }
         let record = NodeRecord { kind: NodeKind::Regular, identity, born, dir_mtime: None, side: None };
         Ok(self.catalog.put_node(id, &record)?)
     }
@@ -444,6 +454,6 @@ impl<T: ReplicaTree> View for Objects<T> {
     }
 
     fn is_staged(&self, id: &InodeId) -> bool {
-        self.staged.contains_key(id)
+        self.staged_object(id).is_some()
     }
 }

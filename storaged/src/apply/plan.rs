@@ -58,12 +58,31 @@ pub enum Step {
     Link(InodeId, Cell),
 }
 
-struct Planner<'a, V> {
-    view: &'a V,
-    net: &'a Changeset,
+/// A row for a name that an inode will have: inode, directory, name.
+type Gain<'n> = (InodeId, InodeId, &'n Name);
+
+/// What is to be done, in this order. A first sync has a step for each of its files, so those are rows that were there anyway.
+#[derive(Debug)]
+pub struct Plan<'n> {
+    first: Vec<Step>,
+    placed: Vec<Gain<'n>>,
+    links: Vec<Step>,
+}
+
+impl Plan<'_> {
+    /// The steps.
+    pub fn into_steps(self) -> impl Iterator<Item = Step> {
+        let placed = self.placed.into_iter().map(|(id, dir, name)| Step::PlaceStaged(id, (dir, name.clone())));
+        self.first.into_iter().chain(placed).chain(self.links)
+    }
+}
+
+struct Planner<'v, 'n, V> {
+    view: &'v V,
+    net: &'n Changeset,
     /// Names that inodes will have by assignment: inode, directory, name, in this order once they are collected. A row, because a first
     /// sync has millions.
-    gains: Vec<(InodeId, InodeId, &'a Name)>,
+    gains: Vec<Gain<'n>>,
     alive_dirs: HashMap<InodeId, bool>,
     /// Names that will not mean what they mean now, in order.
     lost: Vec<(Cell, InodeId)>,
@@ -73,13 +92,14 @@ struct Planner<'a, V> {
 }
 
 /// Makes the plan from `view` to `view` with `net` over it.
-pub fn plan<V: View>(view: &V, net: &Changeset) -> Result<Vec<Step>, ApplyError> {
+pub fn plan<'n, V: View>(view: &V, net: &'n Changeset) -> Result<Plan<'n>, ApplyError> {
     let mut planner = Planner::new(view, net);
     planner.collect()?;
     planner.close_over_dead_directories()?;
     let kept_out = planner.vacate()?;
-    planner.fill(kept_out)?;
-    Ok(planner.steps)
+    let (placed, links) = planner.fill(kept_out)?;
+    planner.keep_gains(&placed);
+    Ok(Plan { first: planner.steps, placed: planner.gains, links })
 }
 
 /// The inodes that have no name any more in `view` with `net` over it.
@@ -97,8 +117,8 @@ pub fn leaving<V: View>(view: &V, net: &Changeset) -> Result<Vec<InodeId>, Apply
     Ok(gone)
 }
 
-impl<'a, V: View> Planner<'a, V> {
-    fn new(view: &'a V, net: &'a Changeset) -> Self {
+impl<'v, 'n, V: View> Planner<'v, 'n, V> {
+    fn new(view: &'v V, net: &'n Changeset) -> Self {
         Planner {
             view,
             net,
@@ -145,7 +165,7 @@ impl<'a, V: View> Planner<'a, V> {
     }
 
     /// Names that an inode will have by assignment.
-    fn gained(&self, id: &InodeId) -> &[(InodeId, InodeId, &'a Name)] {
+    fn gained(&self, id: &InodeId) -> &[Gain<'n>] {
         let from = self.gains.partition_point(|gain| gain.0 < *id);
         let count = self.gains[from..].iter().take_while(|gain| gain.0 == *id).count();
         &self.gains[from..from + count]
@@ -307,52 +327,80 @@ impl<'a, V: View> Planner<'a, V> {
         Ok(parked_now)
     }
 
-    /// Second half: brings everything to its names.
-    fn fill(&mut self, parked: HashSet<InodeId>) -> Result<(), ApplyError> {
-        let mut ids = Vec::with_capacity(self.gains.len() + parked.len());
-        ids.extend(self.gains.iter().map(|(id, ..)| id).chain(&parked).copied());
-        ids.sort_unstable();
-        ids.dedup();
-        // As many as there are: growing, it would take twice as much for a moment, of a first sync 200 MiB.
-        self.steps.reserve_exact(ids.len());
+    /// Second half: brings everything to its names. Also which of the gains are the first names of staged files, in order, and the steps
+    /// for further names.
+    fn fill(&mut self, parked: HashSet<InodeId>) -> Result<(Vec<usize>, Vec<Step>), ApplyError> {
         let begin = self.steps.len();
-        let (mut created, mut links) = (Vec::new(), Vec::new());
-        for id in &ids {
-            let (gained, kept) = self.final_cells(id)?;
-            let node_type = self.view.node_type(id)?;
-            let directory = self.node_type_then(id)? == Some(NodeType::Directory);
-            if directory && gained.len() + kept.len() > 1 {
-                return Err(ApplyError::protocol(id, "a directory would have two names"));
-            }
-            let is_parked = parked.contains(id);
-            let mut gained = gained.into_iter();
-            if is_parked && !kept.is_empty() {
-                self.steps.push(Step::DropParked(*id));
-            } else if kept.is_empty() {
-                match gained.next() {
-                    None if is_parked => self.steps.push(Step::DropParked(*id)),
-                    None => {}
-                    Some(cell) if is_parked => self.steps.push(Step::PlaceParked(*id, cell)),
-                    Some(cell) if self.view.is_staged(id) => self.steps.push(Step::PlaceStaged(*id, cell)),
-                    Some(cell) => {
-                        let kind = self.net.nodes.get(id).and_then(|node| node.kind.as_ref());
-                        match kind {
-                            _ if node_type.is_some() => {
-                                return Err(ApplyError::damaged(id, "it has a name in the log and no object"));
-                            }
-                            None => return Err(ApplyError::protocol(id, "it has a name and was never born")),
-                            Some(kind) if kind.is_directory() => created.push((*id, cell)),
-                            Some(_) => self.steps.push(Step::Create(*id, cell)),
+        let mut fill = Fill::default();
+        let mut at = 0;
+        while let Some((id, ..)) = self.gains.get(at).copied() {
+            let names = self.gains[at..].iter().take_while(|gain| gain.0 == id).count();
+            self.fill_one(&id, at, parked.contains(&id), &mut fill)?;
+            at += names;
+        }
+        let mut nameless: Vec<InodeId> = parked.iter().filter(|id| self.gained(id).is_empty()).copied().collect();
+        nameless.sort_unstable();
+        for id in nameless {
+            self.fill_one(&id, at, true, &mut fill)?;
+        }
+        self.steps.splice(begin..begin, created_in_order(fill.created));
+        Ok((fill.placed, fill.links))
+    }
+
+    /// One inode, whose gains begin at `at`.
+    fn fill_one(&mut self, id: &InodeId, at: usize, is_parked: bool, fill: &mut Fill) -> Result<(), ApplyError> {
+        let (gained, kept) = self.final_cells(id)?;
+        let node_type = self.view.node_type(id)?;
+        let directory = self.node_type_then(id)? == Some(NodeType::Directory);
+        if directory && gained.len() + kept.len() > 1 {
+            return Err(ApplyError::protocol(id, "a directory would have two names"));
+        }
+        let mut gained = gained.into_iter();
+        if is_parked && !kept.is_empty() {
+            self.steps.push(Step::DropParked(*id));
+        } else if kept.is_empty() {
+            match gained.next() {
+                None if is_parked => self.steps.push(Step::DropParked(*id)),
+                None => {}
+                Some(cell) if is_parked => self.steps.push(Step::PlaceParked(*id, cell)),
+                Some(cell) if self.view.is_staged(id) => {
+                    let is_it = |gain: &Gain<'_>| gain.1 == cell.0 && *gain.2 == cell.1;
+                    fill.placed.extend(self.gains[at..].iter().position(is_it).map(|behind| at + behind));
+                }
+                Some(cell) => {
+                    let kind = self.net.nodes.get(id).and_then(|node| node.kind.as_ref());
+                    match kind {
+                        _ if node_type.is_some() => {
+                            return Err(ApplyError::damaged(id, "it has a name in the log and no object"));
                         }
+                        None => return Err(ApplyError::protocol(id, "it has a name and was never born")),
+                        Some(kind) if kind.is_directory() => fill.created.push((*id, cell)),
+                        Some(_) => self.steps.push(Step::Create(*id, cell)),
                     }
                 }
             }
-            links.extend(gained.map(|cell| Step::Link(*id, cell)));
         }
-        self.steps.splice(begin..begin, created_in_order(created));
-        self.steps.append(&mut links);
+        fill.links.extend(gained.map(|cell| Step::Link(*id, cell)));
         Ok(())
     }
+
+    /// Keeps of the gains those at these places, which are sorted.
+    fn keep_gains(&mut self, places: &[usize]) {
+        let (mut places, mut at) = (places.iter().copied().peekable(), 0);
+        self.gains.retain(|_| {
+            let keep = places.next_if_eq(&at).is_some();
+            at += 1;
+            keep
+        });
+    }
+}
+
+/// What [`Planner::fill`] collects beside the steps.
+#[derive(Default)]
+struct Fill {
+    created: Vec<(InodeId, Cell)>,
+    placed: Vec<usize>,
+    links: Vec<Step>,
 }
 
 /// Directories, parents first.

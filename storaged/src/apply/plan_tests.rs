@@ -9,7 +9,7 @@ use tandem_proto::{
     stage::NodeType,
 };
 
-use super::{Step, View, plan};
+use super::{Step, View};
 use crate::{
     apply::{
         changeset::{Changeset, NodeNet},
@@ -33,6 +33,10 @@ struct Twin {
     cells: BTreeMap<Cell, InodeId>,
     parked: BTreeSet<InodeId>,
     staged: BTreeSet<InodeId>,
+}
+
+fn plan<V: View>(view: &V, net: &Changeset) -> Result<Vec<Step>, ApplyError> {
+    Ok(super::plan(view, net)?.into_steps().collect())
 }
 
 fn type_of(id: &InodeId) -> NodeType {

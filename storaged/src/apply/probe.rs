@@ -94,8 +94,10 @@ impl<T: ReplicaTree> Objects<T> {
                 search.known.insert(record.identity, id);
             }
         }
-        for (id, identity) in &self.staged {
-            search.known.insert(identity.clone(), *id);
+        for id in self.staged.keys() {
+            if let Some(identity) = self.staged_object(id) {
+                search.known.insert(identity.clone(), *id);
+            }
         }
         self.find_parked(&mut search)?;
         Ok(search)
@@ -111,7 +113,7 @@ impl<T: ReplicaTree> Objects<T> {
             let is_it = match id {
                 Some(id) => {
                     self.catalog.node(&id)?.is_some_and(|record| record.identity == found.identity)
-                        || self.staged.get(&id) == Some(&found.identity)
+                        || self.staged_object(&id) == Some(&found.identity)
                 }
                 None => false,
             };
@@ -130,7 +132,7 @@ impl<T: ReplicaTree> Objects<T> {
     /// An object is in the parking area: its names are not sure any more, and a directory has none.
     fn note_parked(&mut self, search: &mut Search, id: InodeId, found: &Found) -> Result<(), ApplyError> {
         self.parked.insert(id);
-        if let Some(identity) = self.staged.get(&id).cloned() {
+        if let Some(identity) = self.staged_object(&id).cloned() {
             self.record_staged(&id, identity, Default::default())?;
         }
         for cell in self.catalog.names(&id, usize::MAX)? {
@@ -187,7 +189,7 @@ impl<T: ReplicaTree> Objects<T> {
         match (found, known) {
             (None, _) => _ = self.catalog.set_entry(&cell.0, &cell.1, None)?,
             (Some(found), Some(id)) => {
-                if let Some(identity) = self.staged.get(&id).cloned() {
+                if let Some(identity) = self.staged_object(&id).cloned() {
                     self.record_staged(&id, identity, Default::default())?;
                 }
                 if found.node_type == NodeType::Directory {

@@ -22,18 +22,17 @@ impl<T: ReplicaTree> Objects<T> {
         probe: bool,
     ) -> Result<Published, ApplyError> {
         self.adopt(staging)?;
-        self.staged.clear();
-        for (id, file) in &staging.files {
-            if let Some((identity, _)) = &file.object
-                && !self.catalog.has_node(id)?
-            {
-                self.staged.insert(*id, identity.clone());
-            }
-        }
-        let keep_as = staging.full.then_some(position);
-        let settled = self.settle(staging.net(), Manner { probe, keep_as, born: position })?;
-        self.publish_data(staging, log)?;
         staging.fold();
+        for (id, file) in &mut staging.files {
+            file.placed = file.object.is_none() || self.catalog.has_node(id)?;
+        }
+        // Lent and not copied: there may be millions.
+        self.staged = std::mem::take(&mut staging.files);
+        let keep_as = staging.full.then_some(position);
+        let settled = self.settle(&staging.base, Manner { probe, keep_as, born: position });
+        staging.files = std::mem::take(&mut self.staged);
+        let settled = settled?;
+        self.publish_data(staging, log)?;
         self.assign_metadata(&staging.base, &|id| staging.is_dressed(id))?;
         let mut changed = Vec::new();
         for (id, node) in &staging.net().nodes {

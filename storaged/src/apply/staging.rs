@@ -22,6 +22,7 @@ use tandem_proto::{
 use super::{
     StageReply,
     changeset::{Changeset, NodeNet},
+    compact,
     error::{ApplyError, OnObject as _},
     metadata::true_attr,
     objects::Objects,
@@ -91,6 +92,8 @@ pub struct StagedFile {
     pub salvage: Salvage,
     /// Its new object has the attributes that its inode was given: see [`super::fresh`].
     pub dressed: bool,
+    /// In a publish: its object is no longer in the staging area, or never was.
+    pub placed: bool,
 }
 
 /// A staging under way.
@@ -117,6 +120,8 @@ pub struct Staging {
     pub(super) open_listings: HashSet<InodeId>,
     /// What a message did and the log has not: it failed in the middle, and its next attempt does not do that again.
     pub(super) unlogged: Vec<Record>,
+    nodes_pace: compact::Pace,
+    files_pace: compact::Pace,
 }
 
 impl Staging {
@@ -136,6 +141,8 @@ impl Staging {
             listed: HashSet::new(),
             open_listings: HashSet::new(),
             unlogged: Vec::new(),
+            nodes_pace: Default::default(),
+            files_pace: Default::default(),
         }
     }
 
@@ -158,6 +165,7 @@ impl Staging {
             }
         }
         self.base.merge(std::mem::take(&mut self.state));
+        self.nodes_pace = Default::default();
         self.base.merge(std::mem::take(&mut self.ops));
     }
 
@@ -273,6 +281,9 @@ impl Staging {
         if dir.listing == Listing::CompleteEnd {
             // Only now: a last part that fails and comes again must not begin a new listing without the parts before it.
             self.open_listings.remove(&dir.dir);
+            if let Some(net) = self.state.dirs.get_mut(&dir.dir) {
+                compact::listing(&mut net.names);
+            }
         }
         reply.log.append(&mut self.unlogged);
         Ok(())
@@ -349,6 +360,8 @@ impl Staging {
             let object = self.object_of(objects, &node.id)?;
             self.begin_content(objects, &node.id, object.is_some(), state.content, state.size, replay, reply)?;
         }
+        self.nodes_pace.keep(&mut self.state.nodes);
+        self.files_pace.keep(&mut self.files);
         Ok(())
     }
 
