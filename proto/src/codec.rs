@@ -70,7 +70,7 @@ impl<T> fmt::Debug for CheckedEncoder<T> {
 }
 
 /// Frames of a copy with so much data are covered by the digest of their file.
-pub(crate) const COVERED_BYTES: usize = 64 << 10;
+pub const COVERED_BYTES: usize = 64 << 10;
 
 /// Whether something else finds out if this message changes on its way.
 fn is_covered(message: &dyn Any) -> bool {

@@ -77,7 +77,8 @@ fn digest(field: &'static str, bytes: &[u8]) -> Result<Option<Digest>, Invalid> 
     }
 }
 
-fn extent(field: &'static str, offset: u64, len: u64) -> Result<(), Invalid> {
+/// That an extent ends within the largest file.
+pub fn extent(field: &'static str, offset: u64, len: u64) -> Result<(), Invalid> {
     match offset.checked_add(len) {
         Some(end) if end <= OFFSET_MAX => Ok(()),
         _ => invalid(field, format!("{len} bytes at {offset} end behind the largest file offset")),

@@ -220,6 +220,7 @@ pub fn decode(kind: u8, version: u8, payload: Bytes) -> Result<Record, String> {
                 3 => ExtentSource::InPlace,
                 other => return Err(format!("an extent of unknown source {other}")),
             };
+            said(convert::extent("extent", extent.offset, extent.len))?;
             let id = said(convert::inode_id("id", &extent.id))?;
             Record::StagedExtent { id, offset: extent.offset, len: extent.len, source }
         }

@@ -1,8 +1,10 @@
 //! Messages, decoded as the codec of both sides decodes them: first how many parts they have, then what they are.
 
+use bytes::Bytes;
 use prost::Message;
 use tandem_proto::{
-    convert,
+    bulk::{self, Unframer},
+    codec, convert,
     pb::{self, server_message::Body},
     position::Position,
     shape,
@@ -56,6 +58,9 @@ pub fn server(input: &[u8]) -> u64 {
             1 + good + u64::from(of(&attached.position)) + u64::from(of(&attached.published))
         }
         Some(Body::Published(published)) => 1 + u64::from(of(&published.position)),
+        Some(Body::NeedPieces(need)) => {
+            2 + u64::from(convert::inode_id("id", &need.id).is_ok()) + u64::from(convert::pieces(need.pieces).is_ok())
+        }
         Some(Body::Refused(refused)) => 1 + u64::from(refused.reason() != pb::refused::Reason::Unspecified),
         Some(_) => 2,
     }
@@ -69,13 +74,39 @@ pub fn copy_seeds() -> Vec<Vec<u8>> {
     let up = pb::CopyUp { body: Some(pb::copy_up::Body::Open(open)) };
     let item = pb::CopyItem { node: Some(node), ..Default::default() };
     let down = pb::CopyDown { body: Some(pb::copy_down::Body::Item(item)) };
-    vec![up.encode_to_vec(), down.encode_to_vec()]
+    // As they travel, too: framed, and the beginning of bulk data.
+    let data = vec![7; codec::COVERED_BYTES].into();
+    let frame = pb::CopyFrame { item: 3, offset: 1 << 20, data, ..Default::default() };
+    let bulk = pb::CopyDown { body: Some(pb::copy_down::Body::Frame(frame)) };
+    let mut travels = codec::framed(&down).to_vec();
+    travels.extend(bulk::head(&bulk).expect("it is bulk"));
+    travels.extend([7; 100]);
+    vec![up.encode_to_vec(), down.encode_to_vec(), travels]
 }
 
 /// Read as from each side.
 pub fn copies(input: &[u8]) -> u64 {
     let (up, down) = (decode::<pb::CopyUp>(input), decode::<pb::CopyDown>(input));
-    u64::from(up.is_some_and(|up| up.body.is_some())) + u64::from(down.is_some_and(|down| down.body.is_some()))
+    let decoded =
+        u64::from(up.is_some_and(|up| up.body.is_some())) + u64::from(down.is_some_and(|down| down.body.is_some()));
+    decoded + unframed(input)
+}
+
+/// Messages out of what a network delivers, in pieces of a length that the input says.
+fn unframed(input: &[u8]) -> u64 {
+    let step = 1 + usize::from(input.last().copied().unwrap_or(0));
+    let (mut unframer, mut messages) = (Unframer::default(), 0);
+    for chunk in input.chunks(step) {
+        unframer.push(Bytes::copy_from_slice(chunk));
+        loop {
+            match unframer.message() {
+                Ok(Some(_)) => messages += 1,
+                Ok(None) => break,
+                Err(_) => return messages,
+            }
+        }
+    }
+    messages
 }
 
 /// Requests of the services.
