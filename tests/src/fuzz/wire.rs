@@ -89,12 +89,15 @@ pub fn copies(input: &[u8]) -> u64 {
     let (up, down) = (decode::<pb::CopyUp>(input), decode::<pb::CopyDown>(input));
     let decoded =
         u64::from(up.is_some_and(|up| up.body.is_some())) + u64::from(down.is_some_and(|down| down.body.is_some()));
-    decoded + unframed(input)
+    decoded + unframed(input).min(MESSAGES_COUNTED)
 }
+
+/// More messages in one input are no progress, only longer.
+const MESSAGES_COUNTED: u64 = 4;
 
 /// Messages out of what a network delivers, in pieces of a length that the input says.
 fn unframed(input: &[u8]) -> u64 {
-    let step = 1 + usize::from(input.last().copied().unwrap_or(0));
+    let step = 1 + 37 * usize::from(input.last().copied().unwrap_or(0));
     let (mut unframer, mut messages) = (Unframer::default(), 0);
     for chunk in input.chunks(step) {
         unframer.push(Bytes::copy_from_slice(chunk));
