@@ -32,9 +32,9 @@ impl std::fmt::Display for Divergence {
     }
 }
 
-/// The left tree may be a mount: of what inode flags protect, the kernel's FUSE says first whether it is a directory (SEMANTICS, P5).
+/// The left tree may be a mount: of what inode flags protect, the kernel's FUSE says first whether the type would do (SEMANTICS, P5).
 fn knows_too_little(left: Outcome, right: Outcome) -> bool {
-    right == Err(Errno::PERM) && matches!(left, Err(Errno::ISDIR | Errno::NOTDIR))
+    right == Err(Errno::PERM) && matches!(left, Err(Errno::ISDIR | Errno::NOTDIR | Errno::ACCESS))
 }
 
 /// Actions that are shown before a divergence.
