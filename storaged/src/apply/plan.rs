@@ -59,7 +59,7 @@ pub enum Step {
 }
 
 /// A row for a name that an inode will have: inode, directory, name.
-type Gain<'n> = (InodeId, InodeId, &'n Name);
+type Gain<'n> = (&'n InodeId, &'n InodeId, &'n Name);
 
 /// What is to be done, in this order. A first sync has a step for each of its files, so those are rows that were there anyway.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ pub struct Plan<'n> {
 impl Plan<'_> {
     /// The steps.
     pub fn into_steps(self) -> impl Iterator<Item = Step> {
-        let placed = self.placed.into_iter().map(|(id, dir, name)| Step::PlaceStaged(id, (dir, name.clone())));
+        let placed = self.placed.into_iter().map(|(id, dir, name)| Step::PlaceStaged(*id, (*dir, name.clone())));
         self.first.into_iter().chain(placed).chain(self.links)
     }
 }
@@ -133,7 +133,8 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
 
     /// Changed cells, from the assignments.
     fn collect(&mut self) -> Result<(), ApplyError> {
-        let mut dirs: Vec<_> = self.net.dirs.iter().collect();
+        let net = self.net;
+        let mut dirs: Vec<_> = net.dirs.iter().collect();
         dirs.sort_by(|left, right| left.0.cmp(right.0));
         self.gains.reserve_exact(dirs.iter().map(|(_, net)| net.names.len()).sum());
         for (dir, net) in &dirs {
@@ -145,7 +146,7 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
                     if id.is_root() {
                         return Err(ApplyError::protocol(dir, "the root is given a name"));
                     }
-                    self.gains.push((*id, **dir, name));
+                    self.gains.push((id, dir, name));
                 }
                 let now = self.view.entry(dir, name)?;
                 if let Some(now) = now.filter(|now| Some(*now) != *id) {
@@ -166,8 +167,8 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
 
     /// Names that an inode will have by assignment.
     fn gained(&self, id: &InodeId) -> &[Gain<'n>] {
-        let from = self.gains.partition_point(|gain| gain.0 < *id);
-        let count = self.gains[from..].iter().take_while(|gain| gain.0 == *id).count();
+        let from = self.gains.partition_point(|gain| gain.0 < id);
+        let count = self.gains[from..].iter().take_while(|gain| gain.0 == id).count();
         &self.gains[from..from + count]
     }
 
@@ -181,10 +182,10 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
     fn lose_other_names_of_directories(&mut self) -> Result<(), ApplyError> {
         let mut moved = Vec::new();
         for gains in self.gains.chunk_by(|one, other| one.0 == other.0) {
-            let id = gains[0].0;
+            let id = *gains[0].0;
             if self.view.node_type(&id)? == Some(NodeType::Directory) {
                 let names = self.view.names(&id)?;
-                let stays = |(dir, name): &Cell| gains.iter().any(|gain| gain.1 == *dir && gain.2 == name);
+                let stays = |(dir, name): &Cell| gains.iter().any(|gain| gain.1 == dir && gain.2 == name);
                 moved.extend(names.into_iter().filter(|cell| !stays(cell)).map(|cell| (cell, id)));
             }
         }
@@ -221,7 +222,7 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
         let mut below: HashMap<InodeId, Vec<InodeId>> = HashMap::new();
         let (mut seen, mut look_at, mut reached) = (HashSet::from([*id]), vec![*id], Vec::new());
         while let Some(at) = look_at.pop() {
-            let gained = self.gained(&at).iter().map(|(_, dir, _)| *dir);
+            let gained = self.gained(&at).iter().map(|(_, dir, _)| **dir);
             let mut above: Vec<InodeId> = gained.collect();
             if above.is_empty() {
                 above.extend(self.kept(&at)?.into_iter().map(|(dir, _)| dir));
@@ -252,7 +253,7 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
     /// The names of an inode at the end that can be reached: gained ones that it does not have yet, and kept ones.
     fn final_cells(&mut self, id: &InodeId) -> Result<(Vec<Cell>, Vec<Cell>), ApplyError> {
         let kept = self.kept(id)?;
-        let cells = self.gained(id).iter().map(|(_, dir, name)| (*dir, (*name).clone()));
+        let cells = self.gained(id).iter().map(|(_, dir, name)| (**dir, (*name).clone()));
         let gained: Vec<Cell> = cells.filter(|cell| !kept.contains(cell)).collect();
         let mut reachable = |cells: Vec<Cell>| -> Result<Vec<Cell>, ApplyError> {
             let mut left = Vec::new();
@@ -335,7 +336,7 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
         let mut at = 0;
         while let Some((id, ..)) = self.gains.get(at).copied() {
             let names = self.gains[at..].iter().take_while(|gain| gain.0 == id).count();
-            self.fill_one(&id, at, parked.contains(&id), &mut fill)?;
+            self.fill_one(id, at, parked.contains(id), &mut fill)?;
             at += names;
         }
         let mut nameless: Vec<InodeId> = parked.iter().filter(|id| self.gained(id).is_empty()).copied().collect();
@@ -364,7 +365,7 @@ impl<'v, 'n, V: View> Planner<'v, 'n, V> {
                 None => {}
                 Some(cell) if is_parked => self.steps.push(Step::PlaceParked(*id, cell)),
                 Some(cell) if self.view.is_staged(id) => {
-                    let is_it = |gain: &Gain<'_>| gain.1 == cell.0 && *gain.2 == cell.1;
+                    let is_it = |gain: &Gain<'_>| *gain.1 == cell.0 && *gain.2 == cell.1;
                     fill.placed.extend(self.gains[at..].iter().position(is_it).map(|behind| at + behind));
                 }
                 Some(cell) => {

@@ -34,7 +34,7 @@ impl<T: ReplicaTree> Objects<T> {
         let settled = settled?;
         self.publish_data(staging, log)?;
         self.assign_metadata(&staging.base, &|id| staging.is_dressed(id))?;
-        let mut changed = Vec::new();
+        let mut changed = Vec::with_capacity(staging.files.len());
         for (id, node) in &staging.net().nodes {
             if node.data && self.catalog.has_node(id)? {
                 changed.push(*id);
