@@ -21,6 +21,7 @@ mod gate;
 mod inside;
 mod interrupts;
 mod listing;
+mod near;
 mod preempted;
 mod serve;
 mod wire;

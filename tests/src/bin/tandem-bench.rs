@@ -19,7 +19,7 @@ const USAGE: &str = "usage: tandem-bench fsync [--writes N] [--no-bound]
        tandem-bench steady [--rate BYTES] [--seconds S] [--no-bound]
        tandem-bench hostile [--seconds S] [--kinds crowd,handshakes,lies,calls] [--no-bound]
        tandem-bench tls [--mib N] [--rounds N] [--files N] [--no-bound]
-       tandem-bench speed [--runs N] [--kinds paused,live,absent,bindfs,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
+       tandem-bench speed [--runs N] [--kinds paused,live,lagging,absent,bindfs,sshfs,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
                           [--mib N] [--files N] [--tree N] [--fsyncs N] [--pgbench S] [--json FILE] [--against FILE] [--no-bound]";
 
 /// A durable fsync may cost so many times the sum of its parts.

@@ -4,13 +4,23 @@
 use std::{
     fs::{self, File},
     io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use super::report::Kind;
-use crate::harness::{Lab, Mount, MountSpec, Storage, eventually, is_mounted, rpc, system};
+use crate::{
+    harness::{Lab, Mount, MountSpec, Storage, eventually, is_mounted, rpc, system},
+    netlab::proxy::{Harm, Proxy},
+};
+
+/// What a lagging link carries, in bytes a second: less than all that is written.
+const LAGGING_RATE: u64 = 2 << 20;
+/// Where distributions put OpenSSH's server of files.
+const SFTP_SERVERS: [&str; 3] =
+    ["/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server"];
 
 /// One that is measured.
 pub struct Measured {
@@ -21,6 +31,7 @@ pub struct Measured {
     /// Where it is.
     pub dir: PathBuf,
     mount: Option<Mount>,
+    _line: Option<Proxy>,
     _peer: Option<Peer>,
 }
 
@@ -58,15 +69,21 @@ impl Places {
             if let Err(why) = system("chattr", &["+T", &dir.display().to_string()]) {
                 eprintln!("creates may get slower from run to run: {why}");
             }
-            let (mut mount, mut peer) = (None, None);
+            let (mut mount, mut line, mut peer) = (None, None, None);
             match kind.state.as_str() {
                 "native" => {}
-                "live" | "paused" | "absent" => {
+                "live" | "paused" | "absent" | "lagging" => {
                     let storage = match kind.state.as_str() {
                         "absent" => &*absent.insert(Storage::start(lab, &format!("absent-{number}"))),
                         _ => &*storage.get_or_insert_with(|| lab.storage()),
                     };
-                    let spec = MountSpec::new(storage, &format!("vol-{number}"), &dir).options(&kind.options);
+                    let mut spec = MountSpec::new(storage, &format!("vol-{number}"), &dir).options(&kind.options);
+                    if kind.state == "lagging" {
+                        let slow = Proxy::new(storage.port(), 1)?;
+                        slow.harm(Harm { rate: LAGGING_RATE, ..Harm::default() });
+                        spec.source = format!("127.0.0.1:{}:/vol-{number}", slow.port());
+                        line = Some(slow);
+                    }
                     let mounted = lab.mount_with(&spec);
                     mounted.settle();
                     bring_to(&kind.state, &mounted, storage)?;
@@ -77,7 +94,7 @@ impl Places {
                     None => continue,
                 },
             }
-            all.push(Measured { kind: kind.clone(), number, dir, mount, _peer: peer });
+            all.push(Measured { kind: kind.clone(), number, dir, mount, _line: line, _peer: peer });
         }
         Ok(Places { all, _storage: storage })
     }
@@ -100,24 +117,29 @@ fn bring_to(state: &str, mount: &Mount, storage: &Storage) -> io::Result<()> {
 
 /// Another FUSE file system over a directory, ended when it is dropped.
 pub struct Peer {
-    child: Child,
+    children: Vec<Child>,
     dir: PathBuf,
 }
 
 impl Peer {
-    /// `bindfs`; `None`: not installed.
+    /// `bindfs`, or `sshfs` without a network or a cipher: a socket to the server of files. `None`: not installed.
     fn start(name: &str, dir: &Path, backing: &Path) -> io::Result<Option<Peer>> {
-        if name != "bindfs" {
-            return Err(io::Error::other(format!("{name} is no kind of mount that can be measured")));
-        }
-        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .any(|dir| fs::exists(dir.join(name)).unwrap_or(false));
-        if !found {
+        let sftp = SFTP_SERVERS.iter().find(|path| fs::exists(path).unwrap_or(false));
+        let children = match (name, sftp) {
+            ("bindfs" | "sshfs", _) if !is_installed(name) => None,
+            ("bindfs", _) => {
+                let child = Command::new(name).arg("-f").arg(backing).arg(dir).stdin(Stdio::null()).spawn()?;
+                Some(vec![child])
+            }
+            ("sshfs", None) => None,
+            ("sshfs", Some(server)) => Some(start_sshfs(server, dir, backing)?),
+            _ => return Err(io::Error::other(format!("{name} is no kind of mount that can be measured"))),
+        };
+        let Some(children) = children else {
             eprintln!("SKIPPED {name}: not installed");
             return Ok(None);
-        }
-        let child = Command::new(name).arg("-f").arg(backing).arg(dir).stdin(Stdio::null()).spawn()?;
-        let peer = Peer { child, dir: dir.to_owned() };
+        };
+        let peer = Peer { children, dir: dir.to_owned() };
         if !eventually(Duration::from_secs(10), || is_mounted(dir)) {
             return Err(io::Error::other(format!("{name} does not mount")));
         }
@@ -125,10 +147,32 @@ impl Peer {
     }
 }
 
+fn is_installed(program: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|dir| fs::exists(dir.join(program)).unwrap_or(false))
+}
+
+fn start_sshfs(server: &str, dir: &Path, backing: &Path) -> io::Result<Vec<Child>> {
+    let (near, far) = UnixStream::pair()?;
+    let ends = |end: UnixStream| Ok::<_, io::Error>((Stdio::from(OwnedFd::from(end.try_clone()?)), OwnedFd::from(end)));
+    let ((served_in, served_out), (client_in, client_out)) = (ends(far)?, ends(near)?);
+    let server = Command::new(server).stdin(served_in).stdout(served_out).spawn()?;
+    let client = Command::new("sshfs")
+        .args(["-f", "-o", "passive"])
+        .arg(format!(":{}", backing.display()))
+        .arg(dir)
+        .stdin(client_in)
+        .stdout(client_out)
+        .spawn()?;
+    Ok(vec![client, server])
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
