@@ -46,7 +46,8 @@ impl Default for Near {
 }
 
 impl Near {
-    /// A thread asked something; 0: one of another pid namespace. It may have moved meanwhile: then follows it.
+    /// A thread asked something and waits; 0: nobody waits (RELEASE, FORGET, reading ahead), or one of another pid namespace, which says
+    /// nothing of where to be. It may have moved meanwhile: then follows it.
     pub fn follow(&mut self, caller: u32, now: Instant) {
         if self.is_time(caller, now)
             && let (Some(his), Some(ours)) = (processor_of(caller), our_processor())
@@ -57,7 +58,10 @@ impl Near {
     }
 
     fn is_time(&mut self, caller: u32, now: Instant) -> bool {
-        if caller != self.caller || caller == 0 {
+        if caller == 0 {
+            return false;
+        }
+        if caller != self.caller {
             (self.caller, self.row) = (caller, 0);
             return false;
         }
@@ -143,6 +147,14 @@ mod tests {
             assert!(!asks(&mut near, 7, ROW / 2, now) && !asks(&mut near, 8, ROW / 2, now));
         }
         assert!(!asks(&mut near, 0, 10 * ROW, now));
+    }
+
+    #[test]
+    fn requests_that_nobody_waits_for_do_not_end_a_row() {
+        let (mut near, now) = (Near::default(), Instant::now());
+        let looks = (0..2 * ROW).any(|at| near.is_time(if at % 2 == 0 { 7 } else { 0 }, now));
+        assert!(!looks, "the first of its own says who it is, and seven are too few");
+        assert!(near.is_time(7, now));
     }
 
     #[test]

@@ -147,8 +147,8 @@ fn take_turns<J: Journal>(
             return Ok(false);
         }
         if !queue.polls() {
-            // Who polls takes a processor; not that one.
-            near.follow(caller, since);
+            // Who polls takes a processor; not that one. What is read ahead runs beside the program.
+            near.follow(if kind == abi::opcode::READ { 0 } else { caller }, since);
         }
     }
 }
