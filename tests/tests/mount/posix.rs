@@ -162,5 +162,8 @@ fn with_cache_writeback_what_is_written_arrives_without_a_close() {
         File::options().write(true).create_new(true).custom_flags(libc::O_SYNC).open(at("sync")).expect("new");
     unsynced.write_all_at(&content(3, 100_000), 5).expect("writable");
     drop((appending, inside, unsynced));
+    // The kernel knows how large it made the file, not how many blocks that took.
+    let told = || fs::metadata(at("sync")).is_ok_and(|there| there.blocks() * 512 >= 100_000);
+    assert!(eventually(seconds(30), told), "{:?}", fs::metadata(at("sync")));
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
