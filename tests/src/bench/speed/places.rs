@@ -81,6 +81,9 @@ impl Places {
                     if kind.state == "lagging" {
                         let slow = Proxy::new(storage.port(), 1)?;
                         slow.harm(Harm { rate: LAGGING_RATE, ..Harm::default() });
+                        // A client finds the secret by the port that it connects to.
+                        let secret = |port| tandem_runtime::secret::path(&lab.runtime_dir(), port);
+                        fs::copy(secret(storage.port()), secret(slow.port()))?;
                         spec.source = format!("127.0.0.1:{}:/vol-{number}", slow.port());
                         line = Some(slow);
                     }
