@@ -21,7 +21,6 @@ mod gate;
 mod inside;
 mod interrupts;
 mod listing;
-mod near;
 mod preempted;
 mod serve;
 mod wire;

@@ -12,7 +12,6 @@ use super::{
     buffers::{Buffer, Buffers},
     crew::{Crew, Poll},
     device::{Device, Took},
-    near::Near,
     wire,
 };
 use crate::vfs::{CacheMode, Journal};
@@ -50,10 +49,6 @@ impl Queue {
         Queue { waiting, polling, limit }
     }
 
-    fn polls(&self) -> bool {
-        self.polling.is_some()
-    }
-
     fn poll(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant) -> io::Result<Next<'_>> {
         let patience = poll.patience(self.limit);
         let Some(device) = self.polling.as_ref().filter(|_| !patience.is_zero()) else { return Ok(Next::Nothing) };
@@ -86,14 +81,13 @@ pub fn serve<J: Journal>(
     buffers: &Arc<Buffers>,
     adapter: &Adapter<J>,
 ) -> io::Result<()> {
-    let (mut buffer, mut scratch) = (buffers.buffer(), Vec::new());
-    let (mut poll, mut near) = (Poll::default(), Near::default());
+    let (mut buffer, mut scratch, mut poll) = (buffers.buffer(), Vec::new(), Poll::default());
     if adapter.vfs.cache_mode() == CacheMode::Writeback {
         become_flusher();
     }
     adapter.vfs.journal().hold_news();
     while crew.enter(|| buffers.trim()) {
-        let ended = take_turns(number, queue, crew, (&mut buffer, &mut scratch), (&mut poll, &mut near), adapter);
+        let ended = take_turns(number, queue, crew, (&mut buffer, &mut scratch), &mut poll, adapter);
         match ended {
             Ok(false) => {}
             Ok(true) => crew.stop(),
@@ -112,7 +106,7 @@ fn take_turns<J: Journal>(
     queue: &Queue,
     crew: &Crew,
     (buffer, scratch): (&mut Buffer, &mut Vec<u8>),
-    (poll, near): (&mut Poll, &mut Near),
+    poll: &mut Poll,
     adapter: &Adapter<J>,
 ) -> io::Result<bool> {
     let mut backlog = 0;
@@ -130,8 +124,7 @@ fn take_turns<J: Journal>(
             Next::Nothing => continue,
             Next::End => return Ok(true),
         };
-        let (kind, caller) =
-            wire::request(&buffer.bytes()[..len]).map_or((0, 0), |(header, _)| (header.opcode, header.pid));
+        let kind = wire::request(&buffer.bytes()[..len]).map_or(0, |(header, _)| header.opcode);
         if crew.is_slow(kind) {
             crew.leave();
             let begun = Instant::now();
@@ -145,10 +138,6 @@ fn take_turns<J: Journal>(
         adapter.vfs.journal().tell_news();
         if !crew.done(number, kind, begun) {
             return Ok(false);
-        }
-        if !queue.polls() {
-            // Who polls takes a processor; not that one. What is read ahead runs beside the program.
-            near.follow(if kind == abi::opcode::READ { 0 } else { caller }, since);
         }
     }
 }
