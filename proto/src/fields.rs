@@ -5,7 +5,7 @@
 use crate::{
     chain::Chain,
     ids::InodeId,
-    position::{Epoch, Position, Seq},
+    position::{COUNT_MAX, Epoch, Position, Seq},
 };
 
 /// Takes fields off the front of bytes.
@@ -59,9 +59,14 @@ impl<'a> Fields<'a> {
         InodeId::new(self.bytes(usize::from(len))?)
     }
 
+    /// A counter that others count on from: `None` beyond [`COUNT_MAX`].
+    pub fn count(&mut self) -> Option<u64> {
+        self.u64().filter(|count| *count <= COUNT_MAX)
+    }
+
     /// What [`put_position`] put.
     pub fn position(&mut self) -> Option<Position> {
-        Some(Position { epoch: Epoch(self.u64()?), seq: Seq(self.u64()?), chain: Chain(self.take()?) })
+        Some(Position { epoch: Epoch(self.count()?), seq: Seq(self.count()?), chain: Chain(self.take()?) })
     }
 
     /// What was not taken yet.
@@ -101,12 +106,21 @@ mod tests {
     use crate::{
         chain::Chain,
         ids::InodeId,
-        position::{Epoch, Position, Seq},
+        position::{COUNT_MAX, Epoch, Position, Seq},
     };
 
     #[test]
+    fn counters_that_cannot_be_counted_on_from_are_not_taken() {
+        let position = Position { seq: Seq(COUNT_MAX + 1), ..Default::default() };
+        let mut out = Vec::new();
+        put_position(&mut out, &position);
+        assert_eq!(Fields::new(&out).position(), None);
+        assert_eq!(Fields::new(&u64::MAX.to_le_bytes()).count(), None);
+    }
+
+    #[test]
     fn what_was_put_is_taken_and_nothing_that_was_cut() {
-        let position = Position { epoch: Epoch(3), seq: Seq(u64::MAX), chain: Chain([8; 16]) };
+        let position = Position { epoch: Epoch(3), seq: Seq(COUNT_MAX), chain: Chain([8; 16]) };
         let mut out = vec![7];
         put_id(&mut out, &InodeId::ROOT);
         put_position(&mut out, &position);

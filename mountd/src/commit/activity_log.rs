@@ -304,7 +304,7 @@ fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
             run: if version == 1 { Uuid::default() } else { Uuid(fields.take()?) },
         })),
         KIND_MARK => {
-            let generation = Generation(fields.u64()?);
+            let generation = Generation(fields.count()?);
             let since = fields.position()?;
             let [tag] = fields.take()?;
             let block = fields.u64()?;
@@ -319,7 +319,7 @@ fn decode(kind: u8, version: u8, payload: &[u8]) -> Option<Record> {
             }
             Some(Record::Clear(generations))
         }
-        KIND_SUSPECT => Some(Record::Suspect(Suspect { boot: Uuid(fields.take()?), to: Generation(fields.u64()?) })),
+        KIND_SUSPECT => Some(Record::Suspect(Suspect { boot: Uuid(fields.take()?), to: Generation(fields.count()?) })),
         _ => None,
     }
 }

@@ -118,7 +118,7 @@ impl Summary {
         let mut fields = Fields::new(bytes);
         version(&mut fields)?;
         let complete = fields.u8()? == 1;
-        let (epoch, seq) = (Epoch(fields.u64()?), Seq(fields.u64()?));
+        let (epoch, seq) = (Epoch(fields.count()?), Seq(fields.count()?));
         let (files, digests) = (fields.u64()?, fields.u64()?);
         let position = Position { epoch, seq, chain: Chain(fields.take()?) };
         fields.end(Summary { position, complete, files, digests })
@@ -175,7 +175,7 @@ pub fn decode_places(bytes: &[u8]) -> Option<Vec<Place>> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::proptest;
-    use tandem_proto::{Chain, Digest, Epoch, InodeId, Position, Seq};
+    use tandem_proto::{COUNT_MAX, Chain, Digest, Epoch, InodeId, Position, Seq};
 
     use super::{Chunk, FileStamp, Header, Place, Summary, decode_part, decode_places, encode_part, encode_places};
 
@@ -184,7 +184,7 @@ mod tests {
         let stamp = FileStamp { size: 7, mtime: (-3, 999_999_999), ctime: (1 << 40, 0) };
         let header = Header { stamp, chunks: 3 };
         assert_eq!(Header::decode(&header.encode()), Some(header));
-        let position = Position { epoch: Epoch(3), seq: Seq(u64::MAX), chain: Chain([8; 16]) };
+        let position = Position { epoch: Epoch(3), seq: Seq(COUNT_MAX), chain: Chain([8; 16]) };
         let summary = Summary { position, complete: true, files: 1, digests: 2 };
         assert_eq!(Summary::decode(&summary.encode()), Some(summary));
         let chunks = [Chunk { offset: 1 << 40, len: 5, digest: Digest([1; 32]) }];

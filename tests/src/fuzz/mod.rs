@@ -92,7 +92,7 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 mod tests {
     use std::{env, sync::Mutex, thread, time::Duration};
 
-    use super::{TARGETS, Target, run};
+    use super::{TARGETS, Target, run, target};
 
     /// How long each target is fed, in seconds: `.ci/run` says a minute. `scripts/fuzz` runs for as long as one likes.
     const SECONDS: &str = "TANDEM_FUZZ_SECONDS";
@@ -133,6 +133,24 @@ mod tests {
                 assert!((target.run)(&seed) > 0, "{}: what it begins with is good", target.name);
             }
         }
+    }
+
+    #[test]
+    fn inputs_that_were_not_borne_once_are_borne() {
+        // A record of the shadow that moves ops up to the last number that there is.
+        let mut moved = vec![
+            1, 8, 1, 32, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 9, 9, 9, 9, 9, 105,
+            100, 2, 1, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 51, 2, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        moved.extend([1; 15]);
+        moved.extend([0; 4]);
+        moved.extend([1; 14]);
+        moved.extend([3; 7]);
+        moved.extend([1, 1, 8, 5, 5, 5, 5, 5, 5, 5, 5, 3, 1, 1, 255, 255, 255, 255, 68]);
+        moved.extend([7; 39]);
+        moved.push(3);
+        moved.extend([7; 7]);
+        (target("kept").run)(&moved);
     }
 
     #[test]

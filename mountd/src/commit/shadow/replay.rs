@@ -168,13 +168,13 @@ impl<'a> Bins<'a> {
         let mut fields = Fields::new(found.payload);
         match found.kind {
             KIND_OP => {
-                let seq = Seq(fields.u64()?);
+                let seq = Seq(fields.count()?);
                 each_cell(fields.rest(), |cell| self.untimed.handle_cell(&cell))?;
                 self.ops.insert(seq, fields.rest());
             }
             KIND_MOVED => {
                 let [to] = fields.take()?;
-                self.move_ops(to, Seq(fields.u64()?))?;
+                self.move_ops(to, Seq(fields.count()?))?;
             }
             KIND_STEP => {
                 let [step] = fields.take()?;
