@@ -136,6 +136,14 @@ fn waiting(call: &WaitingCall) -> String {
     format!("{} of {path}{who}, for {}", call.what, seconds(call.seconds))
 }
 
+/// What the daemon may not read, one line each.
+fn unreadable(status: &MountStatus) -> impl Iterator<Item = String> {
+    let more = status.unreadable_count.saturating_sub(status.unreadable.len() as u64);
+    let told = "chmod u+r (a directory: u+rx) lets the mount replicate what is in it";
+    let listed = status.unreadable.iter().map(move |path| format!("{path}: {told}"));
+    listed.chain((more > 0).then(|| format!("and {more} more")))
+}
+
 /// What every reader must see below a mount's line: why it is not in order.
 pub fn mount_notes(status: &MountStatus) -> Vec<String> {
     let mut notes = Vec::new();
@@ -267,6 +275,7 @@ pub fn mount_details(mount: &Mount) -> Vec<(&'static str, String)> {
     }
     details.extend(status.excludes.iter().map(|pattern| ("excluded", pattern.clone())));
     details.extend(status.not_crossed.iter().map(|path| ("not crossed", path.clone())));
+    details.extend(unreadable(status).map(|text| ("not readable", text)));
     details.extend(status.bypass.iter().map(|process| ("bypassed by", process.clone())));
     details.extend(workers(&status.workers));
     if !status.last_error.is_empty() {

@@ -110,6 +110,9 @@ impl<J: Journal> Mounted<J> {
     }
 }
 
+/// Objects that the daemon may not read and that `status` lists by name.
+const UNREADABLE_SHOWN: usize = 10;
+
 /// Type of a FUSE file handle: node id and generation (`FILEID_INO64_GEN`).
 const FUSE_HANDLE: u8 = 0x81;
 
@@ -181,6 +184,7 @@ impl<J: Journal> MountOps for Mounted<J> {
             fsync_mode: self.vfs.fsync_rules().to_string(),
             excludes: self.vfs.backing().excludes().texts(),
             held_writes: self.vfs.held_writes(),
+            unreadable: self.vfs.backing().unreadable(UNREADABLE_SHOWN),
             known_inodes: self.vfs.inodes_known(),
             open_files: self.vfs.open_files(),
             ops: self.meters.figures(),

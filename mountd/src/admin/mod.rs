@@ -63,6 +63,8 @@ pub struct MountFacts {
     pub excludes: Vec<String>,
     /// Writes that are held back because the link is slower than the writer.
     pub held_writes: usize,
+    /// Objects that the daemon may not read: how many, and some of them.
+    pub unreadable: (usize, Vec<String>),
     /// Inodes that the kernel remembers, and the mount with it.
     pub known_inodes: usize,
     /// Open files.

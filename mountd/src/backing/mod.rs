@@ -16,6 +16,7 @@ pub mod identity;
 pub mod private;
 pub mod reader;
 pub mod sys;
+pub mod unreadable;
 
 mod cache;
 
@@ -41,7 +42,7 @@ use tandem_proto::{InodeId, Name};
 
 use crate::exclude::{self, Excludes};
 
-use self::{cache::PathCache, handle::Handle, identity::Identity, private::Hold, sys::Stat};
+use self::{cache::PathCache, handle::Handle, identity::Identity, private::Hold, sys::Stat, unreadable::Unreadable};
 
 /// Form byte of ids made of inode number and time of birth. No file system registers a handle type of this value.
 const FORM_INO_BTIME: u8 = 0xff;
@@ -106,6 +107,9 @@ pub struct Backing {
     hints: Mutex<HashMap<InodeId, Places>>,
     /// What is no part of the volume.
     excludes: Excludes,
+    /// The daemon may not read everything: it is an ordinary user's.
+    limited: bool,
+    unreadable: Unreadable,
 }
 
 impl Backing {
@@ -133,6 +137,8 @@ impl Backing {
             forgotten: AtomicU64::new(0),
             hints: Mutex::default(),
             excludes: Excludes::default(),
+            limited: !rustix::process::geteuid().is_root(),
+            unreadable: Unreadable::default(),
         })
     }
 
@@ -291,6 +297,7 @@ impl Backing {
     pub fn forget(&self, id: &InodeId) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.cache.remove(id);
+        self.unreadable.forget(id);
         if self.form != IdForm::HandlesOpen {
             self.hints.lock().remove(id);
         }

@@ -45,42 +45,47 @@ impl Backing {
         }
         let Some(id) = Self::gone(self.id_at(dir, os_name, &stat))? else { return Ok(None) };
         self.remember(&id, dir_id, os_name);
+        if !self.may_read_at(dir, os_name, &stat) {
+            self.note_unreadable(&id, stat.is_dir());
+        }
         let size = if stat.is_regular() { stat.size } else { 0 };
         Ok(Some(ListedEntry { name, id, node_type: stat.node_type(), attr: stat.attr(), size, ctime: stat.ctime }))
     }
 
     fn open_dir(&self, dir: &InodeId) -> io::Result<Option<OwnedFd>> {
-        match Self::gone(self.open_id(dir, OFlags::RDONLY | OFlags::DIRECTORY)) {
-            Ok(fd) => Ok(fd.flatten()),
-            Err(error) => Err(error),
-        }
+        Ok(Self::gone(self.open_id(dir, OFlags::RDONLY | OFlags::DIRECTORY))?.flatten())
     }
 }
 
 impl StateReader for Backing {
     fn node(&self, id: &InodeId) -> io::Result<Option<NodeView>> {
-        let Some(fd) = self.path_fd(id)? else { return Ok(None) };
+        let Some(fd) = self.noting(id, false, self.path_fd(id))? else { return Ok(None) };
         let stat = sys::stat(&*fd)?;
         if stat.nlink == 0 {
             return Ok(None);
         }
         let kind = sys::kind(&*fd, &stat)?;
-        let xattrs = sys::xattrs(&*fd)?;
+        let (xattrs, refused) = sys::allowed_xattrs(&*fd)?;
+        if refused {
+            self.note_unreadable(id, stat.is_dir());
+        }
         let size = if stat.is_regular() { stat.size } else { 0 };
         Ok(Some(NodeView { kind, attr: stat.attr(), xattrs, size, ctime: stat.ctime }))
     }
 
     fn entry(&self, dir: &InodeId, name: &Name) -> io::Result<Option<ListedEntry>> {
-        let Some(fd) = self.path_fd(dir)? else { return Ok(None) };
+        let Some(fd) = self.noting(dir, true, self.path_fd(dir))? else { return Ok(None) };
         let place = self.place_of(fd.as_fd());
-        self.listed(dir, fd.as_fd(), &place, name.clone())
+        self.noting(dir, true, self.listed(dir, fd.as_fd(), &place, name.clone()))
     }
 
     fn list(&self, dir: &InodeId, each: &mut dyn FnMut(ListedEntry) -> io::Result<()>) -> io::Result<bool> {
-        let Some(fd) = self.open_dir(dir)? else { return Ok(false) };
+        let Some(fd) = self.noting(dir, true, self.open_dir(dir))? else { return Ok(false) };
         if sys::stat(&fd)?.nlink == 0 {
             return Ok(false);
         }
+        // One that can be read and not searched has names that nothing is known of.
+        self.noting(dir, true, sys::stat_at(&fd, OsStr::new(".")))?;
         let place = self.place_of(fd.as_fd());
         let mut buffer = vec![MaybeUninit::uninit(); LIST_BUFFER_BYTES];
         let mut stream = RawDir::new(&fd, &mut buffer);
@@ -101,12 +106,12 @@ impl StateReader for Backing {
     }
 
     fn open(&self, id: &InodeId) -> io::Result<Option<Box<dyn FileReader>>> {
-        let Some(path_fd) = self.path_fd(id)? else { return Ok(None) };
+        let Some(path_fd) = self.noting(id, false, self.path_fd(id))? else { return Ok(None) };
         let stat = sys::stat(&*path_fd)?;
         if !stat.is_regular() || stat.nlink == 0 {
             return Ok(None);
         }
-        match self.open_id(id, OFlags::RDONLY | OFlags::NONBLOCK)? {
+        match self.noting(id, false, self.open_id(id, OFlags::RDONLY | OFlags::NONBLOCK))? {
             Some(fd) => Ok(Some(Box::new(OpenReader { fd }))),
             None => Ok(None),
         }

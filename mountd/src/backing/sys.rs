@@ -261,18 +261,33 @@ pub fn is_replicated_xattr(name: &[u8]) -> bool {
         || name == b"system.posix_acl_default"
 }
 
+/// Names and values of extended attributes.
+pub type Xattrs = Vec<(Bytes, Bytes)>;
+
 /// All replicated extended attributes, by name.
-pub fn xattrs(fd: impl AsFd) -> io::Result<Vec<(Bytes, Bytes)>> {
-    let mut all = Vec::new();
+pub fn xattrs(fd: impl AsFd) -> io::Result<Xattrs> {
+    match allowed_xattrs(fd)? {
+        (all, false) => Ok(all),
+        (_, true) => Err(io::Error::from_raw_os_error(libc::EACCES)),
+    }
+}
+
+/// Those that we may read, and whether there are others: values of `user.*` are as closed as the data.
+pub fn allowed_xattrs(fd: impl AsFd) -> io::Result<(Xattrs, bool)> {
+    let (mut all, mut refused) = (Vec::new(), false);
     for name in list_xattr_raw(fd.as_fd())?.split(|byte| *byte == 0) {
-        if is_replicated_xattr(name)
-            && let Some(value) = get_xattr(fd.as_fd(), name)?
-        {
-            all.push((Bytes::copy_from_slice(name), value));
+        if !is_replicated_xattr(name) {
+            continue;
+        }
+        match get_xattr(fd.as_fd(), name) {
+            Ok(Some(value)) => all.push((Bytes::copy_from_slice(name), value)),
+            Ok(None) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => refused = true,
+            Err(error) => return Err(error),
         }
     }
     all.sort();
-    Ok(all)
+    Ok((all, refused))
 }
 
 /// Sets an extended attribute.

@@ -1,6 +1,8 @@
 //! Carries out the steps of a resync: reads the backing directory and turns what it finds into staged records.
 //!
 //! What vanishes or changes while it is read is no error: the ops that did it follow in the stream and are redone on what was staged.
+//! What may not be read (EACCES) is sent as far as it is known: the replica keeps what it has of the rest, and has an empty file or
+//! directory where it has nothing. Who reads keeps in mind what that is, and has it compared when it can be read.
 //! Runs on its own thread in the daemon, and in place in the simulation.
 
 use std::io;
@@ -21,7 +23,7 @@ use crate::{
     commit::{dirty::Scope, intervals::Intervals},
     resync::{
         plan::{Manner, Step, StepDone, Wanted},
-        reader::{FileReader, ListedEntry, NodeView, StateReader},
+        reader::{FileReader, ListedEntry, NodeView, StateReader, allowed},
     },
 };
 
@@ -85,7 +87,8 @@ fn follow(entry: &ListedEntry, scope: Scope, done: &mut StepDone) {
 
 fn list(dir: InodeId, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<StepDone> {
     let mut done = StepDone { nodes: 1, names: 1, ..Default::default() };
-    match reader.node(&dir)? {
+    let Some(node) = allowed(reader.node(&dir))? else { return Ok(done) };
+    match node {
         Some(view) if view.kind.is_directory() => sink(stage_node(dir, &view, Content::Unchanged))?,
         _ => {
             if !dir.is_root() {
@@ -94,8 +97,8 @@ fn list(dir: InodeId, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) 
             return Ok(done);
         }
     }
-    let mut entries = Vec::new();
-    let there = reader.list(&dir, &mut |entry| {
+    let (mut entries, mut parts) = (Vec::new(), 0);
+    let listed = reader.list(&dir, &mut |entry| {
         follow(&entry, manner.scope, &mut done);
         entries.push(stage_entry(&entry));
         done.names += 1;
@@ -104,9 +107,16 @@ fn list(dir: InodeId, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) 
             let entries = std::mem::take(&mut entries);
             let part = StageDir { dir, listing: Listing::CompletePart, entries, born_since: manner.born_since };
             sink(Stage::Dir(part))?;
+            parts += 1;
         }
         Ok(())
-    })?;
+    });
+    let there = match allowed(listed)? {
+        Some(there) => there,
+        // The replica keeps the names that it has.
+        None if parts == 0 => return Ok(StepDone { nodes: 1, names: 1, ..Default::default() }),
+        None => return Err(io::Error::other(format!("directory {dir} was closed while it was listed"))),
+    };
     // A directory that vanished in the middle: the op that removed it follows. The listing is closed all the same. One that is still there
     // must not be taken for an empty one.
     if !there && reader.node(&dir)?.is_some_and(|view| view.kind.is_directory()) {
@@ -128,7 +138,8 @@ fn send_names(
     // does not know.
     let mut entries = Vec::with_capacity(names.len());
     for name in names {
-        match reader.entry(&dir, name)? {
+        let Some(found) = allowed(reader.entry(&dir, name))? else { return Ok(StepDone::default()) };
+        match found {
             Some(entry) => {
                 follow(&entry, manner.scope, &mut done);
                 entries.push(stage_entry(&entry));
@@ -149,11 +160,12 @@ fn send_node(
 ) -> io::Result<StepDone> {
     let wholes = u64::from(*wanted == Wanted::Whole);
     let mut done = StepDone { nodes: 1, wholes, ..Default::default() };
-    let Some(view) = reader.node(&id)? else {
-        if !id.is_root() {
-            sink(gone(id))?;
-        }
-        return Ok(done);
+    let view = match allowed(reader.node(&id))? {
+        Some(Some(view)) => view,
+        Some(None) if id.is_root() => return Ok(done),
+        Some(None) => return sink(gone(id)).map(|()| done),
+        // Below a directory that may not be searched.
+        None => return Ok(done),
     };
     if view.kind.is_directory() {
         sink(stage_node(id, &view, Content::Unchanged))?;
@@ -168,27 +180,41 @@ fn send_node(
     }
     match wanted {
         Wanted::Attributes => sink(stage_node(id, &view, Content::Unchanged))?,
-        Wanted::Ranges(ranges) => {
-            sink(stage_node(id, &view, Content::Ranges))?;
-            send_ranges(id, (ranges, view.size), manner, reader, &mut done, sink)?;
-        }
-        Wanted::Whole => {
-            sink(stage_node(id, &view, Content::Whole))?;
-            send_whole(id, view.size, manner, reader, &mut done, sink)?;
-        }
+        Wanted::Whole if view.size == 0 => sink(stage_node(id, &view, Content::Whole))?,
+        Wanted::Whole | Wanted::Ranges(_) => match allowed(reader.open(&id))? {
+            Some(file) => send_content(id, &view, (wanted, file.as_deref()), manner, &mut done, sink)?,
+            None => sink(stage_node(id, &view, Content::Unchanged))?,
+        },
     }
     Ok(done)
+}
+
+/// A regular file and what is wanted of its content; `None`: it was removed meanwhile.
+fn send_content(
+    id: InodeId,
+    view: &NodeView,
+    (wanted, file): (&Wanted, Option<&dyn FileReader>),
+    manner: Manner,
+    done: &mut StepDone,
+    sink: Sink<'_>,
+) -> io::Result<()> {
+    let content = if *wanted == Wanted::Whole { Content::Whole } else { Content::Ranges };
+    sink(stage_node(id, view, content))?;
+    let Some(file) = file else { return Ok(()) };
+    match wanted {
+        Wanted::Ranges(ranges) => send_ranges(id, (ranges, view.size), manner, file, done, sink),
+        _ => send_whole(id, view.size, manner, file, done, sink),
+    }
 }
 
 fn send_ranges(
     id: InodeId,
     (ranges, size): (&Intervals, u64),
     manner: Manner,
-    reader: &dyn StateReader,
+    file: &dyn FileReader,
     done: &mut StepDone,
     sink: Sink<'_>,
 ) -> io::Result<()> {
-    let Some(file) = reader.open(&id)? else { return Ok(()) };
     for (start, end) in ranges.iter() {
         let end = end.min(size);
         if start >= end {
@@ -209,11 +235,11 @@ fn send_ranges(
             }
             if data.0 < data.1 {
                 if manner.thrifty && data.1 - data.0 >= GROUPS_FROM {
-                    send_groups(id, data.0, data.1, &*file, sink)?;
+                    send_groups(id, data.0, data.1, file, sink)?;
                 } else if compare {
-                    send_blocks(id, data.0, data.1, &*file, sink)?;
+                    send_blocks(id, data.0, data.1, file, sink)?;
                 } else {
-                    done.sent += send_bytes(id, data.0, data.1, &*file, sink)?;
+                    done.sent += send_bytes(id, data.0, data.1, file, sink)?;
                 }
             }
             at = data.1.max(at + 1);
@@ -227,14 +253,10 @@ fn send_whole(
     id: InodeId,
     size: u64,
     manner: Manner,
-    reader: &dyn StateReader,
+    file: &dyn FileReader,
     done: &mut StepDone,
     sink: Sink<'_>,
 ) -> io::Result<()> {
-    if size == 0 {
-        return Ok(());
-    }
-    let Some(file) = reader.open(&id)? else { return Ok(()) };
     done.bytes += size;
     let mut at = 0;
     while at < size {
@@ -244,11 +266,11 @@ fn send_whole(
             break;
         }
         if manner.direct || size <= SMALL_FILE {
-            done.sent += send_bytes(id, start, end, &*file, sink)?;
+            done.sent += send_bytes(id, start, end, file, sink)?;
         } else if manner.thrifty && end - start >= GROUPS_FROM {
-            send_groups(id, start, end, &*file, sink)?;
+            send_groups(id, start, end, file, sink)?;
         } else {
-            send_chunks(id, start, end, &*file, sink)?;
+            send_chunks(id, start, end, file, sink)?;
         }
         at = end;
     }
@@ -399,8 +421,8 @@ fn flush_pieces(id: InodeId, pieces: &mut Vec<Piece>, sink: Sink<'_>) -> io::Res
 
 fn send_pieces(id: InodeId, pieces: &[Piece], reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<StepDone> {
     let mut done = StepDone::default();
-    // A file that is gone by now leaves the pieces unanswered: the op that removed it follows.
-    if let Some(file) = reader.open(&id)? {
+    // A file that is gone by now leaves the pieces unanswered: the op that removed it follows. So does one that was closed to us.
+    if let Some(Some(file)) = allowed(reader.open(&id))? {
         for piece in pieces {
             let end = piece.offset.saturating_add(piece.len);
             if piece.len > CHUNK_MAX as u64 {

@@ -1,13 +1,27 @@
 //! What a resync reads of the backing directory: names, attributes and data by inode id.
 //!
 //! The backing directory implements it; resync and its tests use nothing else. Reads run while the mount is used, so an object may
-//! change or vanish at any time: that is `None`, `false` or a short read, never an error. An error means that the backing
-//! directory itself failed.
+//! change or vanish at any time: that is `None`, `false` or a short read, never an error. EACCES means that the daemon, being an ordinary
+//! user's, may not read it; any other error means that the backing directory itself failed.
 
 use std::io;
 
 use bytes::Bytes;
 use tandem_proto::{Attr, InodeId, Name, NodeKind, Timestamp, stage::NodeType};
+
+/// Whether reading was refused because the daemon lacks the right, not because something is wrong.
+pub fn is_refusal(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EACCES)
+}
+
+/// `None`: we may not read it.
+pub fn allowed<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_refusal(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
 
 /// One inode as it is now, without its names and data.
 #[derive(Clone, Debug, PartialEq, Eq)]

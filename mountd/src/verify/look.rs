@@ -20,7 +20,7 @@ use super::{
     desk::{NoAnswer, Placed},
 };
 use crate::{
-    resync::{FileReader, NodeView},
+    resync::{FileReader, NodeView, reader::allowed},
     vfs::still::Still,
 };
 
@@ -85,23 +85,34 @@ pub fn names_digest(entries: &[Listed]) -> Digest {
 }
 
 impl Worker {
-    /// All names of a directory, sorted; `None`: it is gone.
+    /// Opens a regular file; `None`: it is gone, or we may not read it.
+    pub fn open(&self, id: &InodeId) -> io::Result<Option<Box<dyn FileReader>>> {
+        Ok(allowed(self.reader.open(id))?.flatten())
+    }
+
+    /// Size in bytes of a regular file.
+    pub fn size(&self, id: &InodeId) -> io::Result<u64> {
+        Ok(allowed(self.reader.node(id))?.flatten().map_or(0, |view| view.size))
+    }
+
+    /// All names of a directory, sorted; `None`: it is gone, or we may not read it.
     pub fn list(&self, dir: &InodeId) -> io::Result<Option<Vec<Listed>>> {
         let mut entries: Vec<Listed> = Vec::new();
-        let there = self.reader.list(dir, &mut |entry| {
+        let there = allowed(self.reader.list(dir, &mut |entry| {
             entries.push((entry.name, entry.id, entry.node_type));
             Ok(())
-        })?;
+        }))?;
         entries.sort_by(|left, right| left.0.cmp(&right.0));
-        Ok(there.then_some(entries))
+        Ok((there == Some(true)).then_some(entries))
     }
 
     /// Reads an inode. To be called under its lock.
     pub fn read_node(&self, id: &InodeId, untimed: bool) -> io::Result<Option<NodeRead>> {
-        let Some(NodeView { kind, attr, xattrs, size, .. }) = self.reader.node(id)? else { return Ok(None) };
+        let read = allowed(self.reader.node(id))?.flatten();
+        let Some(NodeView { kind, attr, xattrs, size, .. }) = read else { return Ok(None) };
         let mut data = None;
         if is_small(&kind, size) {
-            let Some(file) = self.reader.open(id)? else { return Ok(None) };
+            let Some(file) = self.open(id)? else { return Ok(None) };
             let mut buffer = vec![0; size as usize];
             let read = file.read_at(0, &mut buffer)?;
             buffer.truncate(read);
@@ -135,7 +146,7 @@ impl Worker {
 
     /// Digest of an extent as it is now, for a second look.
     pub fn reread_extent(&self, id: &InodeId, offset: u64, len: u64) -> io::Result<Option<Compared>> {
-        let Some(file) = self.reader.open(id)? else { return Ok(None) };
+        let Some(file) = self.open(id)? else { return Ok(None) };
         let item = Item::Extent { id: *id, offset, len };
         let mut buffer = vec![0; len.min(EXTENT_MAX) as usize];
         if len <= EXTENT_MAX {

@@ -245,7 +245,7 @@ impl<'a> Pass<'a> {
             && *node_type != NodeType::Directory
         {
             self.path = path[..path.len() - 1].iter().fold(String::new(), |text, name| format!("{text}/{name}")) + "/";
-            self.bytes_total = self.worker.reader.node(&at)?.map_or(0, |view| view.size);
+            self.bytes_total = self.worker.size(&at)?;
             self.one_by_one(dir, &[(name.clone(), at, *node_type)])?;
             return self.pause();
         }
@@ -393,11 +393,7 @@ impl<'a> Pass<'a> {
                 continue;
             }
             self.suspect(Suspect::Node { place: Some((*dir, name.clone())), id: *id, directory: false })?;
-            let size = if *node_type == NodeType::Regular {
-                self.worker.reader.node(id)?.map_or(0, |view| view.size)
-            } else {
-                0
-            };
+            let size = if *node_type == NodeType::Regular { self.worker.size(id)? } else { 0 };
             if size > tandem_proto::verify::SMALL_FILE {
                 self.count(1, 0);
                 self.data(id, name)?;
@@ -423,7 +419,7 @@ impl<'a> Pass<'a> {
         loop {
             let (vfs, commit) = (self.worker.vfs.clone(), self.worker.commit.clone());
             let worker = &*self.worker;
-            let Some(file) = worker.reader.open(id)? else { return Ok(()) };
+            let Some(file) = worker.open(id)? else { return Ok(()) };
             let Some(still) = vfs.still(id)? else { return Ok(()) };
             let (mut items, mut next, mut turns) = (Vec::new(), at, None);
             let mut disturbed = false;

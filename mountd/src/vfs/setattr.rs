@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
 };
-use tandem_proto::{Change, Changes, Timestamp, limits};
+use tandem_proto::{Change, Changes, Timestamp, limits, stage::NodeType};
 
 use super::{
     CacheMode, Caller, Journal, Reserved as _, Vfs, VfsResult, attr_change,
@@ -16,7 +16,11 @@ use super::{
 };
 use crate::{
     backing::sys::{self, Stat},
-    commit::{ATTRIBUTES, MarkCell, MarkCells, marks::WHOLE_FILE},
+    commit::{
+        ATTRIBUTES, MarkCell, MarkCells,
+        dirty::{DirtySet, Scope},
+        marks::WHOLE_FILE,
+    },
 };
 
 /// A time to set.
@@ -85,6 +89,9 @@ impl<J: Journal> Vfs<J> {
             state.told_mtime = Some(time);
         }
         let resulted = resulted(&inode, &fd, &set, capability_before);
+        if set.mode.is_some() {
+            self.look_again(&inode, &fd);
+        }
         let (after, changes) = match slot {
             Some(_) => self.unsaid(&cells, resulted)?,
             None => resulted?,
@@ -110,11 +117,35 @@ impl<J: Journal> Vfs<J> {
                 cells.push(MarkCell::File { id: inode.id, block });
             }
         }
+        if set.mode.is_some() && self.backing.was_unreadable(&inode.id) {
+            cells.push(match inode.node_type {
+                NodeType::Directory => MarkCell::Dir(inode.id),
+                _ => MarkCell::File { id: inode.id, block: WHOLE_FILE },
+            });
+        }
         Ok(cells)
+    }
+
+    /// Rights of an object changed: what no resync could read and the daemon may read now is sent as it is. To be called before the slot is
+    /// filled: ops on what the replica never heard of are legal only once it is known there.
+    pub(super) fn look_again(&self, inode: &Inode, fd: &OwnedFd) {
+        let Some(again) = self.backing.readable_again(&inode.id, fd) else { return };
+        let mut cells = DirtySet::default();
+        for id in again.ids {
+            cells.insert_file(id);
+        }
+        if again.below {
+            // What was changed below it while it was closed tells by size and times. Nothing is as new as this, so no file is read for its ctime.
+            cells.insert_scope(Scope::Walk(Timestamp { seconds: FAR_FUTURE_S, nanos: 0 }));
+        }
+        self.journal.resend(&cells);
     }
 }
 
-const FILE: tandem_proto::stage::NodeType = tandem_proto::stage::NodeType::Regular;
+/// The year 2242.
+const FAR_FUTURE_S: i64 = 1 << 33;
+
+const FILE: NodeType = NodeType::Regular;
 
 /// What an inode is after attributes were set, and the op that says so.
 fn resulted(inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr, capability_before: bool) -> VfsResult<(Stat, Changes)> {

@@ -81,6 +81,9 @@ impl<J: Journal> Vfs<J> {
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let done = self.failed(&cells, change(&fd, &before).map_err(Into::into))?;
         state.privileges = Privileges::Unknown;
+        if name.as_bytes() == ACL_ACCESS {
+            self.look_again(&inode, &fd);
+        }
         if let Some(slot) = slot {
             slot.fill(caller.origin(), self.unsaid(&cells, self.xattr_changes(&inode, &fd, name, &before))?);
         }

@@ -7,11 +7,11 @@ use tandem_proto::{
     stage::{Content, Listing, NodeState, Stage, StageDir, StageEntry, StageNode},
 };
 
-use super::{Rig, first_sync, position, stage, stage_ops};
+use super::{Rig, first_sync, position, publish, stage, stage_ops};
 use crate::{
     apply::{
         ApplyError,
-        testing::{id, name, world::World},
+        testing::{id, name, picture_of, world::World},
     },
     tree::MemTree,
 };
@@ -98,6 +98,35 @@ fn names_in_what_is_no_directory_end_the_round() {
         let below = Change::Entry { dir: id(5), name: name("x"), old: None, new: Some(id(9)) };
         ops(rig, smallvec![file, named, below]);
     });
+}
+
+#[test]
+fn a_new_file_that_its_writer_may_not_read_is_empty_and_a_known_one_keeps_what_it_has() {
+    let mut rig = Rig::new(MemTree::new());
+    first_sync(&mut rig, &World::new(true));
+    let closed = |content, size| {
+        let attr = Attr { mode: 0, uid: 7, gid: 7, mtime: Default::default() };
+        let state = NodeState { kind: NodeKind::Regular, attr, xattrs: Vec::new(), size, content };
+        Stage::Node(StageNode { id: id(5), state: Some(state) })
+    };
+    let named =
+        StageEntry { name: name("f"), node: Some((id(5), tandem_proto::stage::NodeType::Regular)), stamp: None };
+    let size = |rig: &Rig<MemTree>| picture_of(&rig.tree)[&vec![name("f")]].data.len();
+    for (epoch, content, bytes) in [(1, Content::Unchanged, 0), (2, Content::Whole, 3), (3, Content::Unchanged, 3)] {
+        rig.epoch = epoch;
+        let at = position(epoch, rig.replica.applied().seq);
+        let record = rig.replica.stage_begin(1, false, at).expect("begun");
+        rig.log.push(record);
+        let listing = Listing::Partial;
+        let dir = StageDir { dir: InodeId::ROOT, listing, entries: vec![named.clone()], born_since: None };
+        stage(&mut rig, Stage::Dir(dir)).expect("staged");
+        stage(&mut rig, closed(content, 3)).expect("staged");
+        rig.replica.stage_sync().expect("nothing is missing");
+        let record = rig.replica.publish_record(at);
+        rig.log.push(record);
+        publish(&mut rig, at.seq).expect("published");
+        assert_eq!(size(&rig), bytes, "{content:?}");
+    }
 }
 
 #[test]

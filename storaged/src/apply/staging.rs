@@ -431,6 +431,13 @@ impl Staging {
             }
             return Ok(());
         }
+        if !has_object && content == Content::Unchanged && file.object.is_none() && !born {
+            // The writer may not read it, and there is nothing here: an empty file stands for it until it may.
+            if !replay {
+                self.begin_object(objects, id, 0, round, reply)?;
+            }
+            return Ok(());
+        }
         if !replay && content != Content::Unchanged {
             file.salvage.beside = objects.salvage_beside(id, file.object.is_some())?;
         }

@@ -24,13 +24,15 @@ pub struct MountSpec {
     pub options: String,
     /// `--state`; else the lab's.
     pub state: Option<PathBuf>,
+    /// What runs the daemon and becomes it; empty: nothing does.
+    pub tracer: Vec<OsString>,
 }
 
 impl MountSpec {
     /// A volume of this storage, without options.
     pub fn new(storage: &Storage, volume: &str, mountpoint: &Path) -> Self {
         let source = format!("127.0.0.1:{}:/{volume}", storage.port());
-        MountSpec { source, mountpoint: mountpoint.to_owned(), options: String::new(), state: None }
+        MountSpec { source, mountpoint: mountpoint.to_owned(), options: String::new(), state: None, tracer: Vec::new() }
     }
 
     /// The same with options.
@@ -44,6 +46,13 @@ impl MountSpec {
     #[must_use]
     pub fn state(mut self, state: &Path) -> Self {
         self.state = Some(state.to_owned());
+        self
+    }
+
+    /// The same, run by a program that becomes the daemon.
+    #[must_use]
+    pub fn run_by(mut self, tracer: &[&str]) -> Self {
+        self.tracer = tracer.iter().map(|word| (*word).into()).collect();
         self
     }
 
@@ -79,6 +88,7 @@ impl Mount {
     /// Starts it and waits until it serves; its log if it ended instead.
     pub fn start(lab: &Lab, spec: &MountSpec) -> Result<Mount, String> {
         let daemon = lab.daemon("mount", "tandem-mountd");
+        daemon.run_by(&spec.tracer.iter().map(OsString::as_os_str).collect::<Vec<_>>());
         let mut args = spec.args(true);
         if let Some(seconds) = lab.keepalive() {
             args.extend(["-o".into(), format!("keepalive={seconds}").into()]);

@@ -41,6 +41,7 @@ fn host_that_does_not_answer() {
         mountpoint: dir.clone(),
         options: String::new(),
         state: None,
+        tracer: Vec::new(),
     };
     let refused = lab.mount_refused(&spec(&format!("127.0.0.1:{port}:/vol")));
     assert_refused(&refused, &[&port.to_string()]);

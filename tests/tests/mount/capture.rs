@@ -73,7 +73,13 @@ fn work(lab: &Lab, storage: &Storage, token: &str, address: &str) -> Vec<Vec<u8>
     let noise = content(9, 300_000);
     fs::write(folder.join("telltale-noise"), &noise).expect("writable");
     let source = format!("{address}:/secretvolume");
-    let mount = lab.mount_with(&MountSpec { source, mountpoint: folder, options: String::new(), state: None });
+    let mount = lab.mount_with(&MountSpec {
+        source,
+        mountpoint: folder,
+        options: String::new(),
+        state: None,
+        tracer: Vec::new(),
+    });
     mount.settle();
     let at = |name: &str| mount.path().join(name);
     fs::create_dir(at("telltale-dir")).expect("writable");

@@ -216,7 +216,13 @@ fn records_that_are_replayed_or_reordered_on_the_way_end_the_connection_and_noth
     let identity = hostile::join(&lab, &storage, "client");
     let source = format!("127.0.0.1:{port}:/vol");
     let options = format!("identity={}", identity.display());
-    let mount = lab.mount_with(&MountSpec { source, mountpoint: lab.new_dir("folder"), options, state: None });
+    let mount = lab.mount_with(&MountSpec {
+        source,
+        mountpoint: lab.new_dir("folder"),
+        options,
+        state: None,
+        tracer: Vec::new(),
+    });
     mount.settle();
     left.store(4, Ordering::Relaxed);
     for round in 0..40 {

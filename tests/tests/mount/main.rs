@@ -23,6 +23,7 @@ mod links;
 mod load;
 mod many;
 mod names;
+mod ordinary;
 mod outages;
 mod own_certificates;
 mod page;

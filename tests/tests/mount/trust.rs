@@ -259,7 +259,13 @@ fn wire_carries_tls_and_no_name_or_byte_of_the_files() {
     lab.tandem(&["join", &through, &token]).expect_success("join");
     let dir = lab.new_dir("folder");
     let source = format!("{through}:/secretvolume");
-    let mount = lab.mount_with(&MountSpec { source, mountpoint: dir.clone(), options: String::new(), state: None });
+    let mount = lab.mount_with(&MountSpec {
+        source,
+        mountpoint: dir.clone(),
+        options: String::new(),
+        state: None,
+        tracer: Vec::new(),
+    });
     fs::write(dir.join("telltale-name"), "telltale-content".repeat(100)).expect("writable");
     mount.settle();
     assert_eq!(mount.status().security, "tls");
