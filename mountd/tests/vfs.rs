@@ -408,6 +408,27 @@ fn a_cut_over_several_blocks_marks_the_file_because_growing_it_again_shows_zeroe
     assert!(cut(100).iter().any(is_whole));
 }
 
+/// ext4 takes back a rename that was to leave a whiteout when the target turns out not to be empty, and gives the directory a new time for it.
+#[test]
+fn a_rename_that_fails_says_what_time_its_directory_has() {
+    let world = world();
+    for (parent, name) in [("", "moved"), ("", "full"), ("full", "inside")] {
+        let parent = if parent.is_empty() {
+            ROOT_NODE
+        } else {
+            world.vfs.lookup(ROOT_NODE, OsStr::new(parent)).expect("there").node
+        };
+        world.vfs.mkdir(making(parent, name), 0o755).expect("room");
+    }
+    let place = |name| Place { parent: ROOT_NODE, name: OsStr::new(name) };
+    for flags in [0, libc::RENAME_WHITEOUT, libc::RENAME_NOREPLACE] {
+        // The times that files are given move in steps of some milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        world.vfs.rename(caller(), place("moved"), place("full"), flags).expect_err("it is not empty");
+        world.check(&format!("rename with flags {flags}"));
+    }
+}
+
 #[test]
 fn a_hole_of_thousands_of_blocks_is_one_mark() {
     let world = world();

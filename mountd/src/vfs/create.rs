@@ -133,8 +133,8 @@ impl<J: Journal> Vfs<J> {
             let (file, place) = ((&*inode, &*fd), (&*dir, &*dir_fd));
             self.link_first(caller, file, place, (name, op_name), locks.of(&inode))?;
         } else {
-            let slot = (!dir.is_outside()).then(|| self.journal.reserve());
-            self.failed(&cells, link_fd(&fd, &dir_fd, name).map_err(Into::into))?;
+            let mut slot = (!dir.is_outside()).then(|| self.journal.reserve());
+            self.failed_names(&mut slot, caller, &[(&dir, &dir_fd)], link_fd(&fd, &dir_fd, name))?;
             if nameless {
                 inode.set_outside(true, locks.of(&inode));
                 inode.pin(None);
@@ -171,8 +171,8 @@ impl<J: Journal> Vfs<J> {
         let outside = self.leaves_out(&dir, &dir_fd, name, is_directory);
         adopt_umask(umask)?;
         let lock = dir.lock();
-        let slot = (!dir.is_outside()).then(|| self.journal.reserve());
-        let made = self.failed(&cells, make(dir_fd.as_fd(), name).map_err(Into::into))?;
+        let mut slot = (!dir.is_outside()).then(|| self.journal.reserve());
+        let made = self.failed_names(&mut slot, caller, &[(&dir, &dir_fd)], make(dir_fd.as_fd(), name))?;
         let born = self.adopt(caller, &dir_fd, name, made).and_then(|(born, dir_stat)| {
             // What is excluded changes nothing but the time of its directory.
             let changes = match outside {

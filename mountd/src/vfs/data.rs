@@ -166,7 +166,7 @@ impl<J: Journal> Vfs<J> {
         let written = loop {
             match rustix::io::pwrite(&file.fd, data, offset) {
                 Err(rustix::io::Errno::INTR) => {}
-                other => break self.failed(&cells, other.map_err(Into::into))?,
+                other => break self.failed_content(&cells, &file.inode, &mut state, other)?,
             }
         };
         if let Some(slot) = slot {
@@ -212,6 +212,21 @@ impl<J: Journal> Vfs<J> {
                 self.settler.push(inode.clone());
             }
         }
+    }
+
+    /// A change of content that failed, under the lock: it may have changed the mtime all the same, as a write does before it finds no
+    /// room.
+    pub(super) fn failed_content<T>(
+        &self,
+        cells: &[MarkCell],
+        inode: &Arc<Inode>,
+        state: &mut InodeState,
+        result: rustix::io::Result<T>,
+    ) -> VfsResult<T> {
+        if result.is_err() {
+            self.note_write(inode, state);
+        }
+        self.failed(cells, result.map_err(Into::into))
     }
 
     /// Before the content changes, under the lock: what has to be known of it.

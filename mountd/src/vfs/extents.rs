@@ -117,13 +117,13 @@ impl<J: Journal> Vfs<J> {
             return Err(VfsError::Unsupported);
         }
         let len = len.min(limits::DATA_MAX);
-        let inode = &*to.inode;
+        let inode = &to.inode;
         let cells = data_cells(inode.id, copy.to_offset, len as u64);
         let _mark = self.mark_of(inode, &cells)?;
         let mut state = inode.lock();
         let privileged = self.before_content(&to, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
-        let copied = self.failed(&cells, copy_locally(&from, &to, copy, len))?;
+        let copied = self.failed_content(&cells, inode, &mut state, copy_locally(&from, &to, copy, len))?;
         let (mut changes, mut cleared) = (Changes::new(), Ok(()));
         if copied > 0 {
             if slot.is_some() {
@@ -152,7 +152,8 @@ impl<J: Journal> Vfs<J> {
         }
         let privileged = self.before_content(to, locks.of(&to.inode))?;
         let slot = (!locks.of(&to.inode).unnamed).then(|| self.journal.reserve());
-        let copied = self.failed(&cells, copy_locally(from, to, copy, len))?;
+        let copied = copy_locally(from, to, copy, len);
+        let copied = self.failed_content(&cells, &to.inode, locks.of(&to.inode), copied)?;
         let (mut changes, mut cleared) = (Changes::new(), Ok(()));
         if copied > 0 {
             changes = smallvec![Change::Copy {
@@ -175,8 +176,7 @@ impl<J: Journal> Vfs<J> {
     }
 }
 
-fn copy_locally(from: &OpenFile, to: &OpenFile, copy: CopyRange, len: usize) -> VfsResult<usize> {
+fn copy_locally(from: &OpenFile, to: &OpenFile, copy: CopyRange, len: usize) -> rustix::io::Result<usize> {
     let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
-    let copied = rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len);
-    Ok(copied?)
+    rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len)
 }

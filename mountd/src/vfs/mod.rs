@@ -304,10 +304,30 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// The mtime of a directory whose names just changed, for their op.
+    /// A call on names that failed. The file system may have given a directory another time all the same: ext4 does, when it takes back
+    /// a rename that leaves a whiteout because the target is a directory that is not empty.
+    fn failed_names<T>(
+        &self,
+        slot: &mut Option<J::Slot<'_>>,
+        caller: Caller,
+        dirs: &[(&Inode, &OwnedFd)],
+        result: rustix::io::Result<T>,
+    ) -> VfsResult<T> {
+        let inside = dirs.iter().filter(|(dir, _)| !dir.is_outside());
+        let cells: MarkCells = inside.clone().map(|(dir, _)| MarkCell::Dir(dir.id)).collect();
+        let result = self.failed(&cells, result.map_err(Into::into));
+        if result.is_err()
+            && let Some(slot) = slot.take()
+        {
+            slot.fill(caller.origin(), inside.filter_map(|(dir, fd)| self.dir_mtime(dir, fd)).collect());
+        }
+        result
+    }
+
+    /// The mtime of a directory whose names just changed, for their op; none of a directory that was removed: it is no part of the state.
     fn dir_mtime(&self, dir: &Inode, fd: &OwnedFd) -> Option<Change> {
         let stat = self.unsaid(&[MarkCell::Dir(dir.id)], sys::stat(fd).map_err(VfsError::from));
-        stat.ok().map(|stat| mtime_change(dir.id, &stat))
+        stat.ok().filter(|stat| stat.nlink > 0).map(|stat| mtime_change(dir.id, &stat))
     }
 
     /// The id of what a name means, and its attributes.

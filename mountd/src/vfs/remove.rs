@@ -9,7 +9,6 @@ use super::{
     Caller, Child, Journal, Reserved as _, Vfs, VfsResult, checked_name,
     inodes::{Inode, Locks},
 };
-use crate::commit::MarkCell;
 
 impl<J: Journal> Vfs<J> {
     /// Removes a name of anything but a directory.
@@ -25,7 +24,6 @@ impl<J: Journal> Vfs<J> {
     fn remove(&self, caller: Caller, parent: u64, name: &OsStr, flags: AtFlags) -> VfsResult<()> {
         let op_name = checked_name(name)?;
         let dir = self.inode(parent)?;
-        let cells = [MarkCell::Dir(dir.id)];
         let _mark = self.mark_names(&[&dir])?;
         let dir_fd = self.fd(&dir)?;
         loop {
@@ -35,8 +33,9 @@ impl<J: Journal> Vfs<J> {
                 continue;
             }
             let outside = self.leaves_out(&dir, &dir_fd, name, flags.contains(AtFlags::REMOVEDIR));
-            let slot = (!dir.is_outside()).then(|| self.journal.reserve());
-            self.failed(&cells, rustix::fs::unlinkat(&dir_fd, name, flags).map_err(Into::into))?;
+            let mut slot = (!dir.is_outside()).then(|| self.journal.reserve());
+            let removed = rustix::fs::unlinkat(&dir_fd, name, flags);
+            self.failed_names(&mut slot, caller, &[(&dir, &dir_fd)], removed)?;
             if let Some(slot) = slot {
                 let mut changes = Changes::new();
                 if !outside {

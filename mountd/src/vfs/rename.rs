@@ -50,9 +50,11 @@ impl<J: Journal> Vfs<J> {
             }
             let border = self.border((&old_dir, &old_fd, from.name), (&new_dir, &new_fd, to.name), &moved, flags)?;
             let both_outside = old_dir.is_outside() && new_dir.is_outside();
-            let slot = (!both_outside).then(|| self.journal.reserve());
+            let mut slot = (!both_outside).then(|| self.journal.reserve());
             let renamed = rustix::fs::renameat_with(&old_fd, from.name, &new_fd, to.name, flags);
-            self.failed(&cells, renamed.map_err(Into::into))?;
+            let dirs: [(&Inode, &OwnedFd); 2] = [(&old_dir, &old_fd), (&new_dir, &new_fd)];
+            let dirs = if old_dir.id == new_dir.id { &dirs[..1] } else { &dirs };
+            self.failed_names(&mut slot, caller, dirs, renamed)?;
             if target.as_ref().is_some_and(|target| target.inode.id == moved.inode.id) {
                 // Two names of one object: POSIX keeps both, and nothing changed.
                 return Ok(());

@@ -58,8 +58,9 @@ impl<J: Journal> Vfs<J> {
         state: &mut InodeState,
     ) -> VfsResult<()> {
         let cells = [MarkCell::Dir(dir.id), MarkCell::File { id: inode.id, block: ATTRIBUTES }];
-        let slot = self.journal.reserve();
-        self.failed(&cells, link_fd(fd, dir_fd, name).map_err(Into::into))?;
+        let mut slot = Some(self.journal.reserve());
+        self.failed_names(&mut slot, caller, &[(dir, dir_fd)], link_fd(fd, dir_fd, name))?;
+        let Some(slot) = slot else { return Ok(()) };
         state.unnamed = false;
         state.written = None;
         state.privileges = Privileges::Unknown;
