@@ -270,6 +270,11 @@ impl LinkCore {
         self.state
     }
 
+    /// Rounds of resyncs since the start.
+    pub fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
     /// Why it is not live.
     pub fn reason(&self) -> &str {
         &self.reason

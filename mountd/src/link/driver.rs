@@ -41,6 +41,7 @@ use crate::{
         pace::Pace,
         packer::Packer,
         silence::Silence,
+        state::LinkState,
     },
     resync::{
         StateReader,
@@ -132,6 +133,8 @@ pub struct Driver {
     begun: Instant,
     connection: u64,
     pace: Pace,
+    /// State and rounds as they were shown, see [`Driver::show_turn`].
+    shown: Option<(LinkState, u64)>,
     stopping: bool,
 }
 
@@ -210,6 +213,7 @@ impl Driver {
             begun: Instant::now(),
             connection: 0,
             pace: Pace::default(),
+            shown: None,
             stopping: false,
         })
     }
@@ -291,6 +295,16 @@ impl Driver {
         }
     }
 
+    /// Shows a change of state at once, and not with the next tick: who waited for an op that a resync published, and then asks for the
+    /// status, must not be told of the time before it. This thread serves both, so it is enough to do so before it waits.
+    fn show_turn(&mut self) {
+        let turn = (self.core.state(), self.core.rounds());
+        if self.shown != Some(turn) {
+            self.shown = Some(turn);
+            self.show();
+        }
+    }
+
     async fn save(&mut self, effect: Effect) -> bool {
         let (commit, reader) = (self.commit.clone(), self.reader.clone());
         let saved = tokio::task::spawn_blocking(move || match effect {
@@ -352,6 +366,7 @@ impl Driver {
             if let Some(end) = self.hand_out(&out).await {
                 return end;
             }
+            self.show_turn();
             let gated = self.core.is_gated();
             let full = out.capacity() == 0;
             let now = self.now();
