@@ -7,6 +7,8 @@ use std::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
+    thread,
+    time::Duration,
 };
 
 use rustix::fs::OFlags;
@@ -16,6 +18,11 @@ const BYTES_MAX: usize = 128;
 
 /// A name of 255 bytes and its NUL.
 const NAME_BYTES: usize = 256;
+
+/// How long an inode may take to be made: a turn of the journal at most.
+const BIRTH: Duration = Duration::from_micros(500);
+/// So often it is waited for; then it is memory that is short.
+const BIRTHS_MAX: u32 = 400;
 
 /// `struct file_handle` with room for the largest.
 #[repr(C)]
@@ -87,14 +94,73 @@ impl Handle {
 
     /// Opens the object; `mount` is any real descriptor of its file system. `ESTALE`: it is gone.
     pub fn open(&self, mount: impl AsFd, flags: OFlags) -> io::Result<OwnedFd> {
+        let mut tries = 0;
+        loop {
+            match self.open_once(mount.as_fd(), flags) {
+                // Not for want of memory: the object is gone, and another one is being born under its number. The kernel does not wait for
+                // that (`iget_locked` finds an inode with I_CREATING and gives none), and ext4 takes it for a failed allocation.
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && tries < BIRTHS_MAX => {
+                    tries += 1;
+                    thread::sleep(BIRTH);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn open_once(&self, mount: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
         let mut raw = self.raw;
         let flags = (flags | OFlags::CLOEXEC).bits() as libc::c_int;
         // SAFETY: the pointer is to a live handle that the kernel only reads.
-        let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_fd().as_raw_fd(), &raw mut raw, flags) };
+        let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut raw, flags) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel just made this descriptor and nobody else knows it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use rustix::fs::OFlags;
+
+    use super::Handle;
+
+    #[test]
+    fn an_object_whose_number_is_given_to_another_one_is_gone_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = File::open(dir.path()).expect("a directory");
+        if Handle::of(&root).and_then(|handle| handle.open(&root, OFlags::PATH)).is_err() {
+            eprintln!("SKIPPED: objects cannot be opened by handle here");
+            return;
+        }
+        let path = |number: usize| dir.path().join(format!("f{number}"));
+        let made: Vec<Handle> =
+            (0..64).map(|number| Handle::of(File::create(path(number)).expect("room")).expect("it has one")).collect();
+        (0..64).for_each(|number| fs::remove_file(path(number)).expect("it is there"));
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // Their numbers are used again, one after the other.
+                for _ in 0..100 {
+                    (0..64).for_each(|number| drop(File::create(path(number)).expect("room")));
+                    (0..64).for_each(|number| fs::remove_file(path(number)).expect("it is there"));
+                }
+                over.store(true, Ordering::Relaxed);
+            });
+            while !over.load(Ordering::Relaxed) {
+                for handle in &made {
+                    let error = handle.open(&root, OFlags::PATH).expect_err("it was removed");
+                    assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
+                }
+            }
+        });
     }
 }
