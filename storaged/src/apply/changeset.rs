@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use tandem_proto::{
     ids::{InodeId, Name},
-    op::{AttrPatch, Change, NodeKind, Op},
+    op::{AttrPatch, Change, NodeKind, Op, Timestamp},
     position::Position,
     stage::NodeState,
 };
@@ -36,6 +36,71 @@ pub struct XattrNet {
 static NO_XATTRS: LazyLock<Arc<XattrNet>> =
     LazyLock::new(|| Arc::new(XattrNet { complete: true, values: BTreeMap::new() }));
 
+/// An [`AttrPatch`] in half of its room: there may be millions.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Packed {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// Low and high half: a row of words of four bytes fits behind anything.
+    seconds: [u32; 2],
+    nanos: u32,
+    /// Which of them are assigned; the others are 0.
+    has: u8,
+}
+
+const HAS_MODE: u8 = 1;
+const HAS_UID: u8 = 2;
+const HAS_GID: u8 = 4;
+const HAS_MTIME: u8 = 8;
+
+impl Packed {
+    /// What is assigned.
+    pub fn patch(&self) -> AttrPatch {
+        let has = |bit: u8| self.has & bit != 0;
+        let seconds = u64::from(self.seconds[0]) | u64::from(self.seconds[1]) << 32;
+        AttrPatch {
+            mode: has(HAS_MODE).then_some(self.mode),
+            uid: has(HAS_UID).then_some(self.uid),
+            gid: has(HAS_GID).then_some(self.gid),
+            mtime: has(HAS_MTIME).then_some(Timestamp { seconds: seconds as i64, nanos: self.nanos }),
+        }
+    }
+
+    /// Puts `later` over it.
+    pub fn assign(&mut self, later: &AttrPatch) {
+        for (mine, bit, theirs) in [
+            (&mut self.mode, HAS_MODE, later.mode),
+            (&mut self.uid, HAS_UID, later.uid),
+            (&mut self.gid, HAS_GID, later.gid),
+        ] {
+            if let Some(theirs) = theirs {
+                *mine = theirs;
+                self.has |= bit;
+            }
+        }
+        if let Some(Timestamp { seconds, nanos }) = later.mtime {
+            let seconds = seconds as u64;
+            (self.seconds, self.nanos) = ([seconds as u32, (seconds >> 32) as u32], nanos);
+            self.has |= HAS_MTIME;
+        }
+    }
+}
+
+impl From<AttrPatch> for Packed {
+    fn from(patch: AttrPatch) -> Self {
+        let mut packed = Packed::default();
+        packed.assign(&patch);
+        packed
+    }
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.patch().fmt(f)
+    }
+}
+
 /// One inode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeNet {
@@ -46,7 +111,7 @@ pub struct NodeNet {
     /// Where that happened; of a round's state all the same.
     pub born: Option<Arc<Position>>,
     /// Attributes.
-    pub attr: AttrPatch,
+    pub attr: Packed,
     /// Extended attributes.
     pub xattrs: Option<Arc<XattrNet>>,
     /// An op changed its data or size.
@@ -90,7 +155,7 @@ impl NodeNet {
             self.born = later.born.or_else(|| self.born.take());
             self.birth |= later.birth;
         }
-        merge_attr(&mut self.attr, &later.attr);
+        self.attr.assign(&later.attr.patch());
         if let Some(xattrs) = later.xattrs {
             match &mut self.xattrs {
                 Some(mine) if !xattrs.complete => {
@@ -133,7 +198,7 @@ impl Changeset {
                     node.born = Some(position);
                 }
                 Change::Entry { dir, name, new, .. } => self.set_entry(*dir, name, *new),
-                Change::Attr { id, patch } => merge_attr(&mut self.nodes.entry(*id).or_default().attr, patch),
+                Change::Attr { id, patch } => self.nodes.entry(*id).or_default().attr.assign(patch),
                 Change::Xattr { id, name, value } => {
                     self.nodes.entry(*id).or_default().set_xattr(name, value.as_ref());
                 }
@@ -153,7 +218,7 @@ impl Changeset {
         let node = self.nodes.entry(id).or_default();
         node.kind = Some(state.kind.clone());
         node.born = Some(position);
-        node.attr = state.attr.into();
+        node.attr = AttrPatch::from(state.attr).into();
         if state.xattrs.is_empty() {
             node.xattrs = Some(NO_XATTRS.clone());
             return;
@@ -192,5 +257,40 @@ impl Changeset {
             Some(id) => Some(*id),
             None => net.complete.then_some(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tandem_proto::op::{AttrPatch, Timestamp};
+
+    use super::{NodeNet, Packed};
+
+    #[test]
+    fn attributes_that_are_packed_are_what_they_were_and_a_later_patch_covers_an_earlier_one() {
+        let times = [(0, 0), (-1, 999_999_999), (i64::MIN, 1), (i64::MAX, 7), (1 << 32, 0)];
+        let times = times.map(|(seconds, nanos)| Some(Timestamp { seconds, nanos }));
+        for mtime in times.into_iter().chain([None]) {
+            for word in [None, Some(0), Some(0o7777), Some(u32::MAX)] {
+                let patch = AttrPatch { mode: word, uid: None, gid: word, mtime };
+                assert_eq!(Packed::from(patch).patch(), patch);
+                let mut both = Packed::from(AttrPatch { mode: Some(1), uid: Some(2), gid: Some(3), mtime: times[0] });
+                both.assign(&patch);
+                let expected = AttrPatch {
+                    mode: word.or(Some(1)),
+                    uid: Some(2),
+                    gid: word.or(Some(3)),
+                    mtime: mtime.or(times[0]),
+                };
+                assert_eq!(both.patch(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn an_inode_of_a_first_sync_takes_no_more_memory_than_it_was_made_for() {
+        assert!(size_of::<NodeNet>() <= 88, "{}", size_of::<NodeNet>());
+        let file = size_of::<super::super::staging::StagedFile>();
+        assert!(file <= 72, "{file}");
     }
 }

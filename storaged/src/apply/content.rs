@@ -166,7 +166,9 @@ impl Staging {
         let file = self.files.entry(*id).or_default();
         let salvaged = if file.object.is_none() { objects.salvaged_object(id, size)? } else { None };
         // Until something of it is confirmed, all of it counts as a gap.
-        file.salvage.confirmed = salvaged.is_some().then(Vec::new);
+        if salvaged.is_some() || file.salvage().confirmed.is_some() {
+            file.salvage_mut().confirmed = salvaged.is_some().then(Vec::new);
+        }
         let identity = match salvaged {
             Some(identity) => identity,
             None => {
@@ -233,7 +235,7 @@ impl Staging {
 
     fn target(&self, id: &InodeId) -> Result<Target, ApplyError> {
         let file = self.files.get(id);
-        let in_ranges = file.is_some_and(|file| file.rounds.iter().any(|content| content.round == self.round));
+        let in_ranges = file.is_some_and(|file| file.rounds().iter().any(|content| content.round == self.round));
         let in_object = file.is_some_and(|file| file.object.as_ref().is_some_and(|(_, round)| *round == self.round));
         match (in_ranges, in_object) {
             (true, _) => Ok(Target::Ranges),
@@ -297,7 +299,7 @@ impl Staging {
             Target::Ranges => self.note(id, Extent { offset, len, source: ExtentSource::Staged }, reply)?,
             Target::Object => {
                 if let Some(file) = self.files.get_mut(id) {
-                    file.salvage.confirm(offset, len);
+                    file.confirm(offset, len);
                 }
             }
         }
@@ -367,7 +369,7 @@ impl Staging {
         }
         // What earlier rounds or earlier extents put there at publish must be put right by a copy.
         let overlaps = self.files.get(id).is_some_and(|file| {
-            let mut current = file.rounds.iter().filter(|content| content.round == self.round);
+            let mut current = file.rounds().iter().filter(|content| content.round == self.round);
             current.any(|content| content.overlaps(piece.offset, piece.len))
         });
         if self.has_earlier_data(id) || overlaps {
@@ -389,7 +391,7 @@ impl Staging {
         reply: &mut StageReply,
     ) -> Result<bool, ApplyError> {
         let Piece { offset, len, .. } = *piece;
-        let salvage = self.files.get(id).map(|file| &file.salvage);
+        let salvage = self.files.get(id).map(|file| file.salvage());
         let has = salvage.is_some_and(|salvage| match target {
             Target::Object => salvage.confirmed.is_some(),
             Target::Ranges => salvage.beside,
@@ -412,7 +414,7 @@ impl Staging {
     /// synced.
     pub(super) fn finish_content<T: ReplicaTree>(&mut self, objects: &mut Objects<T>) -> Result<(), ApplyError> {
         for (id, file) in &self.files {
-            let Some(confirmed) = file.salvage.confirmed.as_ref().filter(|_| file.object.is_some()) else { continue };
+            let Some(confirmed) = file.salvage().confirmed.as_ref().filter(|_| file.object.is_some()) else { continue };
             let node = objects.staging_file(&area_name(id))?;
             let size = objects.tree.stat(&node).on("look at the staged", id)?.size;
             for (start, end) in uncovered(confirmed.clone(), size) {
@@ -456,7 +458,7 @@ impl Staging {
         old: &InodeId,
         replay: bool,
     ) -> Result<(), ApplyError> {
-        let Some(content) = self.files.get(id).and_then(|file| file.rounds.first()).cloned() else { return Ok(()) };
+        let Some(content) = self.files.get(id).and_then(|file| file.rounds().first()).cloned() else { return Ok(()) };
         if replay {
             // The record of the object follows.
             return Ok(());

@@ -208,7 +208,7 @@ impl<T: ReplicaTree> Objects<T> {
     pub fn assign_metadata(&mut self, net: &Changeset, has_it: &dyn Fn(&InodeId) -> bool) -> Result<(), ApplyError> {
         for (id, node) in net.nodes.iter().filter(|(id, _)| !has_it(id)) {
             if self.catalog.has_node(id)? && (node.attr != Default::default() || node.xattrs.is_some()) {
-                self.set_metadata(id, &node.attr, node.xattrs.as_deref())?;
+                self.set_metadata(id, &node.attr.patch(), node.xattrs.as_deref())?;
             }
         }
         self.restore_dir_mtimes()

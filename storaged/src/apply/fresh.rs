@@ -53,8 +53,9 @@ impl<T: ReplicaTree> Objects<T> {
     /// Gives an object all that the state of its inode says; whether all of it could be given.
     fn dress(&self, id: &InodeId, node: &T::Node, net: &NodeNet) -> Result<bool, ApplyError> {
         let mut side = SideRecord::default();
-        self.give(id, node, &NodeKind::Regular, (&net.attr, net.xattrs.as_deref()), &mut side)?;
-        if let Some(mtime) = net.attr.mtime {
+        let attr = net.attr.patch();
+        self.give(id, node, &NodeKind::Regular, (&attr, net.xattrs.as_deref()), &mut side)?;
+        if let Some(mtime) = attr.mtime {
             self.tree.set_mtime(node, mtime).on("set the time of", id)?;
         }
         Ok(side == SideRecord::default())

@@ -69,7 +69,7 @@ impl<T: ReplicaTree> Objects<T> {
 
     /// Round by round: content that lies beside its object, then the data of the round's ops, out of the log.
     fn publish_data(&mut self, staging: &Staging, log: &dyn RecordSource) -> Result<(), ApplyError> {
-        let beside = staging.files.values().any(|file| !file.rounds.is_empty());
+        let beside = staging.files.values().any(|file| !file.rounds().is_empty());
         if !beside && !staging.has_op_data() {
             return Ok(());
         }
@@ -96,7 +96,7 @@ impl<T: ReplicaTree> Objects<T> {
 
     fn publish_round(&mut self, staging: &Staging, round: u64) -> Result<(), ApplyError> {
         for (id, file) in &staging.files {
-            let Some(content) = file.rounds.iter().find(|content| content.round == round) else { continue };
+            let Some(content) = file.rounds().iter().find(|content| content.round == round) else { continue };
             if self.catalog.has_node(id)? {
                 self.apply_round(id, content)?;
             }

@@ -70,11 +70,11 @@ impl<T: ReplicaTree> Objects<T> {
             (None, Some(object)) => self.allocated(&object)?,
             (None, None) => 0,
         };
-        let Some(last) = file.rounds.last() else { return Ok(()) };
+        let Some(last) = file.rounds().last() else { return Ok(()) };
         let is_beside = |round: &super::staging::RoundContent| {
             round.extents.iter().any(|extent| extent.source == ExtentSource::Staged)
         };
-        let beside = if file.rounds.iter().any(is_beside) { self.staged_bytes(&ranges_name(id))? } else { 0 };
+        let beside = if file.rounds().iter().any(is_beside) { self.staged_bytes(&ranges_name(id))? } else { 0 };
         let most = last.size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
         let after = before.saturating_add(beside).min(most);
         growth.comes += after.saturating_sub(before);

@@ -86,14 +86,56 @@ impl RoundContent {
 pub struct StagedFile {
     /// Its new object, and the round in which its content went straight into it.
     pub object: Option<(ObjectIdentity, u64)>,
-    /// Content beside the object, by round.
-    pub rounds: Vec<RoundContent>,
-    /// What of it came from an unfinished staging.
-    pub salvage: Salvage,
+    /// What most files of a first sync have nothing of.
+    rare: Option<Box<Rare>>,
     /// Its new object has the attributes that its inode was given: see [`super::fresh`].
     pub dressed: bool,
     /// In a publish: its object is no longer in the staging area, or never was.
     pub placed: bool,
+}
+
+/// Of a staged file that is more than a new one, sent at once: apart, because there may be millions that are no more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Rare {
+    rounds: Vec<RoundContent>,
+    salvage: Salvage,
+}
+
+static NO_SALVAGE: Salvage = Salvage { confirmed: None, beside: false };
+
+impl StagedFile {
+    /// Content beside the object, by round.
+    pub fn rounds(&self) -> &[RoundContent] {
+        self.rare.as_deref().map_or(&[], |rare| &rare.rounds)
+    }
+
+    fn rounds_mut(&mut self) -> &mut Vec<RoundContent> {
+        &mut self.rare.get_or_insert_default().rounds
+    }
+
+    /// Keeps some of its rounds.
+    fn retain_rounds(&mut self, keep: impl Fn(u64) -> bool) {
+        if let Some(rare) = &mut self.rare {
+            rare.rounds.retain(|staged| keep(staged.round));
+        }
+    }
+
+    /// What of it came from an unfinished staging.
+    pub(super) fn salvage(&self) -> &Salvage {
+        self.rare.as_deref().map_or(&NO_SALVAGE, |rare| &rare.salvage)
+    }
+
+    /// A range of its object is as it should be.
+    pub(super) fn confirm(&mut self, offset: u64, len: u64) {
+        if let Some(rare) = &mut self.rare {
+            rare.salvage.confirm(offset, len);
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn salvage_mut(&mut self) -> &mut Salvage {
+        &mut self.rare.get_or_insert_default().salvage
+    }
 }
 
 /// A staging under way.
@@ -228,7 +270,7 @@ impl Staging {
     /// Whether an earlier round gave the file data, so that what the tree holds is not what the round began with.
     pub fn has_earlier_data(&self, id: &InodeId) -> bool {
         self.base.nodes.get(id).is_some_and(|node| node.data)
-            || self.files.get(id).is_some_and(|file| file.rounds.iter().any(|round| round.round < self.round))
+            || self.files.get(id).is_some_and(|file| file.rounds().iter().any(|round| round.round < self.round))
     }
 
     /// The object that a staged id has in the tree: its own or an adopted one.
@@ -439,10 +481,13 @@ impl Staging {
             return Ok(());
         }
         if !replay && content != Content::Unchanged {
-            file.salvage.beside = objects.salvage_beside(id, file.object.is_some())?;
+            let beside = objects.salvage_beside(id, file.object.is_some())?;
+            if beside || file.salvage().beside {
+                file.salvage_mut().beside = beside;
+            }
         }
-        file.rounds.retain(|staged| staged.round != round);
-        file.rounds.push(RoundContent {
+        file.retain_rounds(|of| of != round);
+        file.rounds_mut().push(RoundContent {
             round,
             whole: content == Content::Whole,
             size,
@@ -461,13 +506,14 @@ impl Staging {
     pub fn note_object(&mut self, id: &InodeId, identity: ObjectIdentity, round: u64) {
         let file = self.files.entry(*id).or_default();
         file.object = Some((identity, round));
-        file.rounds.retain(|staged| staged.round > round);
+        file.retain_rounds(|of| of > round);
     }
 
     /// The log says where content lies (replay).
     pub fn note_extent(&mut self, id: &InodeId, extent: Extent) -> Result<(), ApplyError> {
         let round = self.round;
-        let content = self.files.get_mut(id).and_then(|file| file.rounds.iter_mut().find(|of| of.round == round));
+        let rare = self.files.get_mut(id).and_then(|file| file.rare.as_deref_mut());
+        let content = rare.and_then(|rare| rare.rounds.iter_mut().find(|of| of.round == round));
         let content = content.ok_or_else(|| ApplyError::protocol(id, "content before its inode"))?;
         content.push(extent);
         Ok(())
