@@ -22,7 +22,6 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tandem_proto::{
     pb::{self, client_message::Body, server_message},
-    stage::Stage,
 };
 use tandem_runtime::{
     connect::ServerAddress,
@@ -40,14 +39,11 @@ use crate::{
         core::{Effect, LinkCore, LinkFacts},
         pace::Pace,
         packer::Packer,
+        reading::{Job, JobDone, read_jobs},
         silence::Silence,
         state::LinkState,
     },
-    resync::{
-        StateReader,
-        plan::{Manner, Step, StepDone},
-        read,
-    },
+    resync::StateReader,
 };
 
 /// Messages between the two producers and gRPC. Data comes in pieces of at most 1 MiB, so this bounds read-ahead to 16 MiB.
@@ -100,23 +96,9 @@ pub struct LinkShared {
 
 impl LinkShared {
     /// How a thread works that does the work of a resync.
-    fn patience(&self) -> Priority {
+    pub(super) fn patience(&self) -> Priority {
         if self.resync_full.load(Ordering::Relaxed) { Priority::Usual } else { Priority::Patient }
     }
-}
-
-struct Job {
-    step: Step,
-    manner: Manner,
-    session: u64,
-    /// Which connection of this run it is for: a storage daemon that was restarted counts its sessions from the beginning again.
-    connection: u64,
-    out: mpsc::Sender<pb::ClientMessage>,
-}
-
-struct JobDone {
-    connection: u64,
-    result: io::Result<StepDone>,
 }
 
 /// Everything the link's task needs.
@@ -136,43 +118,6 @@ pub struct Driver {
     /// State and rounds as they were shown, see [`Driver::show_turn`].
     shown: Option<(LinkState, u64)>,
     stopping: bool,
-}
-
-fn outgoing_session(stage: Stage, session: u64) -> pb::ClientMessage {
-    let body = match stage {
-        Stage::Dir(stage) => Body::StageDir(pb::StageDir { session, ..(&stage).into() }),
-        Stage::Node(stage) => Body::StageNode(pb::StageNode { session, ..(&stage).into() }),
-        Stage::Recipe(stage) => Body::StageRecipe(pb::StageRecipe { session, ..(&stage).into() }),
-        Stage::Data(stage) => Body::StageData(pb::StageData { session, ..(&stage).into() }),
-    };
-    pb::ClientMessage { body: Some(body) }
-}
-
-/// The reading thread: ends when the driver is gone.
-fn read_jobs(
-    jobs: &thread_mpsc::Receiver<Job>,
-    done: &mpsc::UnboundedSender<JobDone>,
-    reader: &dyn StateReader,
-    shared: &LinkShared,
-) {
-    while let Ok(job) = jobs.recv() {
-        priority::settle(shared.patience());
-        let send = |message: pb::ClientMessage| {
-            let (message, len) = shared.packer.pack(message);
-            shared.traffic.sent_bytes.fetch_add(len, Ordering::Relaxed);
-            job.out.blocking_send(message).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
-        };
-        let result = match &job.step {
-            Step::Barrier(token) => {
-                let barrier = pb::Barrier { session: job.session, token: *token };
-                send(pb::ClientMessage { body: Some(Body::Barrier(barrier)) }).map(|()| StepDone::default())
-            }
-            step => read::carry_out(step, job.manner, reader, &mut |stage| send(outgoing_session(stage, job.session))),
-        };
-        if done.send(JobDone { connection: job.connection, result }).is_err() {
-            break;
-        }
-    }
 }
 
 enum SessionEnd {

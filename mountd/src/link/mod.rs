@@ -1,5 +1,5 @@
 //! The link to the storage daemon: [`core`] decides (no I/O), [`driver`] connects, sends and receives, [`client`] asks about volumes,
-//! [`start`] decides how a mount may start, [`pace`] when batches go.
+//! [`reading`] reads files for it, [`start`] decides how a mount may start, [`pace`] when batches go.
 
 pub mod claim;
 pub mod client;
@@ -7,6 +7,7 @@ pub mod core;
 pub mod driver;
 pub mod pace;
 pub mod packer;
+mod reading;
 mod silence;
 #[cfg(test)]
 mod sim;

@@ -20,8 +20,9 @@ use crate::commit::{
     intervals::Intervals,
 };
 
-/// Steps that are handed out and not done: keeps the reading thread busy and little lost when a round ends early.
-const STEPS_MAX: usize = 8;
+/// Steps that are handed out and not done: keeps the reading thread busy, also while it gathers what small files are, and little lost when
+/// a round ends early.
+const STEPS_MAX: usize = 32;
 /// Names listed between two barriers: bounds what the replica may ask for at once.
 const NAMES_BETWEEN_BARRIERS: usize = 16_384;
 /// Barriers that may be unanswered before listing pauses.
