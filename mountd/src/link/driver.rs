@@ -20,9 +20,7 @@ use std::{
 
 use parking_lot::Mutex;
 use prost::Message as _;
-use tandem_proto::{
-    pb::{self, client_message::Body, server_message},
-};
+use tandem_proto::pb::{self, client_message::Body, server_message};
 use tandem_runtime::{
     connect::ServerAddress,
     gauge::Gauge,

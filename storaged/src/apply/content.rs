@@ -13,6 +13,7 @@ use tandem_proto::{
 use super::{
     StageReply,
     error::{ApplyError, OnObject as _},
+    fresh::SIZED_LATE_MAX,
     objects::{Objects, area_name},
     record::{ChunkSource, ExtentSource, ObjectIdentity, Record},
     staging::{Extent, RoundContent, Staging},
@@ -163,8 +164,11 @@ impl Staging {
         round: u64,
         reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
+        let listed = self.expected_at(id);
+        self.leave_nest(objects, id)?;
+        let is_new = self.files.get(id).is_none_or(|file| file.object.is_none());
+        let salvaged = if is_new { objects.salvaged_object(id, size, listed.as_ref())? } else { None };
         let file = self.files.entry(*id).or_default();
-        let salvaged = if file.object.is_none() { objects.salvaged_object(id, size)? } else { None };
         // Until something of it is confirmed, all of it counts as a gap.
         if salvaged.is_some() || file.salvage().confirmed.is_some() {
             file.salvage_mut().confirmed = salvaged.is_some().then(Vec::new);
@@ -172,7 +176,15 @@ impl Staging {
         let identity = match salvaged {
             Some(identity) => identity,
             None => {
-                let (identity, node) = Self::make_object(objects, id)?;
+                let listed = listed.filter(|_| is_new && size <= SIZED_LATE_MAX);
+                let nested = match &listed {
+                    Some(cell) => self.make_in_nest(objects, id, cell)?,
+                    None => None,
+                };
+                let (identity, node) = match nested {
+                    Some(made) => made,
+                    None => Self::make_object(objects, id)?,
+                };
                 objects.begin_fresh(id, node, size)?;
                 identity
             }
@@ -273,6 +285,7 @@ impl Staging {
             Some(node) => node,
             None if target == Target::Object => {
                 self.set_dressed(id, false);
+                self.leave_nest(objects, id)?;
                 objects.staging_file(&area_name(id))?
             }
             None => objects.staging_file(&ranges_name(id))?,
@@ -334,6 +347,7 @@ impl Staging {
                     self.note(id, Extent { offset, len, source: ExtentSource::Hole }, reply)?;
                 } else {
                     self.set_dressed(id, false);
+                    self.leave_nest(objects, id)?;
                     let node = objects.staging_file(&area_name(id))?;
                     objects.clear(id, &node, offset, len)?;
                 }

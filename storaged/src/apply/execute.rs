@@ -99,7 +99,10 @@ impl<T: ReplicaTree> Objects<T> {
             Step::Create(id, cell) => {
                 let kind = net.nodes.get(id).and_then(|node| node.kind.as_ref());
                 let kind = kind.ok_or_else(|| ApplyError::protocol(id, "it has a name and was never born"))?;
-                self.create(id, kind, cell, born(id))
+                match self.nests.remove(id) {
+                    Some(identity) => self.place_nest(id, cell, identity, born(id)),
+                    None => self.create(id, kind, cell, born(id)),
+                }
             }
             Step::PlaceStaged(id, cell) => self.place_staged(id, cell, born(id)),
             Step::PlaceParked(id, cell) => self.place_parked(id, cell),

@@ -15,7 +15,7 @@ use super::{
 use crate::{catalog::SideRecord, tree::ReplicaTree};
 
 /// Files up to this length get their size by being written. Longer ones get it first, which keeps their writes from changing it.
-const SIZED_LATE_MAX: u64 = 64 << 10;
+pub(super) const SIZED_LATE_MAX: u64 = 64 << 10;
 
 /// See the module.
 pub struct Fresh<N> {

@@ -39,6 +39,7 @@ mod litter;
 mod live;
 mod mend;
 pub(crate) mod metadata;
+mod nests;
 mod objects;
 mod plan;
 mod probe;
@@ -264,7 +265,9 @@ impl<T: ReplicaTree> Replica<T> {
                 self.stage_drop()?;
                 self.checkpoint()?;
                 self.begun += 1;
-                self.staging = Some(Box::new(Staging::new(self.begun, full, s0)));
+                let mut staging = Box::new(Staging::new(self.begun, full, s0));
+                staging.begin_nests(&self.objects)?;
+                self.staging = Some(staging);
             }
         }
         Ok(Record::StageBegin { serial: self.begun, round, full, s0 })
@@ -313,7 +316,9 @@ impl<T: ReplicaTree> Replica<T> {
 
     /// Stages ops; log them as [`Record::StagedOps`] first.
     pub fn stage_ops(&mut self, ops: &[Op], end: Position) -> Result<(), ApplyError> {
-        self.staging()?.0.assign_ops(ops, end);
+        let staging = self.staging()?.0;
+        staging.note_op_names(ops);
+        staging.assign_ops(ops, end);
         Ok(())
     }
 
@@ -391,6 +396,7 @@ impl<T: ReplicaTree> Replica<T> {
     pub fn stage_drop(&mut self) -> Result<(), ApplyError> {
         if self.staging.take().is_some() {
             self.objects.fresh = None;
+            self.objects.nest = None;
             self.objects.keep_salvage()?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Objects by inode id: where each is, open handles, and the single steps that change names. Every step is one change of the tree
 //! followed by the same change of the catalog, so the catalog always says what the tree is, whoever stops when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use tandem_proto::{
@@ -40,6 +40,10 @@ pub struct Objects<T: ReplicaTree> {
     pub parked: BTreeSet<InodeId>,
     /// Empty but in a publish, which lends its new files: the objects of those that are not placed are in the staging area, under their ids.
     pub staged: BTreeMap<InodeId, Box<StagedFile>>,
+    /// In a publish: staged directories that go into the tree as a whole, see [`super::nests`].
+    pub(super) nests: HashMap<InodeId, ObjectIdentity>,
+    /// The one of them, by number, into which files are being staged.
+    pub(super) nest: Option<(u32, T::Node)>,
     /// Directories whose object's mtime was changed by a step and is not restored yet.
     pub touched: BTreeSet<InodeId>,
     /// What was discarded and is not deleted yet.
@@ -76,6 +80,8 @@ impl<T: ReplicaTree> Objects<T> {
             handles: Handles::new(HANDLES_MAX),
             parked: BTreeSet::new(),
             staged: BTreeMap::new(),
+            nests: HashMap::new(),
+            nest: None,
             touched: BTreeSet::new(),
             litter: Litter::default(),
             salvaged: 0,
@@ -103,6 +109,8 @@ impl<T: ReplicaTree> Objects<T> {
         self.handles.clear();
         self.parked.clear();
         self.staged.clear();
+        self.nests.clear();
+        self.nest = None;
         self.fresh = None;
         self.touched.clear();
         self.litter = Litter::default();
@@ -172,7 +180,7 @@ impl<T: ReplicaTree> Objects<T> {
         Ok(node)
     }
 
-    fn name(&mut self, cell: &Cell, id: Option<&InodeId>) -> Result<(), ApplyError> {
+    pub(super) fn name(&mut self, cell: &Cell, id: Option<&InodeId>) -> Result<(), ApplyError> {
         self.catalog.set_entry(&cell.0, &cell.1, id)?;
         self.touched.insert(cell.0);
         self.touch_if_directory(id)
@@ -304,8 +312,11 @@ impl<T: ReplicaTree> Objects<T> {
     pub fn place_staged(&mut self, id: &InodeId, cell: &Cell, born: Position) -> Result<(), ApplyError> {
         let identity = self.staged_object(id).cloned();
         let identity = identity.ok_or_else(|| ApplyError::damaged(id, "it was not staged"))?;
-        let (staging, dir) = (self.tree.area(Area::Staging), self.open(&cell.0)?);
-        self.tree.rename(&staging, &area_name(id), &dir, cell.1.as_bytes()).on("place", show(cell))?;
+        // In a nest it came with its directory.
+        if self.staged.get(id).is_none_or(|file| file.nest == 0) {
+            let (staging, dir) = (self.tree.area(Area::Staging), self.open(&cell.0)?);
+            self.tree.rename(&staging, &area_name(id), &dir, cell.1.as_bytes()).on("place", show(cell))?;
+        }
         self.record_staged(id, identity, born)?;
         self.name(cell, Some(id))
     }
@@ -416,7 +427,7 @@ impl<T: ReplicaTree> Objects<T> {
         }
     }
 
-    fn flatten(&mut self, top: &T::Node, name: &[u8], area: Area) -> Result<(), ApplyError> {
+    pub(super) fn flatten(&mut self, top: &T::Node, name: &[u8], area: Area) -> Result<(), ApplyError> {
         let dir = self.tree.open(top, name, NodeType::Directory).on("open in", area.path())?;
         for (child, node_type) in self.tree.list(&dir).on("list in", area.path())? {
             if node_type == NodeType::Directory {

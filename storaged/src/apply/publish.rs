@@ -1,5 +1,7 @@
 //! Publish: the staged model becomes the tree. Idempotent: it may be repeated from any point of itself, until its checkpoint.
 
+use std::collections::HashMap;
+
 use tandem_proto::{ids::InodeId, op::Op, position::Position};
 
 use super::{
@@ -23,6 +25,12 @@ impl<T: ReplicaTree> Objects<T> {
     ) -> Result<Published, ApplyError> {
         self.adopt(staging)?;
         staging.fold();
+        self.nests = HashMap::new();
+        if probe {
+            staging.forget_nests(self)?;
+        } else {
+            self.nests = staging.settle_nests(self)?;
+        }
         for (id, file) in &mut staging.files {
             file.placed = file.object.is_none() || self.catalog.has_node(id)?;
         }
@@ -31,6 +39,7 @@ impl<T: ReplicaTree> Objects<T> {
         let keep_as = staging.full.then_some(position);
         let settled = self.settle(&staging.base, Manner { probe, keep_as, born: position });
         staging.files = std::mem::take(&mut self.staged);
+        self.nests = HashMap::new();
         let settled = settled?;
         self.publish_data(staging, log)?;
         self.assign_metadata(&staging.base, &|id| staging.is_dressed(id))?;

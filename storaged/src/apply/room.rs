@@ -37,6 +37,7 @@ impl<T: ReplicaTree> Objects<T> {
     /// What a publish of `staging` would do to the size of the tree.
     pub fn growth(&mut self, staging: &mut Staging) -> Result<Growth, ApplyError> {
         staging.fold();
+        staging.leave_nests(self)?;
         let gone = leaving(&Adopted { objects: self, staging }, &staging.base)?;
         let mut growth = Growth::default();
         for id in &gone {

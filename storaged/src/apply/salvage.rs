@@ -1,7 +1,7 @@
 //! Salvage: what a staging that was not finished brought is not sent again.
 //!
 //! A staging ends without a publish when its session is lost or either side crashes. Its files stay where they are, in
-//! `staging/files`, and the staging after it finds them by inode id: it goes on with the same file, and a piece that the writer
+//! `staging/files`, and the staging after it finds them by inode id (in a nest, [`super::nests`], by the name that was listed): it goes on with the same file, and a piece that the writer
 //! names by digest counts as there if the bytes at its place hash to it. They are hints. Nothing of them is part of the new staging
 //! before that is so, what was not confirmed is cleared before the publish, and a file that was torn by a power loss only costs its
 //! bytes once more.
@@ -18,7 +18,10 @@ use super::{
     record::ObjectIdentity,
     staging::Staging,
 };
-use crate::tree::{Area, ReplicaTree};
+use crate::{
+    catalog::Cell,
+    tree::{Area, ReplicaTree},
+};
 
 /// What a staged file has from an unfinished staging.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,9 +76,17 @@ impl<T: ReplicaTree> Objects<T> {
         Ok(true)
     }
 
-    /// The object that an unfinished staging left for a new file, with its new size.
-    pub fn salvaged_object(&mut self, id: &InodeId, size: u64) -> Result<Option<ObjectIdentity>, ApplyError> {
-        if !self.salvaged_as(&area_name(id), &ranges_name(id))? {
+    /// The object that an unfinished staging left for a new file that was `listed` there, with its new size.
+    pub fn salvaged_object(
+        &mut self,
+        id: &InodeId,
+        size: u64,
+        listed: Option<&Cell>,
+    ) -> Result<Option<ObjectIdentity>, ApplyError> {
+        let listed = listed.filter(|_| self.salvaged > 0);
+        let found = self.salvaged_as(&area_name(id), &ranges_name(id))?
+            || listed.map_or(Ok(false), |listed| self.salvage_from_nest(id, listed))?;
+        if !found {
             return Ok(None);
         }
         let node = self.staging_file(&area_name(id))?;
@@ -103,7 +114,11 @@ impl<T: ReplicaTree> Objects<T> {
         let area = self.tree.area(Area::Staging);
         let mut dropped = false;
         for (name, node_type) in self.tree.list(&area).on("list", Area::Staging.path())? {
-            if node_type != NodeType::Directory && !kept.contains(&name[..]) {
+            if node_type == NodeType::Directory {
+                // A nest of a staging that is over: one that found any makes none.
+                self.flatten(&area, &name, Area::Staging)?;
+                dropped = true;
+            } else if !kept.contains(&name[..]) {
                 self.tree.unlink(&area, &name).on("delete from", Area::Staging.path())?;
                 dropped = true;
             }

@@ -25,6 +25,7 @@ use super::{
     compact,
     error::{ApplyError, OnObject as _},
     metadata::true_attr,
+    nests::Nests,
     objects::Objects,
     record::{ExtentSource, ObjectIdentity, Record},
     salvage::Salvage,
@@ -90,6 +91,8 @@ pub struct StagedFile {
     rare: Option<Box<Rare>>,
     /// Its new object has the attributes that its inode was given: see [`super::fresh`].
     pub dressed: bool,
+    /// The number of the nest in which its object stands, from 1 on; 0: it stands at its id. See [`super::nests`].
+    pub nest: u32,
     /// In a publish: its object is no longer in the staging area, or never was.
     pub placed: bool,
 }
@@ -162,6 +165,7 @@ pub struct Staging {
     pub(super) open_listings: HashSet<InodeId>,
     /// What a message did and the log has not: it failed in the middle, and its next attempt does not do that again.
     pub(super) unlogged: Vec<Record>,
+    pub(super) nests: Nests,
     nodes_pace: compact::Pace,
     files_pace: compact::Pace,
 }
@@ -183,6 +187,7 @@ impl Staging {
             listed: HashSet::new(),
             open_listings: HashSet::new(),
             unlogged: Vec::new(),
+            nests: Nests::default(),
             nodes_pace: Default::default(),
             files_pace: Default::default(),
         }
@@ -228,6 +233,11 @@ impl Staging {
             self.ops.assign_op(op, Position { seq: op.seq, ..end });
         }
         self.end = end;
+    }
+
+    /// Whether names of a directory were told.
+    pub(super) fn is_named(&self, dir: &InodeId) -> bool {
+        [&self.base, &self.state, &self.ops].into_iter().any(|set| set.dirs.contains_key(dir))
     }
 
     fn is_born(&self, id: &InodeId) -> bool {
@@ -292,6 +302,7 @@ impl Staging {
         replay: bool,
         reply: &mut StageReply,
     ) -> Result<(), ApplyError> {
+        self.note_names(dir);
         self.note_listing(dir);
         let bound = self.object_of(objects, &dir.dir)?;
         if self.full {

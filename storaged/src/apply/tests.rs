@@ -610,6 +610,9 @@ fn a_stranger_in_the_tree_gives_way_to_live_ops_and_to_a_publish() {
     }
 }
 
+#[path = "nests_tests.rs"]
+mod nests;
+
 #[path = "salvage_tests.rs"]
 mod salvage;
 

@@ -220,16 +220,26 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             return;
         }
         let before = self.log.bytes();
-        let done = self.replica.checkpoint_in_need().map_err(OpenError::from).and_then(|_| Ok(self.write_state()?));
+        let mut done = self.write_checkpoint();
+        if done.is_err() && self.give_reserve() {
+            done = self.write_checkpoint();
+        }
         match done {
             Ok(()) => {
                 tracing::info!(from = before, to = self.log.bytes(), "the disk is full: the log was cut short");
+                // At once, before the tree takes what the log gave.
+                self.keep_reserve();
                 self.checkpointed(now);
             }
             Err(OpenError::Apply(error @ ApplyError::Sync { .. })) => self.sync_failed(&error, now),
             // The fault that led here is told, and tried again.
             Err(error) => tracing::debug!(%error, "no checkpoint on the full disk"),
         }
+    }
+
+    fn write_checkpoint(&mut self) -> Result<(), OpenError> {
+        self.replica.checkpoint_in_need()?;
+        Ok(self.write_state()?)
     }
 
     /// Makes tree and catalog durable where they are, then lets the log before that go.
@@ -251,6 +261,9 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         if now.saturating_duration_since(self.kept_at) >= KEPT_OPEN_FOR {
             self.kept_at = now;
             self.close_kept(true);
+        }
+        if self.faults.is_empty() {
+            self.keep_reserve();
         }
         self.checkpointed(now);
     }

@@ -32,6 +32,7 @@ use super::{
     quota::Quota,
     review::Review,
     state::{Identity, STATE_FILE, State, StateError},
+    told::Told,
 };
 use crate::{
     apply::{ApplyError, Record, Replica, record},
@@ -194,8 +195,10 @@ pub struct Core<D: Disk, T: ReplicaTree> {
     /// See [`State::unproven`].
     pub(super) unproven: Option<Arc<str>>,
     pub(super) last_error: Arc<str>,
-    /// The fault that the writer was told of.
-    pub(super) told_fault: Option<Arc<str>>,
+    /// The faults that the writer, and the log of the daemon, were told of.
+    told: Told,
+    /// Whether the reserve is there; `None`: nobody looked.
+    pub(super) reserve: Option<bool>,
     /// How much the volume may hold.
     pub(super) quota: Quota,
     /// Rights of the tree are looked at.
@@ -322,7 +325,8 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
             damaged: None,
             unproven,
             last_error: Arc::from(""),
-            told_fault: None,
+            told: Told::default(),
+            reserve: None,
             quota: Quota::default(),
             review: None,
             holds: Holds::default(),
@@ -469,18 +473,17 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         }
         if self.faults.is_empty() && self.damaged.is_none() {
             tracing::info!("the fault is over");
-            self.told_fault = None;
+            self.told.forget();
             self.send(Body::Fault(pb::Fault::default()));
         }
     }
 
-    /// Notes what cannot go on, tells the writer once, and tries again later.
+    /// Notes what cannot go on, tells the writer, and tries again later.
     pub(super) fn set_fault(&mut self, stuck: Stuck, error: &dyn std::error::Error, now: Instant) {
         let message: Arc<str> = Arc::from(error.to_string());
-        if self.told_fault.as_ref() != Some(&message) {
+        if self.told.is_due(&message, now) {
             tracing::warn!(error = %message, "stopped at a consistent point, trying again");
             self.send(Body::Fault(pb::Fault { message: message.to_string() }));
-            self.told_fault = Some(message.clone());
         }
         self.last_error = message.clone();
         self.faults.retain(|fault| fault.stuck != stuck);

@@ -1,19 +1,26 @@
 //! A disk that is full while the log holds what is applied already: a checkpoint makes room, also where an op failed in the middle.
 
 use super::{Rig, Todo, create, parts};
-use crate::volume::core::{Core, OpenError};
+use crate::{
+    log::disk::Disk as _,
+    volume::core::{Core, OpenError},
+};
 
 /// Applied ops that fill several segments of the log.
 fn filled() -> Rig {
     let mut rig = Rig::new();
     rig.send(&[create(0), create(1), create(2)]);
+    fill(&mut rig);
+    rig
+}
+
+fn fill(rig: &mut Rig) {
     for at in 0..40 {
         rig.send(&[Todo::Append(at % 3, vec![at; 1000])]);
         rig.core.flush(rig.now);
         rig.core.apply_some(rig.now, 9);
     }
     assert!(rig.facts().log_bytes > 32 << 10, "{}", rig.facts().log_bytes);
-    rig
 }
 
 fn heal(rig: &mut Rig) {
@@ -45,6 +52,24 @@ fn a_log_that_finds_no_room_lets_go_what_is_applied() {
             heal(&mut rig);
         }
     }
+}
+
+#[test]
+fn the_reserve_is_given_up_for_a_checkpoint_that_finds_no_room_and_is_made_again() {
+    let mut rig = filled();
+    let has_reserve = |rig: &Rig| rig.home.list().expect("list").iter().any(|name| name == "reserve");
+    rig.core.checkpoint(rig.now);
+    assert!(has_reserve(&rig));
+    fill(&mut rig);
+    rig.home.fail_writes_after(Some(0));
+    rig.log.fail_writes_after(Some(0));
+    rig.send(&[create(4)]);
+    rig.core.flush(rig.now);
+    assert!(!has_reserve(&rig), "`state` found no room");
+    rig.home.fail_writes_after(None);
+    heal(&mut rig);
+    rig.core.checkpoint(rig.now);
+    assert!(has_reserve(&rig));
 }
 
 #[test]

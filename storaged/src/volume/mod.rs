@@ -16,11 +16,13 @@ mod full;
 pub mod hold;
 pub mod quota;
 mod redo;
+mod reserve;
 pub mod review;
 mod session;
 pub mod settings;
 pub mod state;
 pub mod thread;
+mod told;
 pub mod volumes;
 
 #[cfg(test)]
