@@ -72,6 +72,27 @@ fn file_without_a_name_arrives_whole_when_it_gets_one() {
 }
 
 #[test]
+fn a_rename_that_failed_half_way_leaves_the_times_of_the_folder_on_the_replica() {
+    let Some(lab) = Lab::new("undone") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let at = |name: &str| mount.path().join(name);
+    fs::create_dir_all(at("from/moved")).expect("new");
+    fs::create_dir_all(at("target/full")).expect("new");
+    let old = Timespec { tv_sec: 1_000_000, tv_nsec: 7 };
+    let times = Timestamps { last_access: old, last_modification: old };
+    rustix::fs::utimensat(CWD, at("from"), &times, AtFlags::empty()).expect("own directory");
+    mount.settle();
+    let refused = rustix::fs::renameat_with(CWD, at("from/moved"), CWD, at("target"), RenameFlags::WHITEOUT);
+    assert_eq!(refused, Err(rustix::io::Errno::NOTEMPTY));
+    // ext4 changed it on the way.
+    let shown = fs::metadata(at("from")).expect("there");
+    assert_equal_and_unmount(&mount, &storage, "vol");
+    let below = fs::metadata(at("from")).expect("there");
+    assert_eq!((shown.mtime(), shown.mtime_nsec()), (below.mtime(), below.mtime_nsec()));
+}
+
+#[test]
 fn whiteouts_devices_and_inode_flags_are_those_of_the_folder() {
     let Some(lab) = Lab::new("flags") else { return };
     let storage = lab.storage();
