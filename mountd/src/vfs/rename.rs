@@ -54,7 +54,13 @@ impl<J: Journal> Vfs<J> {
             let renamed = rustix::fs::renameat_with(&old_fd, from.name, &new_fd, to.name, flags);
             let dirs: [(&Inode, &OwnedFd); 2] = [(&old_dir, &old_fd), (&new_dir, &new_fd)];
             let dirs = if old_dir.id == new_dir.id { &dirs[..1] } else { &dirs };
-            self.failed_names(&mut slot, caller, dirs, renamed)?;
+            if let Err(error) = self.failed_names(&mut slot, caller, dirs, renamed) {
+                // The kernel takes a call that failed for one that changed nothing; this one may have changed the directory's times.
+                if let Some(invalidate) = self.invalidate.get().filter(|_| flags.contains(RenameFlags::WHITEOUT)) {
+                    invalidate(old_dir.node);
+                }
+                return Err(error);
+            }
             if target.as_ref().is_some_and(|target| target.inode.id == moved.inode.id) {
                 // Two names of one object: POSIX keeps both, and nothing changed.
                 return Ok(());
