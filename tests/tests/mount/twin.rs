@@ -38,7 +38,7 @@ fn run(options: &str, seeds: u64, mtime: bool, inode_flags: &'static [u32]) {
     }
     println!("{options}: {} seeds, equal", seed - first);
     mount.unmount();
-    compare::assert_equal(mount.path(), &storage.tree("vol"));
+    compare::assert_equal(&folder, &storage.tree("vol"));
 }
 
 #[test]
