@@ -224,7 +224,8 @@ impl<J: Journal> Vfs<J> {
         };
         let dir_stat = sys::stat(dir_fd)?;
         let mut stat = sys::stat(&fd)?;
-        let inherits_group = dir_stat.mode & libc::S_ISGID != 0;
+        // A group that is not ours was inherited, too: xfs gives a whiteout that of the directory that the renamed object goes to.
+        let inherits_group = dir_stat.mode & libc::S_ISGID != 0 || stat.gid != self.daemon.gid;
         let uid = (stat.uid != caller.uid).then_some(caller.uid);
         let gid = (!inherits_group && stat.gid != caller.gid).then_some(caller.gid);
         if uid.is_some() || gid.is_some() {
