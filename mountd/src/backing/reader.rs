@@ -59,7 +59,7 @@ impl Backing {
 
 impl StateReader for Backing {
     fn node(&self, id: &InodeId) -> io::Result<Option<NodeView>> {
-        let Some(fd) = self.noting(id, false, self.path_fd(id))? else { return Ok(None) };
+        let Some(fd) = self.noting(id, false, || self.path_fd(id))? else { return Ok(None) };
         let stat = sys::stat(&*fd)?;
         if stat.nlink == 0 {
             return Ok(None);
@@ -74,18 +74,18 @@ impl StateReader for Backing {
     }
 
     fn entry(&self, dir: &InodeId, name: &Name) -> io::Result<Option<ListedEntry>> {
-        let Some(fd) = self.noting(dir, true, self.path_fd(dir))? else { return Ok(None) };
+        let Some(fd) = self.noting(dir, true, || self.path_fd(dir))? else { return Ok(None) };
         let place = self.place_of(fd.as_fd());
-        self.noting(dir, true, self.listed(dir, fd.as_fd(), &place, name.clone()))
+        self.noting(dir, true, || self.listed(dir, fd.as_fd(), &place, name.clone()))
     }
 
     fn list(&self, dir: &InodeId, each: &mut dyn FnMut(ListedEntry) -> io::Result<()>) -> io::Result<bool> {
-        let Some(fd) = self.noting(dir, true, self.open_dir(dir))? else { return Ok(false) };
+        let Some(fd) = self.noting(dir, true, || self.open_dir(dir))? else { return Ok(false) };
         if sys::stat(&fd)?.nlink == 0 {
             return Ok(false);
         }
         // One that can be read and not searched has names that nothing is known of.
-        self.noting(dir, true, sys::stat_at(&fd, OsStr::new(".")))?;
+        self.noting(dir, true, || sys::stat_at(&fd, OsStr::new(".")))?;
         let place = self.place_of(fd.as_fd());
         let mut buffer = vec![MaybeUninit::uninit(); LIST_BUFFER_BYTES];
         let mut stream = RawDir::new(&fd, &mut buffer);
@@ -106,12 +106,12 @@ impl StateReader for Backing {
     }
 
     fn open(&self, id: &InodeId) -> io::Result<Option<Box<dyn FileReader>>> {
-        let Some(path_fd) = self.noting(id, false, self.path_fd(id))? else { return Ok(None) };
+        let Some(path_fd) = self.noting(id, false, || self.path_fd(id))? else { return Ok(None) };
         let stat = sys::stat(&*path_fd)?;
         if !stat.is_regular() || stat.nlink == 0 {
             return Ok(None);
         }
-        match self.noting(id, false, self.open_id(id, OFlags::RDONLY | OFlags::NONBLOCK))? {
+        match self.noting(id, false, || self.open_id(id, OFlags::RDONLY | OFlags::NONBLOCK))? {
             Some(fd) => Ok(Some(Box::new(OpenReader { fd }))),
             None => Ok(None),
         }

@@ -101,25 +101,29 @@ impl Backing {
         self.unreadable.note(id, is_dir);
     }
 
-    /// Passes a result on; that an object cannot be read is kept in mind.
-    pub(super) fn noting<T>(&self, id: &InodeId, is_dir: bool, result: io::Result<T>) -> io::Result<T> {
-        result.inspect_err(|error| {
-            if is_refusal(error) {
+    /// Reads; that an object cannot be read is kept in mind. Then it is tried once more: who made it readable in between found nothing noted.
+    pub(super) fn noting<T>(&self, id: &InodeId, is_dir: bool, read: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match read() {
+            Err(error) if is_refusal(&error) => {
                 self.note_unreadable(id, is_dir);
+                read()
             }
-        })
-    }
-
-    /// Whether it could not be read when it was last met.
-    pub fn was_unreadable(&self, id: &InodeId) -> bool {
-        self.unreadable.concerns(id)
-    }
-
-    /// Rights of an object changed: what has to be compared now, if it could not be read and can be.
-    pub fn readable_again(&self, id: &InodeId, fd: &OwnedFd) -> Option<ReadableAgain> {
-        if !self.was_unreadable(id) {
-            return None;
+            result => result,
         }
+    }
+
+    /// Rights of an object are about to change: whether it, or something below it, could not be read when it was last met.
+    pub fn was_unreadable(&self, id: &InodeId, fd: &OwnedFd) -> bool {
+        if self.unreadable.count.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        // Of what lies below a closed directory that itself is noted, not always the directory.
+        let is_closed = |stat: Stat| stat.is_dir() && stat.mode & 0o500 != 0o500;
+        self.unreadable.concerns(id) || sys::stat(fd).is_ok_and(is_closed)
+    }
+
+    /// Rights of an object that could not be read changed: what has to be compared now, if it can be.
+    pub fn readable_again(&self, id: &InodeId, fd: &OwnedFd) -> Option<ReadableAgain> {
         let stat = sys::stat(fd).ok()?;
         let path = sys::ProcPath::new(fd.as_fd());
         rustix::fs::access(path.as_str(), wanted_access(&stat)).ok()?;

@@ -69,7 +69,8 @@ impl<J: Journal> Vfs<J> {
             set_times(&fd, &set)?;
             return Ok(sys::stat(&fd)?);
         }
-        let cells = self.cells(&inode, &fd, &set)?;
+        let closed = set.mode.is_some() && self.backing.was_unreadable(&inode.id, &fd);
+        let cells = self.cells(&inode, &fd, &set, closed)?;
         let _mark = self.mark_of(&inode, &cells)?;
         // Opened before the lock: it may be slow, and fail.
         let opened = match (&file, set.size) {
@@ -89,7 +90,7 @@ impl<J: Journal> Vfs<J> {
             state.told_mtime = Some(time);
         }
         let resulted = resulted(&inode, &fd, &set, capability_before);
-        if set.mode.is_some() {
+        if closed {
             self.look_again(&inode, &fd);
         }
         let (after, changes) = match slot {
@@ -104,7 +105,7 @@ impl<J: Journal> Vfs<J> {
     }
 
     /// A cut changes the data behind the new size; growing changes attributes only.
-    fn cells(&self, inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr) -> VfsResult<MarkCells> {
+    fn cells(&self, inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr, closed: bool) -> VfsResult<MarkCells> {
         let mut cells: MarkCells = SmallVec::new();
         cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
         if let Some(size) = set.size {
@@ -117,7 +118,7 @@ impl<J: Journal> Vfs<J> {
                 cells.push(MarkCell::File { id: inode.id, block });
             }
         }
-        if set.mode.is_some() && self.backing.was_unreadable(&inode.id) {
+        if closed {
             cells.push(match inode.node_type {
                 NodeType::Directory => MarkCell::Dir(inode.id),
                 _ => MarkCell::File { id: inode.id, block: WHOLE_FILE },

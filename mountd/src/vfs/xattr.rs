@@ -78,10 +78,11 @@ impl<J: Journal> Vfs<J> {
         let fd = self.fd(&inode)?;
         let mut state = inode.lock();
         let before = sys::stat(&fd)?;
+        let closed = name.as_bytes() == ACL_ACCESS && self.backing.was_unreadable(&inode.id, &fd);
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let done = self.failed(&cells, change(&fd, &before).map_err(Into::into))?;
         state.privileges = Privileges::Unknown;
-        if name.as_bytes() == ACL_ACCESS {
+        if closed {
             self.look_again(&inode, &fd);
         }
         if let Some(slot) = slot {
