@@ -132,6 +132,12 @@ fn one(seed: u64, arguments: &Arguments) -> bool {
 
 /// One process for each mutant: a rule is broken for a whole process.
 fn mutants(arguments: &Arguments) -> bool {
+    if !cfg!(feature = "mutants") {
+        eprintln!(
+            "this build has no rules that can be broken: `scripts/simulate --mutants` builds one that has (feature `mutants`)"
+        );
+        return false;
+    }
     let program = env::current_exe().expect("a running program has a path");
     let seeds = arguments.seeds.unwrap_or(SEEDS).to_string();
     if env::var_os(mutant::VARIABLE).is_some() {
