@@ -83,7 +83,7 @@ impl MountControl for Service {
     }
 
     async fn pause(&self, _: Request<pb::PauseRequest>) -> Result<Response<pb::PauseReply>, Status> {
-        self.0.replication.pause();
+        self.0.replication.pause().await;
         Ok(Response::new(pb::PauseReply {}))
     }
 

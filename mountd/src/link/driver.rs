@@ -27,7 +27,7 @@ use tandem_runtime::{
     priority::{self, Priority},
     when,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 use crate::{
@@ -54,10 +54,10 @@ const GATE_TICK: Duration = Duration::from_millis(10);
 const TICK: Duration = Duration::from_millis(100);
 
 /// What a person may ask of the link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Control {
-    /// Stop it.
-    Pause,
+    /// Stop it. Answered when it stands, and the storage daemon was told, if it could be.
+    Pause(oneshot::Sender<()>),
     /// Let it go on.
     Resume,
     /// Say good-bye and end.
@@ -115,6 +115,8 @@ pub struct Driver {
     pace: Pace,
     /// State and rounds as they were shown, see [`Driver::show_turn`].
     shown: Option<(LinkState, u64)>,
+    /// To be paused once the storage daemon was told.
+    leaving: Option<oneshot::Sender<()>>,
     stopping: bool,
 }
 
@@ -157,6 +159,7 @@ impl Driver {
             connection: 0,
             pace: Pace::default(),
             shown: None,
+            leaving: None,
             stopping: false,
         })
     }
@@ -213,7 +216,12 @@ impl Driver {
     fn handle_control(&mut self, control: Option<Control>) {
         let now = self.now();
         match control {
-            Some(Control::Pause) => self.core.handle_pause(true, now),
+            // The storage daemon is told first: who comes next is refused while it thinks that this mount is connected.
+            Some(Control::Pause(done)) if self.core.detach_message().is_some() => self.leaving = Some(done),
+            Some(Control::Pause(done)) => {
+                self.core.handle_pause(true, now);
+                let _ = done.send(());
+            }
             Some(Control::Resume) => self.core.handle_pause(false, now),
             Some(Control::Stop) | None => self.stopping = true,
         }
@@ -357,6 +365,13 @@ impl Driver {
             if self.stopping {
                 self.say_goodbye(&out, &mut inbound).await;
                 return SessionEnd::Stopped;
+            }
+            if let Some(done) = self.leaving.take() {
+                self.say_goodbye(&out, &mut inbound).await;
+                let now = self.now();
+                self.core.handle_pause(true, now);
+                self.show();
+                let _ = done.send(());
             }
         }
     }

@@ -21,7 +21,7 @@ use std::{
 use parking_lot::Mutex;
 use tandem_proto::{Position, Seq, Timestamp, Uuid, VolumeName, ids::hex};
 use tandem_runtime::{connect::ServerAddress, gauge::Gauge, when::now_ns};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::renewal::Renewal;
 use crate::{
@@ -418,9 +418,12 @@ impl Replication {
         state.and_then(|state| state.state().fenced.as_ref().map(|fenced| fenced.since_ns)).unwrap_or(0)
     }
 
-    /// Stops the link; local work goes on.
-    pub fn pause(&self) {
-        let _ = self.control.send(Control::Pause);
+    /// Stops the link; local work goes on. Completes when the link stands, which may take until an attempt to connect has ended (some seconds).
+    pub async fn pause(&self) {
+        let (done, stands) = oneshot::channel();
+        // An error on either way: the link has ended, and stands.
+        let _ = self.control.send(Control::Pause(done));
+        let _ = stands.await;
     }
 
     /// Lets the link go on.
