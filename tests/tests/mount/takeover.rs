@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use tandem_tests::{
     compare,
-    harness::{Lab, Mount, MountSpec, Storage, eventually},
+    harness::{Lab, Mount, MountSpec, Storage, eventually, rpc},
 };
 
 use crate::support::{assert_equal_and_unmount, assert_replica_equal, fill_mixed};
@@ -37,6 +37,9 @@ fn taken_over(lab: &Lab, storage: &Storage) -> (Mount, Mount) {
     let first = lab.mount(storage, "vol", &dir);
     first.settle();
     lab.tandem(&["pause", &dir.to_string_lossy()]).expect_success("tandem pause");
+    assert_eq!(first.status().state, "paused");
+    let status = rpc::storage_status(storage.port(), &storage.secret()).expect("it answers");
+    assert_eq!(status.volumes[0].client, "", "it is told before the command returns");
     fs::write(dir.join("d/changed"), "only here").expect("local work goes on");
     fs::write(dir.join("d/sub/new"), "only here, too").expect("local work goes on");
     fs::remove_file(dir.join("d/removed")).expect("local work goes on");
