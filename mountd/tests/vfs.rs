@@ -444,8 +444,8 @@ fn a_hole_of_thousands_of_blocks_is_one_mark() {
 }
 
 #[test]
-fn a_write_between_two_fsyncs_is_one_op_and_the_mtime_is_true() {
-    let world = world();
+fn a_write_between_two_fsyncs_that_wait_for_the_replica_is_one_op_and_the_mtime_is_true() {
+    let world = world_with(FsyncMode::Durable);
     let vfs = &world.vfs;
     let (_, opened) = vfs.create(making(ROOT_NODE, "new"), 0o644, libc::O_RDWR).expect("create");
     let fsync = || {
@@ -466,6 +466,25 @@ fn a_write_between_two_fsyncs_is_one_op_and_the_mtime_is_true() {
         write(at);
     }
     world.check("after many");
+}
+
+#[test]
+fn fsyncs_that_do_not_wait_for_the_replica_have_the_mtime_said_now_and_then_and_the_last_one_at_rest() {
+    let world = world();
+    let vfs = &world.vfs;
+    let (_, opened) = vfs.create(making(ROOT_NODE, "new"), 0o644, libc::O_RDWR).expect("create");
+    let before = world.recorder.len();
+    let begun = std::time::Instant::now();
+    for at in 0..20 {
+        assert_eq!(vfs.write(caller(), opened.handle, at, b"x", false).expect("write"), 1);
+        vfs.fsync(caller(), opened.handle, false, Box::new(|done| done.expect("fsync")));
+    }
+    let said = world.recorder.len() - before - 20;
+    let tenths = begun.elapsed().as_millis() as usize / 100;
+    assert!((1..=1 + tenths).contains(&said), "{said} times in {tenths} tenths of a second");
+    world.check("at rest");
+    vfs.release(caller(), opened.handle).expect("release");
+    world.check("closed");
 }
 
 #[test]

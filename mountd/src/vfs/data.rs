@@ -161,7 +161,7 @@ impl<J: Journal> Vfs<J> {
         let mut state = inode.lock();
         let before = self.before_content(&file, &mut state)?;
         // Where the file ended, if zeroes are written: those are said as a range.
-        let end_before = if is_zeroes(data) { Some(sys::stat(&file.fd)?.size) } else { None };
+        let end_before = if is_zeroes(data) { Some(sys::size(&file.fd)?) } else { None };
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let written = loop {
             match rustix::io::pwrite(&file.fd, data, offset) {
@@ -319,13 +319,14 @@ impl<J: Journal> Vfs<J> {
 
     fn fsync_locally(&self, caller: Caller, file: &OpenFile, data_only: bool) -> VfsResult<()> {
         self.tell_blocks(&file.inode);
+        let durable = self.fsync.of(&file.inode) == FsyncMode::Durable;
         // fdatasync promises no mtime.
-        if file.writable && !data_only {
+        if file.writable && !data_only && (durable || self.is_mtime_due(&file.inode)) {
             // First, so that it is on its way to the replica while the local disk works.
             self.settle(caller, &file.inode, Some(&file.fd))?;
-            file.inode.lock().says_mtime = true;
+            file.inode.lock().says_mtime = durable;
         }
-        if self.fsync.of(&file.inode) == FsyncMode::Durable {
+        if durable {
             self.journal.hurry();
         }
         self.journal.tell_news();

@@ -52,7 +52,7 @@ impl<J: Journal> Vfs<J> {
         let inode = &*file.inode;
         let end = offset.checked_add(len).ok_or(VfsError::Invalid)?;
         let clears = flags.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE);
-        let size_now = sys::stat(&file.fd)?.size;
+        let size_now = sys::size(&file.fd)?;
         let mut cells = if clears {
             data_cells(inode.id, offset, end.min(size_now).saturating_sub(offset))
         } else {

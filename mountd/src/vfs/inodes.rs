@@ -44,6 +44,8 @@ pub struct InodeState {
     pub written: Option<Instant>,
     /// The next write says the mtime itself: the file was fsynced, and who does so after each write would wait for two ops each time.
     pub says_mtime: bool,
+    /// When the mtime was said last, to who does not wait for it.
+    pub mtime_said: Option<Instant>,
     /// The mtime that the kernel knows, with `cache=writeback`, once something was written: its own, whatever the writes make of it.
     pub told_mtime: Option<Timestamp>,
     /// It may take more blocks than the kernel knows, with `cache=writeback`.

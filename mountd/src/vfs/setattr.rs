@@ -109,7 +109,7 @@ impl<J: Journal> Vfs<J> {
         let mut cells: MarkCells = SmallVec::new();
         cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
         if let Some(size) = set.size {
-            let before = sys::stat(fd)?.size;
+            let before = sys::size(fd)?;
             let block = size / limits::MARK_BLOCK;
             if before.div_ceil(limits::MARK_BLOCK) > block + 1 {
                 // The size tells of the cut only until the file grows again: then the blocks behind it hold zeroes that nobody wrote.

@@ -1,6 +1,11 @@
 //! The mtime of files under write. Sending it with every write would double the ops, so it is sent when the writing pauses:
 //! at close, at fsync, after a second of rest, and when somebody asks for a flush. A file that is fsynced after each write would need
-//! two ops, and two waits, for each: there the write says the mtime too.
+//! two ops, and two waits, for each: where the fsync waits for the replica, the write says the mtime too; where it does not, it is said every
+//! [`SAID_EVERY`].
+//!
+//! To ask for an mtime is not free: since Linux 6.13 a file whose time was looked at gets another, finer one from its next write, so that
+//! both can be told apart (multigrain timestamps). That changes the inode, and the next fsync has to write it; otherwise the writes of one
+//! tick share their time, and fsync writes the data alone.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +18,9 @@ use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 use tandem_runtime::memory;
 
-use super::{Caller, Journal, Reserved as _, Vfs, VfsResult, inodes::Inode, mtime_change, setattr::set_mtime};
+use super::{
+    CacheMode, Caller, Journal, Reserved as _, Vfs, VfsResult, inodes::Inode, mtime_change, setattr::set_mtime,
+};
 use crate::{
     backing::sys,
     commit::{ATTRIBUTES, MarkCell},
@@ -21,6 +28,8 @@ use crate::{
 
 /// How long a file rests before its mtime is sent.
 const REST: Duration = Duration::from_secs(1);
+/// Time between two sayings of the mtime of a file that is fsynced again and again and nobody waits for the replica.
+const SAID_EVERY: Duration = Duration::from_millis(100);
 /// How often the queue is looked at.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -75,8 +84,16 @@ impl<J: Journal> Vfs<J> {
             set_mtime(fd, mtime)?;
             stat = sys::stat(fd)?;
         }
+        state.mtime_said = Some(Instant::now());
         self.journal.reserve().fill(caller.origin(), smallvec![mtime_change(inode.id, &stat)]);
         Ok(())
+    }
+
+    /// Whether an fsync that does not wait for the replica has the mtime said. With `cache=writeback` it always has: there what the file
+    /// below has may be another time than the kernel's, and is put right with it.
+    pub(super) fn is_mtime_due(&self, inode: &Inode) -> bool {
+        let said = inode.lock().mtime_said;
+        self.cache_mode == CacheMode::Writeback || said.is_none_or(|said| said.elapsed() >= SAID_EVERY)
     }
 
     /// With `cache=writeback` the kernel knows its own size and mtime, but not how many blocks it became: makes it ask.
