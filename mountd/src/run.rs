@@ -61,6 +61,7 @@ const END_GRACE: Duration = Duration::from_secs(10);
 /// The whole program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     tandem_runtime::priority::begin();
+    tandem_runtime::memory::keep();
     let (program, arguments) = match arguments.split_first() {
         Some((program, arguments)) => (program.clone(), arguments),
         None => (OsString::from("tandem-mountd"), &[][..]),

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::preempted;
 
@@ -111,7 +111,7 @@ impl Crew {
                     look = if quiet && displaced == 0 { LOOK[1] } else { LOOK[0] };
                     idle = if quiet { idle + 1 } else { 0 };
                     if idle == IDLE_LOOKS {
-                        rest();
+                        MutexGuard::unlocked(&mut inner, &rest);
                     }
                 }
             }

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tandem_runtime::memory;
+
 use super::{
     abi,
     adapter::Adapter,
@@ -86,7 +88,11 @@ pub fn serve<J: Journal>(
         become_flusher();
     }
     adapter.vfs.journal().hold_news();
-    while crew.enter(|| buffers.trim()) {
+    let rest = || {
+        buffers.trim();
+        memory::give_back();
+    };
+    while crew.enter(rest) {
         let ended = take_turns(number, queue, crew, (&mut buffer, &mut scratch), &mut poll, adapter);
         match ended {
             Ok(false) => {}
