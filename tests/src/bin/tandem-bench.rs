@@ -67,7 +67,8 @@ impl Args {
 
 fn main() -> ExitCode {
     let args = Args { words: env::args().skip(1).collect() };
-    let ran = match args.words.first().map(String::as_str) {
+    let unknown = args.words.iter().any(|word| word.starts_with("--") && !USAGE.contains(&format!("[{word}")));
+    let ran = match args.words.first().map(String::as_str).filter(|_| !unknown) {
         Some("fsync") => bench_fsync(&args),
         Some("steady") => bench_steady(&args),
         Some("hostile") => bench_hostile(&args),
@@ -173,5 +174,6 @@ fn bench_speed(args: &Args) -> Result<bool, String> {
         let text = format!("{:#}\n", report::as_json(&samples, &kinds));
         fs::write(path, text).map_err(|error| format!("{path}: {error}"))?;
     }
-    Ok(missed.is_empty())
+    // What no file system behind FUSE could keep here is told, and is no fault of this one.
+    Ok(missed.iter().all(|missed| missed.forbidden.is_some()))
 }

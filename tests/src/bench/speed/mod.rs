@@ -5,6 +5,7 @@ pub mod report;
 pub mod rows;
 pub mod work;
 
+mod bare;
 mod places;
 
 use std::{fs, io};
@@ -13,7 +14,7 @@ pub use self::{places::Peer, work::Scale};
 use self::{
     places::{Measured, Places},
     report::{Kind, Samples},
-    work::Place,
+    work::{Place, Took},
 };
 use crate::{
     databases::postgres::{Programs, pgbench},
@@ -44,18 +45,20 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
     let archive = work::make_archive(&lab.new_dir("archive"), plan.scale.tree_files)?;
     let places = Places::make(lab, &plan.kinds)?;
     let kinds: Vec<Kind> = places.all.iter().map(|place| place.kind.clone()).collect();
-    let mut samples = Samples::default();
+    let (mut samples, bare) = (Samples::default(), lab.new_dir("bare"));
     let databases = Programs::find().filter(|_| plan.has("pgbench") && plan.scale.pgbench_seconds > 0);
     for run in 0..plan.runs {
-        let mut done: Vec<(&'static str, usize, f64)> = Vec::new();
+        samples.add_request(bare::request_seconds(&bare)?);
+        let mut done: Vec<(&'static str, usize, Took)> = Vec::new();
         for turn in 0..kinds.len() {
             let at = (turn + run) % kinds.len();
             let place = &places.all[at];
             let dir = place.dir.join(format!("run-{run}"));
             fs::create_dir(&dir)?;
             let quiet = || place.quiet();
-            let work_place = Place { dir: &dir, quiet: &quiet };
-            let mut record = |row, seconds| done.push((row, at, seconds));
+            let requests = || place.requests();
+            let work_place = Place { dir: &dir, quiet: &quiet, requests: &requests };
+            let mut record = |row, took| done.push((row, at, took));
             if plan.has("data") {
                 work::data(&work_place, &plan.scale, &mut record)?;
             }
@@ -67,11 +70,12 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
             }
             if let Some(programs) = &databases {
                 quiet()?;
-                record(rows::name::PGBENCH, transaction(lab, programs, place, plan.scale.pgbench_seconds)?);
+                let seconds = transaction(lab, programs, place, plan.scale.pgbench_seconds)?;
+                record(rows::name::PGBENCH, Took { seconds, requests: None });
             }
             quiet()?;
         }
-        done.into_iter().for_each(|(row, at, seconds)| samples.add(row, at, seconds));
+        done.into_iter().for_each(|(row, at, took)| samples.add(row, at, took));
         eprintln!("repetition {} of {}", run + 1, plan.runs);
     }
     Ok((kinds, samples))

@@ -55,6 +55,17 @@ impl Measured {
     }
 }
 
+/// Kinds of requests that nobody waits for, or that the kernel also makes ahead.
+const NOT_AWAITED: [&str; 3] = ["release", "read", "other"];
+
+impl Measured {
+    /// Requests of the kernel that somebody waited for, so far; `None`: no mount of ours.
+    pub fn requests(&self) -> Option<u64> {
+        let ops = self.mount.as_ref()?.status().ops;
+        Some(ops.iter().filter(|figures| !NOT_AWAITED.contains(&&*figures.op)).map(|figures| figures.count).sum())
+    }
+}
+
 impl Places {
     /// Makes native and these. A peer that is not installed is left out, with a message.
     pub fn make(lab: &Lab, kinds: &[Kind]) -> io::Result<Places> {

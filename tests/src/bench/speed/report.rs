@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::rows::{Measure, ROWS, Row};
+use super::{
+    rows::{Measure, ROWS, Row},
+    work::Took,
+};
 
 /// One kind of place that is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,9 @@ impl Kind {
 #[derive(Debug, Default)]
 pub struct Samples {
     seconds: BTreeMap<(&'static str, usize), Vec<f64>>,
+    requests: BTreeMap<(&'static str, usize), Vec<f64>>,
+    /// Of one request to a file system that does nothing.
+    request_seconds: Vec<f64>,
 }
 
 /// Median, least and greatest.
@@ -47,8 +53,24 @@ fn spread(mut values: Vec<f64>) -> Option<Spread> {
 
 impl Samples {
     /// Adds what one repetition of a row took.
-    pub fn add(&mut self, row: &'static str, kind: usize, seconds: f64) {
-        self.seconds.entry((row, kind)).or_default().push(seconds);
+    pub fn add(&mut self, row: &'static str, kind: usize, took: Took) {
+        self.seconds.entry((row, kind)).or_default().push(took.seconds);
+        let requests = took.requests.map(|requests| requests as f64);
+        self.requests.entry((row, kind)).or_default().extend(requests);
+    }
+
+    /// Adds what a request to a file system took that does nothing.
+    pub fn add_request(&mut self, seconds: f64) {
+        self.request_seconds.push(seconds);
+    }
+
+    /// What the requests of a row cannot go below, whatever the file system does.
+    pub fn floor(&self, row: &Row, (at, kind): (usize, &Kind)) -> Option<Floor> {
+        let native_seconds = self.seconds(row, 0)?.median;
+        let requests = spread(self.requests.get(&(row.name, at))?.clone())?.median;
+        let request_seconds = spread(self.request_seconds.clone())?.median;
+        let ratio = row.least(&kind.options, native_seconds, requests, request_seconds)?;
+        Some(Floor { requests, request_seconds, ratio })
     }
 
     /// The spread of the seconds.
@@ -63,6 +85,17 @@ impl Samples {
     }
 }
 
+/// The least that requests cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Floor {
+    /// How many are waited for.
+    pub requests: f64,
+    /// Each, to a file system that does nothing.
+    pub request_seconds: f64,
+    /// The ratio to native of the native work and its requests.
+    pub ratio: f64,
+}
+
 /// One cell of the table that is out of its bound.
 #[derive(Clone, Debug)]
 pub struct Missed {
@@ -72,6 +105,8 @@ pub struct Missed {
     pub ratio: f64,
     /// The bound.
     pub bound: f64,
+    /// The round trips alone are out of the bound: no file system behind FUSE keeps it on this machine.
+    pub forbidden: Option<Floor>,
 }
 
 /// Prints the table; what is out of its bound. `before`: the JSON of an earlier run.
@@ -90,18 +125,28 @@ pub fn print(samples: &Samples, kinds: &[Kind], before: Option<&Value>) -> Vec<M
             let bound = row.bound(&kind.options, &kind.state);
             let out = bound.is_some_and(|bound| !row.within(ratio.median, bound));
             if let Some(bound) = bound.filter(|_| out) {
-                missed.push(Missed { what: format!("{}, {}", row.name, kind.title()), ratio: ratio.median, bound });
+                let forbidden = samples.floor(row, (at, kind)).filter(|floor| !row.within(floor.ratio, bound));
+                let what = format!("{}, {}", row.name, kind.title());
+                missed.push(Missed { what, ratio: ratio.median, bound, forbidden });
             }
             let was = before.and_then(|before| before["rows"][row.name][kind.title()]["ratio"].as_f64());
             let was = was.map(|was| format!(" was {was:.2}")).unwrap_or_default();
-            let mark = if out { "!" } else { "" };
+            let mark = match missed.last() {
+                Some(missed) if out && missed.forbidden.is_some() => "~",
+                _ if out => "!",
+                _ => "",
+            };
             let cell = format!("{mark}{:.2} ({:.2}..{:.2}){was}", ratio.median, ratio.least, ratio.greatest);
             line += &format!("{cell:>26}");
         }
         println!("{line}");
     }
-    for Missed { what, ratio, bound } in &missed {
-        println!("out of its bound: {what}: {ratio:.2}, bound {bound}");
+    for Missed { what, ratio, bound, forbidden } in &missed {
+        let why = forbidden.map_or_else(String::new, |floor| {
+            let micros = floor.request_seconds * 1e6;
+            format!("; {:.0} round trips of {micros:.1} µs alone make it {:.2}", floor.requests, floor.ratio)
+        });
+        println!("out of its bound: {what}: {ratio:.2}, bound {bound}{why}");
     }
     missed
 }
@@ -113,7 +158,8 @@ pub fn as_json(samples: &Samples, kinds: &[Kind]) -> Value {
         let bound = row.bound(&kinds[at].options, &kinds[at].state);
         Some(json!({
             "seconds": seconds.median, "ratio": ratio.median, "least": ratio.least, "greatest": ratio.greatest,
-            "bound": bound, "better": if row.measure == Measure::Rate { "more" } else { "less" },
+            "bound": bound, "floor": samples.floor(row, (at, &kinds[at])).map(|floor| floor.ratio),
+            "better": if row.measure == Measure::Rate { "more" } else { "less" },
         }))
     };
     let rows = ROWS.iter().map(|row| {
@@ -126,20 +172,26 @@ pub fn as_json(samples: &Samples, kinds: &[Kind]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::{Kind, Samples, as_json, print};
-    use crate::bench::speed::rows::ROWS;
+    use crate::bench::speed::{rows::ROWS, work::Took};
 
     #[test]
     fn ratios_are_of_one_repetition_and_show_what_is_out_of_its_bound() {
         let kinds = ["native", "paused"].map(|state| Kind { state: state.into(), options: String::new() });
         let mut samples = Samples::default();
         for (native, mount) in [(1.0, 4.0), (2.0, 8.0), (1.0, 2.0)] {
-            samples.add(ROWS[0].name, 0, native);
-            samples.add(ROWS[0].name, 1, mount);
+            samples.add(ROWS[0].name, 0, Took { seconds: native, requests: None });
+            samples.add(ROWS[0].name, 1, Took { seconds: mount, requests: Some(1000) });
         }
+        samples.add_request(0.000_5);
         let ratios = samples.ratios(&ROWS[0], 1).expect("measured");
         assert_eq!((ratios.median, ratios.least, ratios.greatest), (0.25, 0.25, 0.5));
         let json = as_json(&samples, &kinds);
         assert_eq!(json["rows"][ROWS[0].name]["paused"]["ratio"], 0.25);
-        assert_eq!(print(&samples, &kinds, Some(&json)).len(), 1);
+        let missed = print(&samples, &kinds, Some(&json));
+        assert_eq!((missed.len(), missed[0].forbidden), (1, None), "1.5 s are within the bound");
+        samples.add_request(0.003);
+        samples.add_request(0.003);
+        let forbidden = print(&samples, &kinds, None)[0].forbidden.expect("4 s are not");
+        assert_eq!((forbidden.requests, forbidden.ratio), (1000.0, 0.25));
     }
 }

@@ -34,18 +34,34 @@ pub struct Place<'a> {
     pub dir: &'a Path,
     /// Waits until nothing done so far keeps disk or link busy.
     pub quiet: &'a dyn Fn() -> io::Result<()>,
+    /// Requests so far that somebody waited for; none where nobody counts them.
+    pub requests: &'a dyn Fn() -> Option<u64>,
 }
 
-/// Takes the seconds of a row.
-pub type Record<'a> = &'a mut dyn FnMut(&'static str, f64);
+/// What a piece of work took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Took {
+    /// Its time.
+    pub seconds: f64,
+    /// Requests to the mount that it waited for, if they were counted.
+    pub requests: Option<u64>,
+}
+
+/// Takes what a row took.
+pub type Record<'a> = &'a mut dyn FnMut(&'static str, Took);
 
 const SMALL: usize = 4096;
 const LARGE: usize = 1 << 20;
 
-fn timed(act: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
-    let begun = Instant::now();
-    act()?;
-    Ok(begun.elapsed().as_secs_f64())
+impl Place<'_> {
+    fn timed(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<Took> {
+        let before = (self.requests)();
+        let begun = Instant::now();
+        act()?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let requests = before.zip((self.requests)()).map(|(before, after)| after - before);
+        Ok(Took { seconds, requests })
+    }
 }
 
 /// Makes the kernel forget: 1 pages, 2 names and inodes, 3 both.
@@ -70,16 +86,16 @@ pub fn data(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result<
     let path = place.dir.join("large");
     (place.quiet)()?;
     let file = File::create(&path)?;
-    record(name::WRITE_LARGE, timed(|| write_all(&file, &block, scale.large_bytes))?);
+    record(name::WRITE_LARGE, place.timed(|| write_all(&file, &block, scale.large_bytes))?);
     (place.quiet)()?;
     drop_caches(3)?;
-    record(name::READ_COLD, timed(|| read_all(&path, &mut buffer))?);
+    record(name::READ_COLD, place.timed(|| read_all(&path, &mut buffer))?);
     read_all(&path, &mut buffer)?;
-    record(name::READ_WARM, timed(|| read_all(&path, &mut buffer))?);
+    record(name::READ_WARM, place.timed(|| read_all(&path, &mut buffer))?);
     let (reader, blocks) = (File::open(&path)?, scale.large_bytes / SMALL as u64);
     let mut rng = Rng::new(3);
     let reads = blocks.min(200_000);
-    let random = timed(|| {
+    let random = place.timed(|| {
         (0..reads).try_for_each(|_| reader.read_exact_at(&mut buffer[..SMALL], rng.below(blocks) * SMALL as u64))
     })?;
     record(name::READ_RANDOM, random);
@@ -91,14 +107,15 @@ fn small_writes(place: &Place<'_>, scale: &Scale, block: &[u8], record: Record<'
     let bytes = scale.large_bytes / 4;
     let file = OpenOptions::new().write(true).create_new(true).open(place.dir.join("small"))?;
     (place.quiet)()?;
-    record(name::WRITE_SMALL, timed(|| write_all(&file, block, bytes))?);
+    record(name::WRITE_SMALL, place.timed(|| write_all(&file, block, bytes))?);
     (place.quiet)()?;
     let (blocks, mut rng) = (bytes / SMALL as u64, Rng::new(5));
     let writes = blocks.min(50_000);
-    let random = timed(|| (0..writes).try_for_each(|_| file.write_all_at(block, rng.below(blocks) * SMALL as u64)))?;
+    let random =
+        place.timed(|| (0..writes).try_for_each(|_| file.write_all_at(block, rng.below(blocks) * SMALL as u64)))?;
     record(name::WRITE_RANDOM, random);
     (place.quiet)()?;
-    let synced = timed(|| {
+    let synced = place.timed(|| {
         (0..scale.fsyncs).try_for_each(|_| {
             file.write_all_at(block, rng.below(blocks) * SMALL as u64)?;
             file.sync_all()
@@ -115,24 +132,24 @@ pub fn names(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result
     fs::create_dir(&dir)?;
     let paths: Vec<PathBuf> = (0..scale.files).map(|at| dir.join(format!("file-{at:06}"))).collect();
     (place.quiet)()?;
-    record(name::CREATE, timed(|| paths.iter().try_for_each(|path| File::create(path)?.write_all(&block)))?);
+    record(name::CREATE, place.timed(|| paths.iter().try_for_each(|path| File::create(path)?.write_all(&block)))?);
     (place.quiet)()?;
     // Blocks stay in memory: what is measured is looking them up, not the disk.
     drop_caches(2)?;
     let look = || {
         paths.iter().try_for_each(|path| {
-            fs::symlink_metadata(path).map(|found| {
-                black_box(found);
-            })
+            // Not by the standard library: it asks for the time of birth, which the kernel asks a file system behind FUSE for once more.
+            black_box(rustix::fs::lstat(path)?);
+            io::Result::Ok(())
         })
     };
-    record(name::STAT_COLD, timed(look)?);
-    record(name::STAT_WARM, timed(look)?);
+    record(name::STAT_COLD, place.timed(look)?);
+    record(name::STAT_WARM, place.timed(look)?);
     let mut open = || paths.iter().try_for_each(|path| File::open(path)?.read_exact(&mut buffer));
     open()?;
-    record(name::OPEN, timed(open)?);
+    record(name::OPEN, place.timed(open)?);
     (place.quiet)()?;
-    record(name::UNLINK, timed(|| paths.iter().try_for_each(fs::remove_file))?);
+    record(name::UNLINK, place.timed(|| paths.iter().try_for_each(fs::remove_file))?);
     Ok(())
 }
 
@@ -152,18 +169,18 @@ pub fn programs(place: &Place<'_>, archive: &Path, record: Record<'_>) -> io::Re
     fs::create_dir(&tree)?;
     let archive = archive.to_str().ok_or_else(|| io::Error::other("the archive's path is no text"))?;
     (place.quiet)()?;
-    record(name::TAR, timed(|| program(&tree, "tar", &["xf", archive]))?);
+    record(name::TAR, place.timed(|| program(&tree, "tar", &["xf", archive]))?);
     (place.quiet)()?;
     program(&tree, "find", &[".", "-type", "f"])?;
-    record(name::FIND, timed(|| program(&tree, "find", &[".", "-type", "f"]))?);
+    record(name::FIND, place.timed(|| program(&tree, "find", &[".", "-type", "f"]))?);
     program(&tree, "git", &["init", "-q"])?;
     (place.quiet)()?;
-    record(name::GIT_ADD, timed(|| program(&tree, "git", &["add", "-A"]))?);
+    record(name::GIT_ADD, place.timed(|| program(&tree, "git", &["add", "-A"]))?);
     (place.quiet)()?;
     program(&tree, "git", &["status", "--porcelain"])?;
-    record(name::GIT_STATUS, timed(|| program(&tree, "git", &["status", "--porcelain"]))?);
+    record(name::GIT_STATUS, place.timed(|| program(&tree, "git", &["status", "--porcelain"]))?);
     (place.quiet)()?;
-    record(name::REMOVE_TREE, timed(|| program(place.dir, "rm", &["-rf", "tree"]))?);
+    record(name::REMOVE_TREE, place.timed(|| program(place.dir, "rm", &["-rf", "tree"]))?);
     Ok(())
 }
 
