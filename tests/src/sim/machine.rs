@@ -33,6 +33,8 @@ pub struct Connection {
     pub last_batch: Option<pb::Batch>,
     /// Someone said on it what this mount never said.
     pub forged: bool,
+    /// So many times it takes no message.
+    pub full_for: u64,
 }
 
 impl Connection {
@@ -44,6 +46,7 @@ impl Connection {
             to_mount: VecDeque::new(),
             last_batch: None,
             forged: false,
+            full_for: 0,
         }
     }
 }

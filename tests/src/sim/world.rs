@@ -27,6 +27,8 @@ use crate::{
 
 /// Machines that may write the volume.
 const MACHINES: usize = 2;
+/// For so many sends at most no message is taken.
+const STOPPED_MAX: u64 = 40;
 
 /// Simulated mounts and their storage. See the module above.
 pub struct World {
@@ -187,9 +189,18 @@ impl World {
     }
 
     fn send(&mut self, number: usize) {
-        // A channel that is full takes no message for a while, and reading goes on: one may be far ahead of the other.
-        let (sends, reads) = if self.calm { (true, true) } else { (self.rng.chance(60), self.rng.chance(60)) };
+        // A channel that is full, or a window in flight that is, takes no message for a while, and reading goes on: one may be far ahead of
+        // the other, for a message or for most of a resync.
+        let (mut sends, reads) = if self.calm { (true, true) } else { (self.rng.chance(60), self.rng.chance(60)) };
+        let stops = !self.calm && self.rng.chance(3);
         let machine = &mut self.machines[number];
+        if let Some(connection) = &mut machine.connection {
+            if stops && connection.full_for == 0 {
+                connection.full_for = self.rng.below(STOPPED_MAX);
+            }
+            connection.full_for = if self.calm { 0 } else { connection.full_for.saturating_sub(1) };
+            sends &= connection.full_for == 0;
+        }
         if let Some(connection) = &mut machine.connection
             && sends
             && connection.to_storage.len() < 20
