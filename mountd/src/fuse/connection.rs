@@ -15,6 +15,7 @@ use super::{
     gate::Gate,
     inside::{Inside, Tell},
     interrupts::{Interrupts, Waits},
+    processors,
     serve::{self, Queue, SLOW_KINDS},
     wire::{self, Fields, Out},
 };
@@ -27,15 +28,12 @@ use crate::{
 /// fsync), so at least some.
 const THREADS: [usize; 2] = [4, 16];
 
-/// How long the next request is polled for while they come quickly, if the options do not say and there are processors to spare.
+/// How long the next request is polled for while they come quickly and processors are to spare, if the options do not say.
 const BUSY_POLL: Duration = Duration::from_micros(40);
-/// With fewer, somebody else waits for the processor: the program that asks, the link, the storage daemon (`docs/decisions/0031`).
-const POLLING_PROCESSORS: usize = 4;
 
-/// How long to poll if the options do not say.
+/// How long to poll if the options do not say. On a single processor, who polls keeps it from who would ask.
 pub fn default_busy_poll() -> Duration {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    if processors >= POLLING_PROCESSORS { BUSY_POLL } else { Duration::ZERO }
+    if processors::count() > 1 { BUSY_POLL } else { Duration::ZERO }
 }
 
 /// What a request may be long: the largest write, and a page for what stands before it.
@@ -126,7 +124,7 @@ impl<J: Journal> Connection<J> {
     /// Answers requests until the file system is unmounted.
     pub fn serve(self) -> io::Result<()> {
         let Connection { device, adapter, busy_poll } = self;
-        let count = thread::available_parallelism().map_or(THREADS[0], usize::from).clamp(THREADS[0], THREADS[1]);
+        let count = processors::count().clamp(THREADS[0], THREADS[1]);
         let (crew, buffers) = (Arc::new(Crew::new(count, &SLOW_KINDS)), Buffers::new(BUFFER_BYTES));
         let mut devices = vec![device];
         while devices.len() < count {

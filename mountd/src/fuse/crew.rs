@@ -22,7 +22,10 @@ use std::{
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::preempted;
+use super::{
+    preempted,
+    processors::{self, Spare},
+};
 
 /// So many requests in a row that nobody had to wait for mean that one more thread has work.
 const BACKLOG: u32 = 16;
@@ -185,7 +188,7 @@ impl Crew {
     /// A request of this kind took so long. That says nothing of the kind if the thread meanwhile had to give its processor away: where
     /// others want it too, everything took long, and each request was handed from thread to thread.
     pub fn note(&self, kind: u32, took: Duration) {
-        if took > SLOW && preempted::since_last_time() {
+        if took > SLOW && preempted::since_last_call() {
             return;
         }
         let average = self.kind(kind);
@@ -225,16 +228,18 @@ fn averaged(average: u64, took: u64) -> u64 {
     average - average / 8 + took / 8
 }
 
-/// Whether polling pays for a thread: only if requests come so soon after each other that it would have found the last ones.
-#[derive(Clone, Copy, Debug, Default)]
+/// Whether polling pays for a thread: only if requests come so soon after each other that it would have found the last ones, and nobody else
+/// wants its processor.
+#[derive(Debug, Default)]
 pub struct Poll {
     quick: u32,
+    spare: Spare,
 }
 
 impl Poll {
     /// How long to poll before sleeping, of at most `limit`.
-    pub fn patience(self, limit: Duration) -> Duration {
-        if self.quick > 1 { limit } else { Duration::ZERO }
+    pub fn patience(&mut self, limit: Duration, now: Instant) -> Duration {
+        if self.quick > 1 && self.spare.is_there(now, processors::are_wanted) { limit } else { Duration::ZERO }
     }
 
     /// A request came after this time.
@@ -245,7 +250,11 @@ impl Poll {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, thread, time::Duration};
+    use std::{
+        sync::Arc,
+        thread,
+        time::{Duration, Instant},
+    };
 
     use super::{BACKLOG, Crew, Poll, SLOW, averaged};
 
@@ -309,14 +318,15 @@ mod tests {
 
     #[test]
     fn polling_begins_when_it_would_have_paid_and_ends_when_it_does_not() {
-        let (limit, mut poll) = (Duration::from_micros(40), Poll::default());
-        assert_eq!(poll.patience(limit), Duration::ZERO);
+        let (limit, mut poll, now) = (Duration::from_micros(40), Poll::default(), Instant::now());
+        assert!(poll.spare.is_there(now, || false));
+        assert_eq!(poll.patience(limit, now), Duration::ZERO);
         poll.handle_waited(limit / 2, limit);
         poll.handle_waited(limit / 2, limit);
-        assert_eq!(poll.patience(limit), limit);
+        assert_eq!(poll.patience(limit, now), limit);
         for _ in 0..3 {
             poll.handle_waited(limit * 2, limit);
         }
-        assert_eq!(poll.patience(limit), Duration::ZERO);
+        assert_eq!(poll.patience(limit, now), Duration::ZERO);
     }
 }

@@ -22,6 +22,7 @@ mod inside;
 mod interrupts;
 mod listing;
 mod preempted;
+mod processors;
 mod serve;
 mod wire;
 

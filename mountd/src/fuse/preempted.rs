@@ -1,21 +1,34 @@
 //! Whether a thread lost its processor to another one: then a call that took long was not slow by itself.
 
-use std::{cell::Cell, mem};
+use std::{cell::RefCell, mem};
 
-thread_local! {
-    /// So often it had happened when the thread last asked.
-    static SEEN: Cell<i64> = const { Cell::new(0) };
+/// How often a thread had to make room for another; to be asked by that thread only.
+#[derive(Debug, Default)]
+pub struct Preempted {
+    /// So often it had happened when it was last asked.
+    seen: i64,
 }
 
-/// Whether this thread had to make room for another since it last asked. Where the kernel does not tell, it had not.
-pub fn since_last_time() -> bool {
-    // SAFETY: plain integers, for which zero is a value.
-    let mut usage: libc::rusage = unsafe { mem::zeroed() };
-    // SAFETY: the kernel writes one `rusage`, which is ours.
-    if unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) } < 0 {
-        return false;
+impl Preempted {
+    /// Whether this thread had to make room for another since this was last asked. Where the kernel does not tell, it had not.
+    pub fn since_last_time(&mut self) -> bool {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut usage: libc::rusage = unsafe { mem::zeroed() };
+        // SAFETY: the kernel writes one `rusage`, which is ours.
+        if unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) } < 0 {
+            return false;
+        }
+        mem::replace(&mut self.seen, usage.ru_nivcsw) < usage.ru_nivcsw
     }
-    SEEN.replace(usage.ru_nivcsw) < usage.ru_nivcsw
+}
+
+thread_local! {
+    static OF_CALLS: RefCell<Preempted> = RefCell::default();
+}
+
+/// Whether this thread had to make room for another since it last asked, about its calls.
+pub fn since_last_call() -> bool {
+    OF_CALLS.with_borrow_mut(Preempted::since_last_time)
 }
 
 #[cfg(test)]
@@ -26,7 +39,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::since_last_time;
+    use super::Preempted;
 
     #[test]
     fn a_thread_among_more_than_there_are_processors_loses_its_own() {
@@ -39,11 +52,12 @@ mod tests {
         thread::scope(|scope| {
             let threads = thread::available_parallelism().map_or(1, usize::from);
             (0..threads).for_each(|_| drop(scope.spawn(busy)));
-            since_last_time();
+            let mut preempted = Preempted::default();
+            preempted.since_last_time();
             let begun = Instant::now();
             let mut lost = false;
             while !lost && begun.elapsed() < Duration::from_secs(30) {
-                lost = since_last_time();
+                lost = preempted.since_last_time();
             }
             stop.store(true, Ordering::Relaxed);
             assert!(lost, "it shared the processors for 30 s and never made room");

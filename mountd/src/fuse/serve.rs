@@ -52,7 +52,7 @@ impl Queue {
     }
 
     fn poll(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant) -> io::Result<Next<'_>> {
-        let patience = poll.patience(self.limit);
+        let patience = poll.patience(self.limit, since);
         let Some(device) = self.polling.as_ref().filter(|_| !patience.is_zero()) else { return Ok(Next::Nothing) };
         let mut at_once = true;
         loop {

@@ -1,0 +1,108 @@
+//! Whether a processor is to spare. Who polls for a request keeps one busy that does nothing: worth it while nobody else wants it, and a
+//! loss for everybody as soon as somebody does.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::preempted::Preempted;
+
+/// How often it is looked whether others want a processor, while they do not.
+const LOOK: Duration = Duration::from_millis(2);
+/// How long one is left to them once they do, at first and at most.
+const LEFT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+
+/// Follows whether a processor is to spare, for one thread.
+#[derive(Debug)]
+pub struct Spare {
+    is_there: bool,
+    /// When to look again; `None`: it never looked.
+    again: Option<Instant>,
+    /// How long to leave it to others the next time.
+    left: Duration,
+    preempted: Preempted,
+}
+
+impl Default for Spare {
+    fn default() -> Spare {
+        Spare { is_there: false, again: None, left: LEFT[0], preempted: Preempted::default() }
+    }
+}
+
+impl Spare {
+    /// Whether one is to spare now. `are_wanted`: whether more threads want to run than there are processors.
+    pub fn is_there(&mut self, now: Instant, are_wanted: impl FnOnce() -> bool) -> bool {
+        if self.again.is_none_or(|again| now >= again) {
+            // Who lost its processor while it polled was in somebody's way.
+            let wanted = self.preempted.since_last_time() && self.is_there || are_wanted();
+            self.looked(now, wanted);
+        }
+        self.is_there
+    }
+
+    fn looked(&mut self, now: Instant, wanted: bool) {
+        self.is_there = !wanted;
+        let rest = if wanted { self.left } else { LOOK };
+        self.again = Some(now + rest);
+        self.left = if wanted { self.left * 2 } else { self.left * 7 / 8 }.clamp(LEFT[0], LEFT[1]);
+    }
+}
+
+/// Processors that this program may use.
+pub fn count() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Whether more threads of the machine want to run than there are processors for this program. Where the kernel does not tell, they do.
+pub fn are_wanted() -> bool {
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    runnable().is_none_or(|runnable| runnable > *COUNT.get_or_init(count))
+}
+
+/// Threads that run or could, the asking one among them. Fourth of `/proc/loadavg`; some 2 µs.
+fn runnable() -> Option<usize> {
+    static LOAD: OnceLock<Option<File>> = OnceLock::new();
+    let file = LOAD.get_or_init(|| File::open("/proc/loadavg").ok()).as_ref()?;
+    let mut text = [0; 64];
+    let len = file.read_at(&mut text, 0).ok()?;
+    let fourth = text[..len].split(|byte| *byte == b' ').nth(3)?;
+    let runnable = fourth.split(|byte| *byte == b'/').next()?;
+    std::str::from_utf8(runnable).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{LEFT, LOOK, Spare, runnable};
+
+    #[test]
+    fn a_processor_is_left_to_others_for_longer_each_time_and_they_are_forgotten_slowly() {
+        let (mut spare, mut now) = (Spare::default(), Instant::now());
+        assert!(spare.is_there(now, || false));
+        assert!(spare.is_there(now + LOOK / 2, || true), "it does not look that often");
+        let mut left = LEFT[0];
+        for _ in 0..10 {
+            now += LEFT[1];
+            assert!(!spare.is_there(now, || true));
+            assert!(!spare.is_there(now + left - Duration::from_micros(1), || false));
+            left = (left * 2).min(LEFT[1]);
+        }
+        now += LEFT[1];
+        for _ in 0..100 {
+            assert!(spare.is_there(now, || false));
+            now += LOOK;
+        }
+        assert!(!spare.is_there(now, || true));
+        assert!(spare.is_there(now + LEFT[0], || false));
+    }
+
+    #[test]
+    fn the_asking_thread_is_one_of_those_that_run() {
+        assert!(runnable().expect("this system tells") >= 1);
+    }
+}
