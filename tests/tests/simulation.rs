@@ -3,6 +3,9 @@
 //! A failure prints its seed: repeat it with `TANDEM_SIM_SEED=… cargo test -p tandem-tests --test simulation NAME -- --nocapture`;
 //! `TANDEM_SIM_TRACE=WORD` with it shows every step that mentions WORD, and `TANDEM_SIM_SEEDS` sets how many seeds each mix gets.
 
+use std::process::Command;
+
+use tandem_runtime::mutant;
 use tandem_tests::sim::{
     Faults, Keep,
     run::{Report, run},
@@ -104,4 +107,17 @@ fn one_seed_is_one_run() {
         let name = "one_seed_is_one_run";
         assert_eq!(one(name, seed, Faults::of_seed(seed)), one(name, seed, Faults::of_seed(seed)), "seed {seed}");
     }
+}
+
+/// What nobody would notice, nobody checks: each rule that a build like this one can break is broken, in a process of its own.
+#[test]
+fn each_broken_rule_is_noticed() {
+    let output = Command::new(env!("CARGO_BIN_EXE_tandem-simulate"))
+        .args(["--mutants", "--seeds", "200"])
+        .output()
+        .expect("the simulation for use by hand starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let caught = said.lines().filter(|line| line.contains(" caught (")).count();
+    assert_eq!(caught, mutant::ALL.len(), "{said}");
 }

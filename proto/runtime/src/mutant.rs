@@ -1,8 +1,8 @@
 //! Rules that can be broken on purpose, to see that the simulation notices.
 //!
-//! Each rule has a name in [`ALL`] and one line in the production code that asks [`is`]. Without the feature `mutants` that is a constant
-//! `false` and costs nothing; no binary that anybody installs is built with it. With it, the environment variable [`VARIABLE`] names the
-//! rule that this process breaks. `scripts/simulate --mutants` runs the simulation once for each and demands that a checker objects.
+//! Each rule has a name in [`ALL`] and one line in the production code that asks [`is`]. In a build without debug assertions, as
+//! anybody installs one, that is a constant `false` and costs nothing. In one with them the environment variable [`VARIABLE`] names the rule that
+//! this process breaks. `scripts/simulate --mutants`, and a few seeds of it in each test run, demand that a checker objects to each.
 
 /// Environment variable with the name of the rule to break.
 pub const VARIABLE: &str = "TANDEM_MUTANT";
@@ -29,14 +29,14 @@ pub const ALL: [Mutant; 8] = [
 ];
 
 /// Whether this process breaks the rule `name`.
-#[cfg(not(feature = "mutants"))]
+#[cfg(not(debug_assertions))]
 #[inline(always)]
 pub const fn is(_name: &'static str) -> bool {
     false
 }
 
 /// Whether this process breaks the rule `name`.
-#[cfg(feature = "mutants")]
+#[cfg(debug_assertions)]
 pub fn is(name: &'static str) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     assert!(ALL.iter().any(|mutant| mutant.name == name), "{name} is no mutant of the list");

@@ -2,7 +2,7 @@
 //!
 //! `tandem-simulate [--seeds N] [--first S] [--jobs J] [--steps N]` runs many seeds, each with a mix of faults of its own.
 //! `--seed S [--trace WORD]` runs one, twice, demands that both runs are the same, and shows what happened. `--mutants` (of a build
-//! with the feature of that name) breaks one rule after the other and demands that a checker objects. Exit code 1: one did, or none did.
+//! with debug assertions) breaks one rule after the other and demands that a checker objects. Exit code 1: one did, or none did.
 
 use std::{
     env, panic,
@@ -132,9 +132,9 @@ fn one(seed: u64, arguments: &Arguments) -> bool {
 
 /// One process for each mutant: a rule is broken for a whole process.
 fn mutants(arguments: &Arguments) -> bool {
-    if !cfg!(feature = "mutants") {
+    if !cfg!(debug_assertions) {
         eprintln!(
-            "this build has no rules that can be broken: `scripts/simulate --mutants` builds one that has (feature `mutants`)"
+            "this build has no rules that can be broken: `scripts/simulate --mutants` builds one that has (with debug assertions)"
         );
         return false;
     }
