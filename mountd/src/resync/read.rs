@@ -45,7 +45,14 @@ pub type Sink<'a> = &'a mut dyn FnMut(Stage) -> io::Result<()>;
 /// Carries out one step. Barriers are the caller's.
 pub fn carry_out(step: &Step, manner: Manner, reader: &dyn StateReader, sink: Sink<'_>) -> io::Result<StepDone> {
     match step {
-        Step::List(dir) => list(*dir, manner, reader, sink),
+        Step::List(dir) => {
+            // What others changed while nobody watched has no mark. If the replica had it before the folder's own disk, a loss of power would
+            // take it from the folder only, and no walk would find what is not there.
+            if dir.is_root() && matches!(manner.scope, Scope::Walk(_)) {
+                reader.sync_durable()?;
+            }
+            list(*dir, manner, reader, sink)
+        }
         Step::Names(dir, names) => send_names(*dir, names, manner, reader, sink),
         Step::Node(id, wanted) => send_node(*id, wanted, manner, reader, sink),
         Step::Pieces(id, pieces) => send_pieces(*id, pieces, reader, sink),
@@ -445,4 +452,61 @@ fn read_full(file: &dyn FileReader, offset: u64, buffer: &mut [u8]) -> io::Resul
         }
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tandem_proto::{Attr, InodeId, Name, NodeKind, Timestamp};
+
+    use super::carry_out;
+    use crate::{
+        commit::dirty::Scope,
+        resync::{
+            plan::{Manner, Step},
+            reader::{FileReader, ListedEntry, NodeView, StateReader},
+        },
+    };
+
+    /// An empty directory on a disk that takes nothing.
+    struct Dying;
+
+    impl StateReader for Dying {
+        fn node(&self, _: &InodeId) -> io::Result<Option<NodeView>> {
+            let attr = Attr { mode: 0o755, uid: 0, gid: 0, mtime: Timestamp::default() };
+            let (kind, xattrs, ctime) = (NodeKind::Directory, Vec::new(), Timestamp::default());
+            Ok(Some(NodeView { kind, attr, xattrs, size: 0, ctime }))
+        }
+
+        fn entry(&self, _: &InodeId, _: &Name) -> io::Result<Option<ListedEntry>> {
+            Ok(None)
+        }
+
+        fn list(&self, _: &InodeId, _: &mut dyn FnMut(ListedEntry) -> io::Result<()>) -> io::Result<bool> {
+            Ok(true)
+        }
+
+        fn open(&self, _: &InodeId) -> io::Result<Option<Box<dyn FileReader>>> {
+            Ok(None)
+        }
+
+        fn sync_durable(&self) -> io::Result<()> {
+            Err(io::Error::other("it takes nothing"))
+        }
+    }
+
+    #[test]
+    fn a_walk_sends_nothing_that_may_not_be_on_the_folders_disk() {
+        let sent = |scope| {
+            let (manner, mut sent) = (Manner { scope, ..Manner::default() }, 0);
+            let done = carry_out(&Step::List(InodeId::ROOT), manner, &Dying, &mut |_| {
+                sent += 1;
+                Ok(())
+            });
+            (done.is_ok(), sent)
+        };
+        assert_eq!(sent(Scope::Cells), (true, 2), "what has marks is listed all the same");
+        assert_eq!(sent(Scope::Walk(Timestamp::default())), (false, 0));
+    }
 }

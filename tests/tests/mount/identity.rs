@@ -11,9 +11,10 @@ use tandem_tests::{
     compare,
     harness::{Lab, Mount, MountSpec, Storage, eventually},
     rng::content,
+    trials::image::{self, FileSystem},
 };
 
-use crate::support::{assert_equal_and_unmount, assert_replica_equal, files_below, fill_mixed};
+use crate::support::{assert_equal_and_unmount, assert_replica_equal, files_below, fill_mixed, is_walk_pending};
 
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg("--").arg(from).arg(to).status().expect("cp runs");
@@ -253,4 +254,38 @@ fn ten_thousand_files_changed_around_the_mount_do_not_delay_it_and_are_made_equa
     assert!(status.listed_dirs >= 100, "the walk looks at every directory");
     assert!(status.sent_bytes < 2 << 20, "names and stamps travel, not data: {}", status.sent_bytes);
     assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn what_others_changed_is_on_the_folders_disk_before_it_is_on_the_replica() {
+    let Some(lab) = Lab::new("walk-power") else { return };
+    let disk = lab.new_dir("disk");
+    let mut image = match image::Image::new(FileSystem::Ext4, &lab.path("disk.img"), 64 << 20, &disk) {
+        Ok(image) => image,
+        Err(why) => return eprintln!("SKIPPED: {why}"),
+    };
+    lab.allow_lost_peers();
+    for part in ["os error 5", "Input/output error", "EIO", "shut down"] {
+        lab.allow(part, "its disk is shut down by this test");
+    }
+    lab.allow("the shadow does not count", "the folder's file system is mounted anew");
+    let storage = lab.storage();
+    let (dir, state) = (disk.join("folder"), disk.join("state"));
+    fs::create_dir(&dir).expect("a new file system takes a directory");
+    fill_mixed(&dir, 30, 43);
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &dir).state(&state));
+    assert_equal_and_unmount(&mount, &storage, "vol");
+    fs::write(dir.join("around"), "written by somebody whom nobody watched").expect("writable");
+    mount.start_again().expect("known");
+    mount.settle();
+    assert!(eventually(Duration::from_secs(20), || !is_walk_pending(&state)), "the walk does not end");
+    assert!(storage.tree("vol").join("around").exists(), "the walk has found it");
+    mount.kill();
+    image.cut();
+    mount.detach();
+    image.recover();
+    assert!(dir.join("around").exists(), "the replica has what the folder lost");
+    mount.start_again().expect("known");
+    assert_equal_and_unmount(&mount, &storage, "vol");
+    drop(mount);
 }

@@ -13,7 +13,7 @@ use tandem_tests::{
     harness::{Lab, MountSpec, eventually, is_mounted, run},
 };
 
-use crate::support::{assert_equal_and_unmount, assert_replica_equal, fill_mixed};
+use crate::support::{assert_equal_and_unmount, assert_replica_equal, fill_mixed, is_walk_pending};
 
 #[test]
 fn durable_fsync_returns_when_the_replica_has_it_and_fails_when_it_has_not() {
@@ -51,14 +51,6 @@ fn durable_fsync_returns_when_the_replica_has_it_and_fails_when_it_has_not() {
     drop(file);
     storage.restart();
     assert_equal_and_unmount(&mount, &storage, "vol");
-}
-
-/// Whether a state directory says that a walk for changes around its mount was begun and is not over.
-fn is_walk_pending(states: &Path) -> bool {
-    fs::read_dir(states).expect("there").flatten().any(|entry| {
-        let state = fs::read_to_string(entry.path().join("state.json")).unwrap_or_default();
-        state.contains("\"walk_since_ns\"") && !state.contains("\"walk_since_ns\": null")
-    })
 }
 
 #[test]

@@ -148,3 +148,11 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     }
     found
 }
+
+/// Whether a state directory says that a walk for changes around its mount was begun and is not over.
+pub fn is_walk_pending(states: &Path) -> bool {
+    fs::read_dir(states).expect("there").flatten().any(|entry| {
+        let state = fs::read_to_string(entry.path().join("state.json")).unwrap_or_default();
+        state.contains("\"walk_since_ns\"") && !state.contains("\"walk_since_ns\": null")
+    })
+}
