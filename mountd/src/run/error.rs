@@ -29,7 +29,7 @@ pub enum RunError {
     #[error(transparent)]
     Replication(#[from] ReplicationError),
     /// FUSE.
-    #[error("cannot mount over {dir}: {source}; is the fuse module loaded, and fuse3 installed?")]
+    #[error("cannot mount over {dir}: {source}; {}", way_on(source))]
     Fuse {
         /// The mountpoint.
         dir: PathBuf,
@@ -77,4 +77,13 @@ pub enum RunError {
 
 pub(super) fn system(what: &'static str) -> impl Fn(io::Error) -> RunError {
     move |source| RunError::System { what, source }
+}
+
+/// What to do about a mount that FUSE refused.
+fn way_on(source: &io::Error) -> &'static str {
+    if source.to_string().contains("/dev/fuse: Permission denied") {
+        "this user may not use /dev/fuse: mount as root, or give it to everybody as udev does (chmod 666 /dev/fuse)"
+    } else {
+        "is the fuse module loaded, and fuse3 installed?"
+    }
 }

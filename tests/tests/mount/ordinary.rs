@@ -42,6 +42,9 @@ fn missing() -> Option<&'static str> {
     if Command::new("fusermount3").arg("--version").output().is_err() {
         return Some("fusermount3 is missing");
     }
+    if !as_user("sh", &["-c", "exec 3<>/dev/fuse"]).is_ok_and(|output| output.status.success()) {
+        return Some("/dev/fuse is for root only");
+    }
     // Only root's programs may be somewhere where nobody else may look.
     match as_user(env!("CARGO_BIN_EXE_tandem-torture"), &[]) {
         Ok(output) if output.status.code() == Some(1) => None,
