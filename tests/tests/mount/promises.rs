@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
