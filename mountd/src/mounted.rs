@@ -120,17 +120,33 @@ const FUSE_HANDLE: u8 = 0x81;
 /// a file does. Ours is answered at once.
 fn sync_mount<J: Journal>(dir: &Path, vfs: &Vfs<J>) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(dir, flags, Mode::empty())?;
-    rustix::fs::syncfs(&root)?;
+    let root = uninterrupted(|| rustix::fs::open(dir, flags, Mode::empty()))?;
+    uninterrupted(|| rustix::fs::syncfs(&root))?;
     vfs.flush_mapped(|inodes| {
         for inode in inodes {
             // Who cannot be opened any more has no name, and no mapping that counts.
             if let Ok(file) = open_through_mount(&root, vfs, &inode) {
-                rustix::fs::fdatasync(file)?;
+                uninterrupted(|| rustix::fs::fdatasync(&file))?;
             }
         }
         Ok(())
     })
+}
+
+/// How often a call is made again that says it was interrupted.
+const INTERRUPTED_MAX: usize = 10;
+
+/// Does it again while it says EINTR. No signal is meant for this thread, so it is not its own: a sync also tells of what went wrong with the
+/// pages of others since the last one, and theirs may be killed at any moment (seen while stress-ng ended its workers, `cache=writeback`).
+fn uninterrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match call() {
+            Err(rustix::io::Errno::INTR) if tries < INTERRUPTED_MAX => {}
+            other => return other,
+        }
+    }
 }
 
 /// Opens an inode that the kernel has in use, by its handle on our mount; where that is not allowed, by its names.
@@ -193,5 +209,29 @@ impl<J: Journal> MountOps for Mounted<J> {
             waiting: self.waiting(),
             own_inside: self.vfs.backing().has_in_root(fuse::INSIDE_NAME),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::{INTERRUPTED_MAX, uninterrupted};
+
+    #[test]
+    fn what_was_interrupted_is_done_again_and_not_for_ever() {
+        let mut left = 3;
+        let twice = uninterrupted(|| {
+            left -= 1;
+            if left > 0 { Err(Errno::INTR) } else { Ok(()) }
+        });
+        assert_eq!((twice, left), (Ok(()), 0));
+        let mut tries = 0;
+        let always: Result<(), Errno> = uninterrupted(|| {
+            tries += 1;
+            Err(Errno::INTR)
+        });
+        assert_eq!((always, tries), (Err(Errno::INTR), INTERRUPTED_MAX));
+        assert_eq!(uninterrupted(|| Err::<(), _>(Errno::IO)), Err(Errno::IO));
     }
 }
