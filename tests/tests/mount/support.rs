@@ -149,10 +149,11 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Whether a state directory says that a walk for changes around its mount was begun and is not over.
-pub fn is_walk_pending(states: &Path) -> bool {
-    fs::read_dir(states).expect("there").flatten().any(|entry| {
-        let state = fs::read_to_string(entry.path().join("state.json")).unwrap_or_default();
-        state.contains("\"walk_since_ns\"") && !state.contains("\"walk_since_ns\": null")
-    })
+/// Whether a state directory says that a walk for changes around one of its mounts was begun and is not over.
+pub fn is_walk_pending(state_dir: &Path) -> bool {
+    let mounts = fs::read_dir(state_dir.join("mounts")).expect("a state directory that was used").flatten();
+    let states: Vec<String> =
+        mounts.filter_map(|entry| fs::read_to_string(entry.path().join("state.json")).ok()).collect();
+    assert!(!states.is_empty(), "no mount left its state in {}", state_dir.display());
+    states.iter().any(|state| state.contains("\"walk_since_ns\"") && !state.contains("\"walk_since_ns\": null"))
 }
