@@ -116,21 +116,19 @@ const UNREADABLE_SHOWN: usize = 10;
 /// Type of a FUSE file handle: node id and generation (`FILEID_INO64_GEN`).
 const FUSE_HANDLE: u8 = 0x81;
 
-/// Pushes dirty pages of shared mappings into the daemon, and waits for them: `syncfs` alone starts it and does not wait, fsync of
-/// a file does. Ours is answered at once.
+/// Pushes dirty pages of shared mappings into the daemon, and waits for them: `syncfs` alone starts it and does not wait. Not by fsync, which also
+/// has the kernel set times, and those of a file that was made immutable meanwhile are refused.
 fn sync_mount<J: Journal>(dir: &Path, vfs: &Vfs<J>) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = uninterrupted(|| rustix::fs::open(dir, flags, Mode::empty()))?;
     uninterrupted(|| rustix::fs::syncfs(&root))?;
-    vfs.flush_mapped(|inodes| {
-        for inode in inodes {
-            // Who cannot be opened any more has no name, and no mapping that counts.
-            if let Ok(file) = open_through_mount(&root, vfs, &inode) {
-                uninterrupted(|| rustix::fs::fdatasync(&file))?;
-            }
+    for inode in vfs.mappable() {
+        // Who cannot be opened any more has no name, and no mapping that counts.
+        if let Ok(file) = open_through_mount(&root, vfs, &inode) {
+            uninterrupted(|| sys::write_pages(&file))?;
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 /// How often a call is made again that says it was interrupted.

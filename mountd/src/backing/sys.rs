@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags, XattrFlags};
+use rustix::{
+    fs::{AtFlags, IFlags, Mode, OFlags, Statx, StatxFlags, XattrFlags},
+    io::Errno,
+};
 use tandem_proto::{Attr, NodeKind, Timestamp, stage::NodeType};
 
 /// What `statx` says about an object.
@@ -122,6 +125,32 @@ impl Stat {
 pub fn stat(fd: impl AsFd) -> io::Result<Stat> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     Ok(Stat::new(&rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)?))
+}
+
+/// Does `act` on a file that was made immutable or append-only as if it were not yet, and makes it so again: for what was stored before, of
+/// which the kernel tells later. If it is neither, that was not the reason: `EPERM`. A crash in between leaves it without the flag.
+pub fn despite_flags<T>(fd: impl AsFd, act: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    let flags = rustix::fs::ioctl_getflags(&fd)?;
+    let protecting = IFlags::IMMUTABLE | IFlags::APPEND;
+    if !flags.intersects(protecting) {
+        return Err(Errno::PERM);
+    }
+    rustix::fs::ioctl_setflags(&fd, flags - protecting)?;
+    let done = act();
+    if let Err(error) = rustix::fs::ioctl_setflags(&fd, flags) {
+        tracing::error!(%error, ?flags, "a file is not protected any more (chattr): it was written what was stored before, and could not be protected again");
+    }
+    done
+}
+
+/// Has the kernel write what its page cache holds of a file, and waits for that. Nothing else of the file: neither its times nor a disk.
+pub fn write_pages(fd: impl AsFd) -> rustix::io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes no pointers; the descriptor is open.
+    match unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, flags) } {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
 }
 
 /// Length of the file behind a descriptor. Unlike [`stat`] it does not ask for times, so the file's next write need not be told from its

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     commit::waiters::Ticket,
     meters::Meters,
-    vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsResult},
+    vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsResult, Writer},
 };
 
 /// What all threads that take requests share.
@@ -226,12 +226,16 @@ impl<J: Journal> Adapter<J> {
         // The owner of a lock, the flags of the file with those of this call, padding.
         let (_, file_flags, _) = (fields.u64()?, fields.u32()? as i32, fields.u32()?);
         let data = fields.bytes(size as usize)?;
-        let kill = WriteFlags::from_bits_retain(flags).contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let flags = WriteFlags::from_bits_retain(flags);
+        let writer = match flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            true => Writer::PageCache,
+            false => Writer::Call { kills_privileges: flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) },
+        };
         let keep = |part: &[u8]| match buffer {
             Some(buffer) => buffer.keep(part),
             None => Bytes::copy_from_slice(part),
         };
-        let result = self.vfs.write_keeping(caller(&header), handle, offset, data, kill, keep);
+        let result = self.vfs.write_keeping(caller(&header), handle, offset, data, writer, keep);
         if let Ok(written) = &result {
             self.meters.written(header.node, *written);
         }

@@ -54,6 +54,19 @@ pub(super) fn backing_flags(flags: i32) -> OFlags {
     mode | OFlags::CLOEXEC | OFlags::NONBLOCK
 }
 
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// A program's call.
+    Call {
+        /// Suid, sgid and file capabilities must go.
+        kills_privileges: bool,
+    },
+    /// The kernel, out of its page cache: what was stored through a mapping, or waited with `cache=writeback`. Whether that was allowed was
+    /// decided when it was stored.
+    PageCache,
+}
+
 impl<J: Journal> Vfs<J> {
     /// Opens a regular file.
     pub fn open(&self, node: u64, flags: i32) -> VfsResult<Opened> {
@@ -139,17 +152,18 @@ impl<J: Journal> Vfs<J> {
         data: &[u8],
         kill_privileges: bool,
     ) -> VfsResult<usize> {
-        self.write_keeping(caller, handle, offset, data, kill_privileges, Bytes::copy_from_slice)
+        let writer = Writer::Call { kills_privileges: kill_privileges };
+        self.write_keeping(caller, handle, offset, data, writer, Bytes::copy_from_slice)
     }
 
-    /// Writes; how much. `kill_privileges`: suid, sgid and file capabilities must go. `keep` keeps what was written, for its op.
+    /// Writes; how much. `keep` keeps what was written, for its op.
     pub fn write_keeping(
         &self,
         caller: Caller,
         handle: u64,
         offset: u64,
         data: &[u8],
-        kill_privileges: bool,
+        writer: Writer,
         keep: impl FnOnce(&[u8]) -> Bytes,
     ) -> VfsResult<usize> {
         let file = self.file(handle)?;
@@ -157,7 +171,7 @@ impl<J: Journal> Vfs<J> {
         let inode = &*file.inode;
         let cells = data_cells(inode.id, offset, data.len() as u64);
         let _mark = self.mark_of(inode, &cells)?;
-        let kill = kill_privileges.then_some(&caller);
+        let kill = (writer == Writer::Call { kills_privileges: true }).then_some(&caller);
         let mut state = inode.lock();
         let before = self.before_content(&file, &mut state)?;
         // Where the file ended, if zeroes are written: those are said as a range.
@@ -166,6 +180,10 @@ impl<J: Journal> Vfs<J> {
         let written = loop {
             match rustix::io::pwrite(&file.fd, data, offset) {
                 Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::PERM) if writer == Writer::PageCache => {
+                    let written = sys::despite_flags(&file.fd, || rustix::io::pwrite(&file.fd, data, offset));
+                    break self.failed_content(&cells, &file.inode, &mut state, written)?;
+                }
                 other => break self.failed_content(&cells, &file.inode, &mut state, other)?,
             }
         };
@@ -303,10 +321,6 @@ impl<J: Journal> Vfs<J> {
     /// Makes the file durable as the mount promises, then calls `done`, perhaps later and from another thread. The ticket is of who
     /// waits for the replica, see [`Vfs::interrupt`].
     pub fn fsync(&self, caller: Caller, handle: u64, data_only: bool, done: FsyncDone) -> Option<Ticket> {
-        if self.flushers.lock().contains(&caller.pid) {
-            done(Ok(()));
-            return None;
-        }
         let file = match self.file(handle) {
             Ok(file) => file,
             Err(error) => {
@@ -353,14 +367,9 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// Runs `flush` with the inodes that may have dirty pages in shared mappings. What it fsyncs from this thread through the
-    /// mount is only meant to make those pages arrive, and is answered at once.
-    pub fn flush_mapped<T>(&self, flush: impl FnOnce(Vec<Arc<Inode>>) -> T) -> T {
-        let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-        self.flushers.lock().push(thread);
-        let result = flush(self.handles.mappable());
-        self.flushers.lock().retain(|other| *other != thread);
-        result
+    /// The inodes of which the kernel may hold pages that were stored through shared mappings.
+    pub fn mappable(&self) -> Vec<Arc<Inode>> {
+        self.handles.mappable()
     }
 
     /// Makes the names of a directory durable as the mount promises; as [`Vfs::fsync`].

@@ -48,7 +48,6 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
 use tandem_proto::{AttrPatch, Change, InodeId, Name, Position, limits};
 
 use crate::{
@@ -64,7 +63,7 @@ pub use self::{
     cache_mode::CacheMode,
     caller::Caller,
     create::Making,
-    data::{FsyncDone, Opened},
+    data::{FsyncDone, Opened, Writer},
     dirs::{Listed, Sink},
     error::{VfsError, VfsResult},
     extents::CopyRange,
@@ -101,8 +100,6 @@ pub struct Vfs<J> {
     fsync: FsyncRules,
     cache_mode: CacheMode,
     daemon: Caller,
-    /// Threads of this process that push mapped pages through the mount, see [`Vfs::flush_mapped`].
-    flushers: Mutex<Vec<u32>>,
     /// See [`Vfs::when_attributes_change`].
     invalidate: OnceLock<Invalidate>,
     /// See [`Vfs::held_writes`].
@@ -129,7 +126,6 @@ impl<J: Journal> Vfs<J> {
             handles: HandleTable::default(),
             settler: Settler::default(),
             daemon: Caller::daemon(),
-            flushers: Mutex::default(),
             invalidate: OnceLock::new(),
             held: OnceLock::new(),
             backing,

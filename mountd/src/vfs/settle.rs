@@ -81,7 +81,11 @@ impl<J: Journal> Vfs<J> {
         };
         let mut stat = sys::stat(fd)?;
         if let Some(mtime) = state.told_mtime.filter(|mtime| *mtime != stat.mtime) {
-            set_mtime(fd, mtime)?;
+            match set_mtime(fd, mtime) {
+                // It was made immutable since: then its own stays.
+                Err(error) if error.errno() == libc::EPERM => {}
+                set => set?,
+            }
             stat = sys::stat(fd)?;
         }
         state.mtime_said = Some(Instant::now());

@@ -188,3 +188,42 @@ fn with_cache_writeback_what_is_written_arrives_without_a_close() {
     assert!(eventually(seconds(30), told), "{:?}", fs::metadata(at("sync")));
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
+
+/// What was stored before a file was made immutable is stored, as below; who stores it only later is the kernel.
+#[test]
+fn what_was_written_before_a_file_was_made_immutable_arrives() {
+    for cache in ["strict", "writeback"] {
+        let Some(lab) = Lab::new("immutable") else { return };
+        let storage = lab.storage();
+        let spec = MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options(&format!("cache={cache}"));
+        let mount = lab.mount_with(&spec);
+        let script = "import mmap,os,subprocess,sys
+w=open('written','wb'); w.write(b'x'*100000); w.flush()
+m=open('mapped','w+b'); m.truncate(8192); p=mmap.mmap(m.fileno(),8192); p[5000:5005]=b'dirty'
+a=open('appended','ab'); a.write(b'y'*100000); a.flush()
+for flag,name in (('+i','written'),('+i','mapped'),('+a','appended')): subprocess.run(['chattr',flag,name],check=True)
+";
+        let mut chattr = Command::new("python3");
+        chattr.args(["-c", script]).current_dir(mount.path());
+        match chattr.output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) if String::from_utf8_lossy(&output.stderr).contains("chattr") => {
+                return eprintln!("SKIPPED immutable: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            Ok(output) => panic!("{}", String::from_utf8_lossy(&output.stderr)),
+            Err(_) => return eprintln!("SKIPPED immutable: python3 is missing"),
+        }
+        mount.settle();
+        let tree = storage.tree("vol");
+        assert_eq!(fs::read(tree.join("written")).expect("on the replica"), [b'x'; 100_000], "{cache}");
+        assert_eq!(fs::read(tree.join("appended")).expect("on the replica"), [b'y'; 100_000], "{cache}");
+        assert_eq!(&fs::read(tree.join("mapped")).expect("on the replica")[5000..5005], b"dirty", "{cache}");
+        for name in ["written", "mapped", "appended"] {
+            let refused = OpenOptions::new().write(true).open(mount.path().join(name)).expect_err("it is protected");
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{name}");
+            let unprotect = Command::new("chattr").args(["-i", "-a", name]).current_dir(mount.path()).status();
+            assert!(unprotect.is_ok_and(|status| status.success()));
+        }
+        assert_equal_and_unmount(&mount, &storage, "vol");
+    }
+}
