@@ -161,7 +161,7 @@ impl FileReader for OpenReader {
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(sys::stat(&self.fd)?.size)
+        sys::size(&self.fd)
     }
 }
 

@@ -138,7 +138,7 @@ pub fn despite_flags<T>(fd: impl AsFd, act: impl FnOnce() -> rustix::io::Result<
     rustix::fs::ioctl_setflags(&fd, flags - protecting)?;
     let done = act();
     if let Err(error) = rustix::fs::ioctl_setflags(&fd, flags) {
-        tracing::error!(%error, ?flags, "a file is not protected any more (chattr): it was written what was stored before, and could not be protected again");
+        tracing::error!(%error, ?flags, "a file lost its protection (chattr) while what was stored before was written, and could not be given it again: set it again");
     }
     done
 }

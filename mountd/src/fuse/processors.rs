@@ -52,15 +52,15 @@ impl Spare {
     }
 }
 
-/// Processors that this program may use.
+/// Processors that this program may use; looked up once.
 pub fn count() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Whether more threads of the machine want to run than there are processors for this program. Where the kernel does not tell, they do.
 pub fn are_wanted() -> bool {
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    runnable().is_none_or(|runnable| runnable > *COUNT.get_or_init(count))
+    runnable().is_none_or(|runnable| runnable > count())
 }
 
 /// Threads that run or could, the asking one among them. Fourth of `/proc/loadavg`; some 2 µs.

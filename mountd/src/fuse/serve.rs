@@ -52,8 +52,11 @@ impl Queue {
     }
 
     fn poll(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant) -> io::Result<Next<'_>> {
+        let Some(device) = &self.polling else { return Ok(Next::Nothing) };
         let patience = poll.patience(self.limit, since);
-        let Some(device) = self.polling.as_ref().filter(|_| !patience.is_zero()) else { return Ok(Next::Nothing) };
+        if patience.is_zero() {
+            return Ok(Next::Nothing);
+        }
         let mut at_once = true;
         loop {
             match device.try_take(buffer)? {

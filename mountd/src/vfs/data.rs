@@ -178,14 +178,14 @@ impl<J: Journal> Vfs<J> {
         let end_before = if is_zeroes(data) { Some(sys::size(&file.fd)?) } else { None };
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let written = loop {
-            match rustix::io::pwrite(&file.fd, data, offset) {
-                Err(rustix::io::Errno::INTR) => {}
+            let written = match rustix::io::pwrite(&file.fd, data, offset) {
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(rustix::io::Errno::PERM) if writer == Writer::PageCache => {
-                    let written = sys::despite_flags(&file.fd, || rustix::io::pwrite(&file.fd, data, offset));
-                    break self.failed_content(&cells, &file.inode, &mut state, written)?;
+                    sys::despite_flags(&file.fd, || rustix::io::pwrite(&file.fd, data, offset))
                 }
-                other => break self.failed_content(&cells, &file.inode, &mut state, other)?,
-            }
+                other => other,
+            };
+            break self.failed_content(&cells, &file.inode, &mut state, written)?;
         };
         if let Some(slot) = slot {
             if written > 0 {

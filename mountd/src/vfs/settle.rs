@@ -96,8 +96,8 @@ impl<J: Journal> Vfs<J> {
     /// Whether an fsync that does not wait for the replica has the mtime said. With `cache=writeback` it always has: there what the file
     /// below has may be another time than the kernel's, and is put right with it.
     pub(super) fn is_mtime_due(&self, inode: &Inode) -> bool {
-        let said = inode.lock().mtime_said;
-        self.cache_mode == CacheMode::Writeback || said.is_none_or(|said| said.elapsed() >= SAID_EVERY)
+        self.cache_mode == CacheMode::Writeback
+            || inode.lock().mtime_said.is_none_or(|said| said.elapsed() >= SAID_EVERY)
     }
 
     /// With `cache=writeback` the kernel knows its own size and mtime, but not how many blocks it became: makes it ask.

@@ -1,26 +1,24 @@
 //! Memory: kept while there is work, and given back to the system when there is none.
 
-/// Memory that the allocator takes from the system at a time.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const TAKEN_BYTES: libc::c_int = 1 << 20;
-/// Freed memory at its end that it keeps: what a mount's window may take, by default.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const KEPT_BYTES: libc::c_int = 64 << 20;
-/// From this length on a piece is taken from the system, and given back, by itself.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const APART_BYTES: libc::c_int = 32 << 20;
-
 /// For a program whose memory grows and shrinks all the time by small pieces: freed memory stays with it, in one heap for all threads, until
 /// [`give_back`]. By default each thread has a heap that grows by 4 KiB at a time, and is cut to its length again: a system call and a page
 /// fault for each write of 4 KiB that waits to be sent. For the start of the program, before there are threads.
 pub fn keep() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: the calls take no pointers. What is refused stays as it was.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_TOP_PAD, TAKEN_BYTES);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, APART_BYTES);
+    {
+        /// Memory that the allocator takes from the system at a time.
+        const TAKEN_BYTES: libc::c_int = 1 << 20;
+        /// Freed memory at its end that it keeps: what a mount's window may take, by default.
+        const KEPT_BYTES: libc::c_int = 64 << 20;
+        /// From this length on a piece is taken from the system, and given back, by itself.
+        const APART_BYTES: libc::c_int = 32 << 20;
+        // SAFETY: the calls take no pointers. What is refused stays as it was.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::mallopt(libc::M_TOP_PAD, TAKEN_BYTES);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, APART_BYTES);
+        }
     }
 }
 

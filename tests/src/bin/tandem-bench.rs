@@ -1,7 +1,7 @@
 //! Benches that need daemons of their own, in a temporary directory: `fsync [--writes N]`, `steady [--rate BYTES] [--seconds S]`,
 //! `hostile [--seconds S] [--kinds LIST]`, `tls [--mib N] [--rounds N] [--files N]`,
 //! `speed [--runs N] [--kinds LIST] [--families LIST] [--options LIST] [--json FILE] [--against FILE] ...`.
-//! Prints figures; exit code 1 if one is out of its bound (`--no-bound`: never).
+//! Prints figures; exit code 1 if one is out of its bound (`--no-bound`: never), and no round trip alone forbids it (`speed`).
 
 use std::{env, fs, path::Path, process::ExitCode, time::Duration};
 

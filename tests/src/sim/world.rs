@@ -191,7 +191,7 @@ impl World {
     fn send(&mut self, number: usize) {
         // A channel that is full, or a window in flight that is, takes no message for a while, and reading goes on: one may be far ahead of
         // the other, for a message or for most of a resync.
-        let (mut sends, reads) = if self.calm { (true, true) } else { (self.rng.chance(60), self.rng.chance(60)) };
+        let (sends, reads) = if self.calm { (true, true) } else { (self.rng.chance(60), self.rng.chance(60)) };
         let stops = !self.calm && self.rng.chance(3);
         let machine = &mut self.machines[number];
         if let Some(connection) = &mut machine.connection {
@@ -199,14 +199,13 @@ impl World {
                 connection.full_for = self.rng.below(STOPPED_MAX);
             }
             connection.full_for = if self.calm { 0 } else { connection.full_for.saturating_sub(1) };
-            sends &= connection.full_for == 0;
-        }
-        if let Some(connection) = &mut machine.connection
-            && sends
-            && connection.to_storage.len() < 20
-            && let Some(message) = machine.link.poll_message()
-        {
-            connection.to_storage.push_back(message);
+            if sends
+                && connection.full_for == 0
+                && connection.to_storage.len() < 20
+                && let Some(message) = machine.link.poll_message()
+            {
+                connection.to_storage.push_back(message);
+            }
         }
         if reads && let Some(step) = machine.link.poll_step() {
             machine.steps.push_back(step);

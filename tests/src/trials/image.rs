@@ -64,7 +64,8 @@ impl Image {
         &self.dir
     }
 
-    fn mount(&mut self) -> Result<(), String> {
+    /// Mounts it, with what is on the image now.
+    pub fn mount(&mut self) -> Result<(), String> {
         let found = system("losetup", &["--find", "--show", &self.file.to_string_lossy()])?;
         let device = PathBuf::from(found.stdout.trim());
         self.device = Some(device.clone());
@@ -98,7 +99,7 @@ impl Image {
     }
 
     /// Unmounts, and waits until the kernel has let go of it. Whoever used it must be gone.
-    fn unmount(&mut self) -> Result<(), String> {
+    pub fn unmount(&mut self) -> Result<(), String> {
         let mut last = String::new();
         let gone = eventually(LIMIT, || match rustix::mount::unmount(&self.dir, UnmountFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::INVAL) => !self.is_alive(),

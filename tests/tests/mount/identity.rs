@@ -1,17 +1,12 @@
 //! Replicas and folders that are not the ones they were: recognised, never synced over silently, each with its way on.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use tandem_tests::{
     compare,
     harness::{Lab, Mount, MountSpec, Storage, eventually},
     rng::content,
-    trials::image::{self, FileSystem},
+    trials::image::{FileSystem, Image},
 };
 
 use crate::support::{assert_equal_and_unmount, assert_replica_equal, files_below, fill_mixed, is_walk_pending};
@@ -21,40 +16,8 @@ fn copy(from: &Path, to: &Path) {
     assert!(copied.success());
 }
 
-/// A file system in a file, on a loop device.
-struct Image {
-    file: PathBuf,
-    at: PathBuf,
-}
-
-impl Image {
-    fn new(lab: &Lab, name: &str) -> Image {
-        let file = lab.path(&format!("{name}.img"));
-        fs::File::create(&file).and_then(|file| file.set_len(64 << 20)).expect("room");
-        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&file).status().expect("mkfs.ext4 runs");
-        assert!(made.success());
-        let image = Image { file, at: lab.new_dir(name) };
-        image.mount();
-        image
-    }
-
-    fn mount(&self) {
-        let mounted = Command::new("mount").args(["-o", "loop"]).arg(&self.file).arg(&self.at).status();
-        assert!(mounted.expect("mount runs").success());
-    }
-
-    fn unmount(&self) {
-        let gone = eventually(Duration::from_secs(5), || {
-            Command::new("umount").arg(&self.at).status().is_ok_and(|status| status.success())
-        });
-        assert!(gone, "{} is busy", self.at.display());
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
-    }
+fn image(lab: &Lab) -> Result<Image, String> {
+    Image::new(FileSystem::Ext4, &lab.path("disk.img"), 64 << 20, &lab.path("disk"))
 }
 
 fn synced(lab: &Lab, storage: &Storage, dir: &Path) -> Mount {
@@ -118,16 +81,16 @@ fn emptied_replica_is_refused() {
 fn backing_file_system_that_is_not_mounted_is_not_a_deletion_of_everything() {
     let Some(lab) = Lab::new("not-mounted") else { return };
     let storage = lab.storage();
-    let image = Image::new(&lab, "disk");
-    let mount = synced(&lab, &storage, &image.at);
+    let mut image = image(&lab).expect("loop devices");
+    let mount = synced(&lab, &storage, image.dir());
     mount.unmount();
-    image.unmount();
-    assert_refused(&lab, &storage, &image.at, &["not the directory that was mounted here before", "not be mounted"]);
+    image.unmount().expect("nobody uses it");
+    assert_refused(&lab, &storage, image.dir(), &["not the directory that was mounted here before", "not be mounted"]);
     // Also without the server, and also if something lies in the bare directory.
-    fs::write(image.at.join("stray"), "x").expect("writable");
-    assert_refused(&lab, &storage, &image.at, &["not the directory that was mounted here before", "init=push"]);
-    fs::remove_file(image.at.join("stray")).expect("there");
-    image.mount();
+    fs::write(image.dir().join("stray"), "x").expect("writable");
+    assert_refused(&lab, &storage, image.dir(), &["not the directory that was mounted here before", "init=push"]);
+    fs::remove_file(image.dir().join("stray")).expect("there");
+    image.mount().expect("it was mounted before");
     mount.start_again().expect("the right one");
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
@@ -136,22 +99,22 @@ fn backing_file_system_that_is_not_mounted_is_not_a_deletion_of_everything() {
 fn folder_that_was_restored_from_a_snapshot_is_refused_and_pushed_on_demand() {
     let Some(lab) = Lab::new("went-back") else { return };
     let storage = lab.storage();
-    let image = Image::new(&lab, "disk");
-    let mount = synced(&lab, &storage, &image.at);
+    let mut image = image(&lab).expect("loop devices");
+    let mount = synced(&lab, &storage, image.dir());
     mount.unmount();
-    image.unmount();
+    image.unmount().expect("nobody uses it");
     let snapshot = lab.path("snapshot.img");
-    fs::copy(&image.file, &snapshot).expect("room");
-    image.mount();
+    fs::copy(lab.path("disk.img"), &snapshot).expect("room");
+    image.mount().expect("it was mounted before");
     mount.start_again().expect("known");
     fs::write(mount.path().join("precious"), "2").expect("writable");
     fs::write(mount.path().join("later"), content(3, 30_000)).expect("writable");
     assert_equal_and_unmount(&mount, &storage, "vol");
-    image.unmount();
-    fs::copy(&snapshot, &image.file).expect("room");
-    image.mount();
-    assert_refused(&lab, &storage, &image.at, &["older than it was", "snapshot", "init=push", "init=pull"]);
-    let pushed = lab.mount_with(&MountSpec::new(&storage, "vol", &image.at).options("init=push"));
+    image.unmount().expect("nobody uses it");
+    fs::copy(&snapshot, lab.path("disk.img")).expect("room");
+    image.mount().expect("it was mounted before");
+    assert_refused(&lab, &storage, image.dir(), &["older than it was", "snapshot", "init=push", "init=pull"]);
+    let pushed = lab.mount_with(&MountSpec::new(&storage, "vol", image.dir()).options("init=push"));
     assert_replica_equal(&pushed, &storage, "vol");
     assert_eq!(fs::read(storage.tree("vol").join("precious")).expect("there"), b"1");
     let kept = files_below(&storage.history("vol"));
@@ -259,8 +222,7 @@ fn ten_thousand_files_changed_around_the_mount_do_not_delay_it_and_are_made_equa
 #[test]
 fn what_others_changed_is_on_the_folders_disk_before_it_is_on_the_replica() {
     let Some(lab) = Lab::new("walk-power") else { return };
-    let disk = lab.new_dir("disk");
-    let mut image = match image::Image::new(FileSystem::Ext4, &lab.path("disk.img"), 64 << 20, &disk) {
+    let mut image = match image(&lab) {
         Ok(image) => image,
         Err(why) => return eprintln!("SKIPPED: {why}"),
     };
@@ -270,7 +232,7 @@ fn what_others_changed_is_on_the_folders_disk_before_it_is_on_the_replica() {
     }
     lab.allow("the shadow does not count", "the folder's file system is mounted anew");
     let storage = lab.storage();
-    let (dir, state) = (disk.join("folder"), disk.join("state"));
+    let (dir, state) = (image.dir().join("folder"), image.dir().join("state"));
     fs::create_dir(&dir).expect("a new file system takes a directory");
     fill_mixed(&dir, 30, 43);
     let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &dir).state(&state));
@@ -287,5 +249,4 @@ fn what_others_changed_is_on_the_folders_disk_before_it_is_on_the_replica() {
     assert!(dir.join("around").exists(), "the replica has what the folder lost");
     mount.start_again().expect("known");
     assert_equal_and_unmount(&mount, &storage, "vol");
-    drop(mount);
 }

@@ -197,15 +197,13 @@ fn what_was_written_before_a_file_was_made_immutable_arrives() {
         let storage = lab.storage();
         let spec = MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options(&format!("cache={cache}"));
         let mount = lab.mount_with(&spec);
-        let script = "import mmap,os,subprocess,sys
+        let script = "import mmap,subprocess
 w=open('written','wb'); w.write(b'x'*100000); w.flush()
 m=open('mapped','w+b'); m.truncate(8192); p=mmap.mmap(m.fileno(),8192); p[5000:5005]=b'dirty'
 a=open('appended','ab'); a.write(b'y'*100000); a.flush()
 for flag,name in (('+i','written'),('+i','mapped'),('+a','appended')): subprocess.run(['chattr',flag,name],check=True)
 ";
-        let mut chattr = Command::new("python3");
-        chattr.args(["-c", script]).current_dir(mount.path());
-        match chattr.output() {
+        match Command::new("python3").args(["-c", script]).current_dir(mount.path()).output() {
             Ok(output) if output.status.success() => {}
             Ok(output) if String::from_utf8_lossy(&output.stderr).contains("chattr") => {
                 return eprintln!("SKIPPED immutable: {}", String::from_utf8_lossy(&output.stderr));

@@ -12,6 +12,8 @@ use std::{
 use fuser::{Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, ReplyAttr, ReplyXattr, Request};
 use rustix::io::Errno as Refused;
 
+use crate::harness::median;
+
 /// Requests of which one figure is made.
 const BATCH: u32 = 1000;
 /// Figures of which the median is taken.
@@ -58,7 +60,7 @@ pub fn request_seconds(dir: &Path) -> io::Result<f64> {
 
 fn ask(dir: &Path) -> io::Result<f64> {
     let root = File::open(dir)?;
-    let mut seconds = Vec::with_capacity(BATCHES);
+    let mut times = Vec::with_capacity(BATCHES);
     for _ in 0..BATCHES {
         let begun = Instant::now();
         for _ in 0..BATCH {
@@ -67,8 +69,7 @@ fn ask(dir: &Path) -> io::Result<f64> {
                 other => return Err(io::Error::other(format!("the bare file system answers {other:?}"))),
             }
         }
-        seconds.push(begun.elapsed().as_secs_f64() / f64::from(BATCH));
+        times.push(begun.elapsed());
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[BATCHES / 2])
+    Ok(median(&mut times).as_secs_f64() / f64::from(BATCH))
 }

@@ -42,6 +42,9 @@ pub struct Places {
     _storage: Option<Storage>,
 }
 
+/// Kinds of requests that nobody waits for, or that the kernel also makes ahead.
+const NOT_AWAITED: [&str; 3] = ["release", "read", "other"];
+
 impl Measured {
     /// Waits until what was done is on the disk, and on the replica if it is live.
     pub fn quiet(&self) -> io::Result<()> {
@@ -53,12 +56,7 @@ impl Measured {
         rustix::fs::sync();
         Ok(())
     }
-}
 
-/// Kinds of requests that nobody waits for, or that the kernel also makes ahead.
-const NOT_AWAITED: [&str; 3] = ["release", "read", "other"];
-
-impl Measured {
     /// Requests of the kernel that somebody waited for, so far; `None`: no mount of ours.
     pub fn requests(&self) -> Option<u64> {
         let ops = self.mount.as_ref()?.status().ops;
