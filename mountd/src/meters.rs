@@ -3,7 +3,7 @@
 //! On the way of every request, so it costs a few atomic additions; files are counted by sampling. Everything is bounded.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -14,6 +14,7 @@ use tandem_proto::{
     figures::{BUCKETS, bucket},
     pb,
 };
+use tandem_runtime::map::QuickMap;
 
 /// Kinds of calls that are told apart, by opcode of the kernel.
 const KINDS: [(&str, &[u32]); 16] = [
@@ -84,7 +85,7 @@ struct Kind {
 
 struct Files {
     began: Instant,
-    now: HashMap<u64, u64>,
+    now: QuickMap<u64, u64>,
     /// Bytes a second, of the time before.
     before: Vec<(u64, u64)>,
 }
@@ -106,7 +107,7 @@ impl Default for Meters {
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             tick: AtomicU64::new(0),
-            files: Mutex::new(Files { began: Instant::now(), now: HashMap::new(), before: Vec::new() }),
+            files: Mutex::new(Files { began: Instant::now(), now: QuickMap::default(), before: Vec::new() }),
             syncs: Mutex::default(),
         }
     }

@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use bytes::Bytes;
 use support::{
     model::Model,
     recorder::Recorder,
@@ -17,7 +18,8 @@ use tandem_mountd::{
     backing::Backing,
     commit::{MarkCell, marks::WHOLE_FILE},
     vfs::{
-        Caller, CopyRange, FsyncMode, FsyncRules, Making, Place, SetAttr, SetTime, Vfs, VfsResult, inodes::ROOT_NODE,
+        Caller, CopyRange, FsyncMode, FsyncRules, Making, Place, SetAttr, SetTime, Vfs, VfsResult, Write, Writer,
+        inodes::ROOT_NODE,
     },
 };
 use tandem_proto::{Timestamp, limits::MARK_BLOCK};
@@ -337,11 +339,74 @@ fn an_unprivileged_write_takes_set_ids_away_and_says_so() {
 }
 
 #[test]
-fn default_acls_replace_the_umask_and_are_inherited_in_the_op() {
+fn who_writes_goes_on_before_the_op_is_filled_and_its_place_is_reserved() {
+    let world = world();
+    let (_, opened) = world.vfs.create(making(ROOT_NODE, "f"), 0o644, libc::O_RDWR).expect("create");
+    let before = world.recorder.len();
+    let writer = Writer::Call { kills_privileges: true };
+    let write = Write { handle: opened.handle, offset: 0, data: b"said", writer };
+    let mut told = Vec::new();
+    let tell = |written| {
+        let read = std::fs::read(world.dir.path().join("f")).expect("it is there");
+        told.push((written, read, world.recorder.len() - before, world.recorder.open()));
+    };
+    assert_eq!(world.vfs.write_keeping(caller(), write, Bytes::copy_from_slice, tell).expect("written"), 4);
+    assert_eq!(told, [(4, b"said".to_vec(), 1, 1)]);
+    assert_eq!(world.recorder.open(), 0);
+    world.check("a write that was answered early");
+}
+
+#[test]
+fn what_a_write_still_has_to_take_away_is_taken_before_it_is_answered() {
+    let world = world();
+    let (entry, opened) = world.vfs.create(making(ROOT_NODE, "s"), 0o4755, libc::O_RDWR).expect("create");
+    let write = Write { handle: opened.handle, offset: 0, data: b"x", writer: Writer::Call { kills_privileges: true } };
+    let mut told = Vec::new();
+    let tell = |_| told.push(world.vfs.getattr(entry.node, None).expect("stat").mode & 0o7777);
+    world.vfs.write_keeping(caller(), write, Bytes::copy_from_slice, tell).expect("written");
+    assert_eq!(told, [0o755]);
+    world.check("set ids before the answer");
+}
+
+#[test]
+fn what_a_file_lacked_at_birth_is_noticed_once_somebody_gives_it() {
     let world = world();
     let vfs = &world.vfs;
-    let dir = vfs.mkdir(making(ROOT_NODE, "acl"), 0o755).expect("mkdir");
-    // user::rwx group::rwx mask::rwx other::r-x user:1000:rwx
+    let (file, opened) = vfs.create(making(ROOT_NODE, "f"), 0o644, libc::O_RDWR).expect("create");
+    let chmod = |mode| {
+        let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+        vfs.setattr(caller(), file.node, None, set).expect("chmod");
+    };
+    let [acl, capability] = ["system.posix_acl_access", "security.capability"].map(OsStr::new);
+    chmod(0o640);
+    assert!(vfs.getxattr(file.node, capability).is_err() && vfs.getxattr(file.node, acl).is_err());
+    if let Err(error) = vfs.setxattr(caller(), file.node, acl, &some_acl(), 0) {
+        eprintln!("SKIPPED: no ACLs here: {error}");
+        return;
+    }
+    let given = vfs.getxattr(file.node, acl).expect("given");
+    chmod(0o600);
+    assert_ne!(vfs.getxattr(file.node, acl).expect("it stays"), given, "its mask is part of the mode");
+    world.check("an ACL after a chmod");
+    // CAP_NET_RAW, effective, version 2.
+    let raw = [&0x0200_0001u32.to_le_bytes()[..], &0x2000u32.to_le_bytes(), &[0; 12]].concat();
+    if let Err(error) = vfs.setxattr(caller(), file.node, capability, &raw, 0) {
+        eprintln!("SKIPPED: no capabilities here: {error}");
+        return;
+    }
+    assert_eq!(vfs.getxattr(file.node, capability).expect("given"), raw);
+    let chown = SetAttr { uid: Some(caller().uid), ..SetAttr::default() };
+    vfs.setattr(caller(), file.node, None, chown).expect("chown");
+    assert!(vfs.getxattr(file.node, capability).is_err(), "a chown takes it");
+    world.check("a capability after a chown");
+    chmod(0o4755);
+    vfs.write(caller(), opened.handle, 0, b"x", true).expect("write");
+    assert_eq!(vfs.getattr(file.node, None).expect("stat").mode & 0o7777, 0o755);
+    world.check("suid after a write");
+}
+
+/// user::rwx group::rwx mask::rwx other::r-x user:1000:rwx
+fn some_acl() -> Vec<u8> {
     let entries: [(u16, u16, u32); 5] = [(0x01, 7, !0), (0x02, 7, 1000), (0x04, 7, !0), (0x10, 7, !0), (0x20, 5, !0)];
     let mut acl = 2u32.to_le_bytes().to_vec();
     for (tag, perm, id) in entries {
@@ -349,6 +414,15 @@ fn default_acls_replace_the_umask_and_are_inherited_in_the_op() {
         acl.extend_from_slice(&perm.to_le_bytes());
         acl.extend_from_slice(&id.to_le_bytes());
     }
+    acl
+}
+
+#[test]
+fn default_acls_replace_the_umask_and_are_inherited_in_the_op() {
+    let world = world();
+    let vfs = &world.vfs;
+    let dir = vfs.mkdir(making(ROOT_NODE, "acl"), 0o755).expect("mkdir");
+    let acl = some_acl();
     let name = OsStr::new("system.posix_acl_default");
     if let Err(error) = vfs.setxattr(caller(), dir.node, name, &acl, 0) {
         eprintln!("SKIPPED: no ACLs here: {error}");

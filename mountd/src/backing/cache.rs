@@ -1,9 +1,10 @@
 //! A bounded cache of O_PATH descriptors: two generations, so that a use and an insert are both constant.
 
-use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use parking_lot::Mutex;
 use tandem_proto::InodeId;
+use tandem_runtime::map::QuickMap;
 
 /// Descriptors by id; those not used for a generation are closed.
 pub struct PathCache {
@@ -13,8 +14,8 @@ pub struct PathCache {
 
 #[derive(Default)]
 struct Generations {
-    young: HashMap<InodeId, Arc<OwnedFd>>,
-    old: HashMap<InodeId, Arc<OwnedFd>>,
+    young: QuickMap<InodeId, Arc<OwnedFd>>,
+    old: QuickMap<InodeId, Arc<OwnedFd>>,
 }
 
 impl PathCache {
@@ -59,8 +60,8 @@ impl PathCache {
 }
 
 impl Generations {
-    fn insert(&mut self, half: usize, id: InodeId, fd: Arc<OwnedFd>) -> HashMap<InodeId, Arc<OwnedFd>> {
-        let mut closed = HashMap::new();
+    fn insert(&mut self, half: usize, id: InodeId, fd: Arc<OwnedFd>) -> QuickMap<InodeId, Arc<OwnedFd>> {
+        let mut closed = QuickMap::default();
         if self.young.len() >= half {
             closed = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
         }

@@ -247,15 +247,25 @@ const XATTR_MAX: usize = 64 << 10;
 
 /// Value of an extended attribute; `None`: there is none.
 pub fn get_xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Bytes>> {
+    let mut short = [0; 256];
+    // Without a path, where that is enough: not for O_PATH descriptors.
+    match rustix::fs::fgetxattr(fd.as_fd(), name, &mut short) {
+        Ok(len) => return Ok(Some(Bytes::copy_from_slice(&short[..len]))),
+        Err(Errno::NODATA | Errno::NOTSUP) => return Ok(None),
+        Err(_) => {}
+    }
     let path = ProcPath::new(fd);
-    let mut value = Vec::with_capacity(256);
-    loop {
-        match rustix::fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(&mut value)) {
-            Ok(_) => return Ok(Some(value.into())),
-            Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOTSUP) => return Ok(None),
-            Err(rustix::io::Errno::RANGE) if value.capacity() < XATTR_MAX => value = Vec::with_capacity(XATTR_MAX),
-            Err(error) => return Err(error.into()),
-        }
+    match rustix::fs::getxattr(path.as_str(), name, &mut short) {
+        Ok(len) => return Ok(Some(Bytes::copy_from_slice(&short[..len]))),
+        Err(Errno::NODATA | Errno::NOTSUP) => return Ok(None),
+        Err(Errno::RANGE) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut value = Vec::with_capacity(XATTR_MAX);
+    match rustix::fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(&mut value)) {
+        Ok(_) => Ok(Some(value.into())),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -337,7 +347,12 @@ pub fn remove_xattr(fd: impl AsFd, name: &OsStr) -> io::Result<()> {
 
 /// Sets permission bits through any descriptor.
 pub fn chmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
-    Ok(rustix::fs::chmod(ProcPath::new(fd).as_str(), Mode::from_raw_mode(mode))?)
+    let mode = Mode::from_raw_mode(mode);
+    match rustix::fs::fchmod(fd.as_fd(), mode) {
+        // An O_PATH descriptor.
+        Err(Errno::BADF) => Ok(rustix::fs::chmod(ProcPath::new(fd).as_str(), mode)?),
+        done => Ok(done?),
+    }
 }
 
 /// Sets owner and group; `None` keeps.

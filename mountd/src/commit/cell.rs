@@ -5,13 +5,12 @@
 //! ```
 //! Little endian. Encoding an op needs no memory of its own, and knows of its data only where it lies.
 
-use std::collections::HashSet;
-
 use tandem_proto::{
     Change, Changes, InodeId, Name, Position, Timestamp,
     fields::{Fields, put_id, put_position},
     limits::MARK_BLOCK,
 };
+use tandem_runtime::map::QuickSet;
 
 use crate::commit::{
     ATTRIBUTES, MarkCell,
@@ -163,7 +162,7 @@ impl Cell {
 /// Inodes whose content was changed by an op that did not tell the mtime: that follows as an op of its own when the writing pauses, so
 /// until then their mtime differs without a cell that says so.
 #[derive(Clone, Debug, Default)]
-pub struct Untimed(HashSet<InodeId>);
+pub struct Untimed(QuickSet<InodeId>);
 
 impl Untimed {
     /// Learns from an op.

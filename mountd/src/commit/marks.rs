@@ -15,14 +15,11 @@
 //! that one's mark is older than its birth; else its next change needs a mark of its own.
 //! Pure: no I/O; time is an argument.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use smallvec::SmallVec;
 use tandem_proto::{Change, Changes, InodeId, Position, Seq};
-use tandem_runtime::mutant;
+use tandem_runtime::{map::QuickMap, mutant};
 
 use crate::commit::{ATTRIBUTES, MarkCell};
 
@@ -99,9 +96,9 @@ pub enum Check {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Marks {
-    marks: HashMap<MarkCell, Mark>,
-    blocks: HashMap<InodeId, u32>,
-    births: HashMap<InodeId, Birth>,
+    marks: QuickMap<MarkCell, Mark>,
+    blocks: QuickMap<InodeId, u32>,
+    births: QuickMap<InodeId, Birth>,
     birth_order: VecDeque<InodeId>,
     last_generation: u64,
     /// Instead of [`HOT_KEPT`].

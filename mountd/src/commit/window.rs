@@ -85,7 +85,8 @@ impl Window {
         self.base
     }
 
-    /// The newest op that touches an inode; if none that is held does, the last that is gone.
+    /// The newest op that touches an inode, or may: what a reserved slot will hold is not known. If none that is held does, the last that
+    /// is gone.
     pub fn last_of(&self, id: &InodeId) -> Seq {
         let touches = |change: &Change| match change {
             Change::Birth { id: of, .. }
@@ -99,7 +100,7 @@ impl Window {
         };
         let newest = self.slots.iter().enumerate().rev().find(|(_, slot)| match slot {
             SlotState::Filled(op) => op.changes.iter().any(touches),
-            SlotState::Reserved => false,
+            SlotState::Reserved => true,
         });
         newest.map_or(self.base, |(at, _)| self.base.plus(at as u64 + 1))
     }

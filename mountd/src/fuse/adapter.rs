@@ -20,7 +20,7 @@ use super::{
 use crate::{
     commit::waiters::Ticket,
     meters::Meters,
-    vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsResult, Writer},
+    vfs::{CopyRange, Entry, Journal, Making, Place, Vfs, VfsResult, Write, Writer},
 };
 
 /// What all threads that take requests share.
@@ -235,16 +235,25 @@ impl<J: Journal> Adapter<J> {
             Some(buffer) => buffer.keep(part),
             None => Bytes::copy_from_slice(part),
         };
-        let result = self.vfs.write_keeping(caller(&header), handle, offset, data, writer, keep);
+        let syncs = size > 0 && file_flags & libc::O_DSYNC != 0 && self.vfs.syncs_writes(handle);
+        let mut reply = Some(reply);
+        let tell = |written| {
+            if !syncs && let Some(reply) = reply.take() {
+                answer_written(reply, Ok(written));
+            }
+        };
+        let write = Write { handle, offset, data, writer };
+        let result = self.vfs.write_keeping(caller(&header), write, keep, tell);
         if let Ok(written) = &result {
             self.meters.written(header.node, *written);
         }
-        match result {
-            Ok(written) if written > 0 && file_flags & libc::O_DSYNC != 0 && self.vfs.syncs_writes(handle) => {
+        match (reply, result) {
+            (None, _) => {}
+            (Some(reply), Ok(written)) if written > 0 => {
                 let data_only = file_flags & libc::O_SYNC != libc::O_SYNC;
                 self.sync(header, handle, data_only, move |synced| answer_written(reply, synced.map(|()| written)));
             }
-            result => answer_written(reply, result),
+            (Some(reply), result) => answer_written(reply, result),
         }
         Ok(())
     }

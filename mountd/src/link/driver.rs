@@ -231,9 +231,7 @@ impl Driver {
     fn show(&self) {
         let facts = self.core.facts();
         self.commit.set_connected(matches!(facts.state, "initial" | "live" | "lagging" | "catching-up"));
-        // The network runtime has one thread, which is this one.
-        let bulk = matches!(facts.state, "initial" | "catching-up");
-        priority::take(if bulk { self.shared.patience() } else { Priority::Prompt });
+        self.take_priority();
         let mut shown = self.shared.facts.lock();
         let changed = shown.state != facts.state || shown.reason != facts.reason;
         if shown.state != facts.state {
@@ -244,6 +242,15 @@ impl Driver {
         if changed {
             self.shared.changed.send_modify(|count| *count += 1);
         }
+    }
+
+    /// The network runtime has one thread, which is this one.
+    fn take_priority(&self) {
+        priority::take(match self.core.state() {
+            LinkState::Initial | LinkState::CatchingUp => self.shared.patience(),
+            _ if self.pace.is_prompt(self.now()) => Priority::Prompt,
+            _ => Priority::Usual,
+        });
     }
 
     /// Shows a change of state at once, and not with the next tick: who waited for an op that a resync published, and then asks for the
@@ -344,7 +351,10 @@ impl Driver {
                 // While batches rest, who fills ops wakes nobody.
                 () = self.commit.wait_filled(), if rest.is_none() => {}
                 () = tokio::time::sleep(rest.unwrap_or_default()), if rest.is_some() => {}
-                () = self.commit.wait_hurry() => self.pace.handle_hurry(),
+                () = self.commit.wait_hurry() => {
+                    self.pace.handle_hurry(self.now());
+                    self.take_priority();
+                }
                 permit = out.reserve(), if full => if permit.is_err() {
                     return SessionEnd::Cut(format!("{} ended the connection", self.server));
                 },

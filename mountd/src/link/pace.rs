@@ -21,19 +21,25 @@ pub const REST: Duration = Duration::from_millis(1);
 /// The rest doubles up to this while ops come without a pause.
 pub const REST_MAX: Duration = Duration::from_millis(4);
 
+/// So long after somebody waited the link's thread runs as soon as it is woken. Otherwise it would take a processor, each time that there
+/// is something to send, from who is writing.
+pub const PROMPT_FOR: Duration = Duration::from_secs(1);
+
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     /// The end of the last rest, and how long that was.
     last: Option<(Duration, Duration)>,
     resting: bool,
+    /// When somebody waited last.
+    waited: Option<Duration>,
 }
 
 impl Pace {
     /// Everything there was has been sent. `waited`: somebody waited for the replica since the last time.
     pub fn handle_sent(&mut self, now: Duration, waited: bool) {
         if waited {
-            *self = Pace::default();
+            self.handle_hurry(now);
             return;
         }
         let rest = match self.last {
@@ -45,8 +51,13 @@ impl Pace {
     }
 
     /// Somebody waits for what was not sent yet.
-    pub fn handle_hurry(&mut self) {
-        *self = Pace::default();
+    pub fn handle_hurry(&mut self, now: Duration) {
+        *self = Pace { waited: Some(now), ..Pace::default() };
+    }
+
+    /// Whether somebody waits, or did a moment ago.
+    pub fn is_prompt(&self, now: Duration) -> bool {
+        self.waited.is_some_and(|waited| now < waited + PROMPT_FOR)
     }
 
     /// How long to rest from now on; `None`: batches may go.
@@ -61,7 +72,7 @@ impl Pace {
 mod tests {
     use std::time::Duration;
 
-    use super::{Pace, REST, REST_MAX};
+    use super::{PROMPT_FOR, Pace, REST, REST_MAX};
 
     #[test]
     fn the_first_goes_at_once_the_next_after_a_rest_and_what_is_or_was_waited_for_at_once() {
@@ -71,10 +82,13 @@ mod tests {
         assert_eq!(pace.rest(now + REST / 4), Some(REST * 3 / 4));
         assert_eq!(pace.rest(now + REST), None);
         pace.handle_sent(now + REST, false);
-        pace.handle_hurry();
+        assert!(!pace.is_prompt(now));
+        pace.handle_hurry(now + REST);
         assert_eq!(pace.rest(now + REST), None);
-        pace.handle_sent(now + REST, true);
-        assert_eq!(pace.rest(now + REST), None);
+        pace.handle_sent(now + 2 * REST, true);
+        assert_eq!(pace.rest(now + 2 * REST), None);
+        pace.handle_sent(now + 3 * REST, false);
+        assert!(pace.is_prompt(now + PROMPT_FOR) && !pace.is_prompt(now + 2 * REST + PROMPT_FOR));
     }
 
     #[test]

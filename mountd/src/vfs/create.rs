@@ -21,7 +21,7 @@ use super::{
     caller::adopt_umask,
     checked_name,
     data::backing_flags,
-    inodes::{Inode, Locks, Privileges},
+    inodes::{Inode, Locks},
     mtime_change,
 };
 use crate::{
@@ -175,18 +175,18 @@ impl<J: Journal> Vfs<J> {
         let made = self.failed_names(&mut slot, caller, &[(&dir, &dir_fd)], make(dir_fd.as_fd(), name))?;
         let born = self.adopt(caller, &dir_fd, name, made).and_then(|(born, dir_stat)| {
             // What is excluded changes nothing but the time of its directory.
-            let changes = match outside {
-                true => smallvec![mtime_change(dir.id, &dir_stat)],
+            let (changes, has_xattrs) = match outside {
+                true => (smallvec![mtime_change(dir.id, &dir_stat)], true),
                 false => birth_changes(&dir, op_name, &born, &dir_stat)?,
             };
-            Ok((born, changes))
+            Ok((born, changes, has_xattrs))
         });
         let born = born.inspect_err(|_| {
             // What cannot be told to the replica must not stay.
             let _ = remove_born(dir_fd.as_fd(), name);
         });
         // Also if it went again: the directory's mtime is another.
-        let (born, changes) = self.unsaid(&cells, born)?;
+        let (born, changes, has_xattrs) = self.unsaid(&cells, born)?;
         if let Some(slot) = slot {
             slot.fill(caller.origin(), changes);
         }
@@ -202,10 +202,7 @@ impl<J: Journal> Vfs<J> {
         if outside {
             inode.set_outside(true, &mut state);
         }
-        if born.stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
-            // Nobody gives capabilities at birth; so the first write need not look.
-            state.privileges = Privileges::Absent;
-        }
+        state.born(born.stat.mode, has_xattrs);
         drop(state);
         Ok((self.entry(&inode, born.stat), born.fd, inode))
     }
@@ -245,15 +242,18 @@ impl<J: Journal> Vfs<J> {
     }
 }
 
-fn birth_changes(dir: &Inode, name: Name, born: &Born, dir_stat: &Stat) -> VfsResult<Changes> {
+/// What a birth is, and whether it came with xattrs.
+fn birth_changes(dir: &Inode, name: Name, born: &Born, dir_stat: &Stat) -> VfsResult<(Changes, bool)> {
     let mut changes: Changes = smallvec![
         Change::Birth { id: born.id, kind: sys::kind(&born.fd, &born.stat)? },
         attr_change(born.id, &born.stat),
     ];
-    changes.extend(xattr_changes(born.id, &born.fd)?);
+    let xattrs = xattr_changes(born.id, &born.fd)?;
+    let has_xattrs = !xattrs.is_empty();
+    changes.extend(xattrs);
     changes.push(Change::Entry { dir: dir.id, name, old: None, new: Some(born.id) });
     changes.push(mtime_change(dir.id, dir_stat));
-    Ok(changes)
+    Ok((changes, has_xattrs))
 }
 
 /// What a new inode has beside its attributes: inherited ACLs, labels, and what it was given before its first name.

@@ -54,6 +54,19 @@ pub(super) fn backing_flags(flags: i32) -> OFlags {
     mode | OFlags::CLOEXEC | OFlags::NONBLOCK
 }
 
+/// A write that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// Through this handle.
+    pub handle: u64,
+    /// From here on.
+    pub offset: u64,
+    /// What is written.
+    pub data: &'a [u8],
+    /// By whom.
+    pub writer: Writer,
+}
+
 /// Who writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
@@ -104,6 +117,8 @@ impl<J: Journal> Vfs<J> {
     pub(super) fn opened(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32, readable: bool) -> Opened {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let access = Access::of(flags, self.cache_mode);
+        let fd = Arc::new(fd);
+        inode.note_open(&fd);
         Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable, access }), access }
     }
 
@@ -153,18 +168,18 @@ impl<J: Journal> Vfs<J> {
         kill_privileges: bool,
     ) -> VfsResult<usize> {
         let writer = Writer::Call { kills_privileges: kill_privileges };
-        self.write_keeping(caller, handle, offset, data, writer, Bytes::copy_from_slice)
+        self.write_keeping(caller, Write { handle, offset, data, writer }, Bytes::copy_from_slice, |_| {})
     }
 
-    /// Writes; how much. `keep` keeps what was written, for its op.
+    /// Writes; how much. `keep` keeps what was written, for its op. `tell` is told how much as soon as nothing can fail any more, before the
+    /// op is filled: who waits goes on meanwhile. Its place in the order is reserved and its cells are locked, so whatever he does next
+    /// comes after it.
     pub fn write_keeping(
         &self,
         caller: Caller,
-        handle: u64,
-        offset: u64,
-        data: &[u8],
-        writer: Writer,
+        Write { handle, offset, data, writer }: Write<'_>,
         keep: impl FnOnce(&[u8]) -> Bytes,
+        tell: impl FnOnce(usize),
     ) -> VfsResult<usize> {
         let file = self.file(handle)?;
         let data = &data[..data.len().min(limits::DATA_MAX)];
@@ -187,6 +202,12 @@ impl<J: Journal> Vfs<J> {
             };
             break self.failed_content(&cells, &file.inode, &mut state, written)?;
         };
+        // Whose name it bears has to be asked while he still waits.
+        let origin = caller.origin();
+        let mut tell = Some(tell);
+        if !before.present {
+            tell.take().into_iter().for_each(|tell| tell(written));
+        }
         if let Some(slot) = slot {
             if written > 0 {
                 let mut changes: Changes = match end_before {
@@ -195,18 +216,20 @@ impl<J: Journal> Vfs<J> {
                 };
                 let cleared = self.clear_privileges(&file, before, kill, &mut state, &mut changes);
                 let said = self.say_mtime(&file, &mut state, &mut changes);
-                slot.fill(caller.origin(), changes);
+                slot.fill(origin, changes);
                 cleared?;
-                if said {
-                    return Ok(written);
+                if !said {
+                    self.note_write(&file.inode, &mut state);
                 }
             } else {
                 slot.void();
+                self.note_write(&file.inode, &mut state);
             }
         } else {
             self.clear_privileges(&file, before, kill, &mut state, &mut Changes::new())?;
+            self.note_write(&file.inode, &mut state);
         }
-        self.note_write(&file.inode, &mut state);
+        tell.into_iter().for_each(|tell| tell(written));
         Ok(written)
     }
 

@@ -15,7 +15,7 @@ use super::{access::Access, inodes::Inode};
 /// An open file.
 pub struct OpenFile {
     /// Of the backing file.
-    pub fd: OwnedFd,
+    pub fd: Arc<OwnedFd>,
     /// The inode.
     pub inode: Arc<Inode>,
     /// Whether it may be written through this handle.

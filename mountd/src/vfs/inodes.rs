@@ -4,11 +4,11 @@
 //! holds the old inode; its lookups are counted per number, as the kernel counts them, and the generation tells the two apart.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::hash_map,
     ops::Deref,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -17,6 +17,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tandem_proto::{InodeId, Timestamp, stage::NodeType};
+use tandem_runtime::map::QuickMap;
 
 use crate::backing::sys::Stat;
 
@@ -54,6 +55,25 @@ pub struct InodeState {
     pub queued: bool,
     /// See [`Privileges`].
     pub privileges: Privileges,
+    /// It has no ACL that says who may access it: looked at, and none was set since.
+    pub lacks_acl: bool,
+}
+
+impl InodeState {
+    /// It was just born with this mode, and these xattrs said so.
+    pub fn born(&mut self, mode: u32, has_xattrs: bool) {
+        if mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
+            // Nobody gives capabilities at birth; so the first write need not look.
+            self.privileges = Privileges::Absent;
+        }
+        self.lacks_acl = !has_xattrs;
+    }
+
+    /// Its xattrs may be others.
+    pub fn forget_xattrs(&mut self) {
+        self.privileges = Privileges::Unknown;
+        self.lacks_acl = false;
+    }
 }
 
 /// One inode that the kernel, or a call under way, knows.
@@ -71,6 +91,8 @@ pub struct Inode {
     /// How often the state was locked.
     turns: AtomicU64,
     pin: Mutex<Option<Arc<OwnedFd>>>,
+    /// The last descriptor that was opened for a handle, as long as that lives.
+    open: Mutex<Weak<OwnedFd>>,
     /// It is excluded: no part of the volume. Then its state says `unnamed` as well.
     outside: AtomicBool,
     /// See [`super::promise`].
@@ -87,6 +109,7 @@ impl Inode {
             state: Mutex::default(),
             turns: AtomicU64::new(0),
             pin: Mutex::default(),
+            open: Mutex::default(),
             outside: AtomicBool::new(false),
             names: Mutex::default(),
         }
@@ -141,6 +164,16 @@ impl Inode {
         drop(old);
     }
 
+    /// It was opened: as long as it is, it is reached without being opened again.
+    pub fn note_open(&self, fd: &Arc<OwnedFd>) {
+        *self.open.lock() = Arc::downgrade(fd);
+    }
+
+    /// A descriptor of it that is open.
+    pub fn open(&self) -> Option<Arc<OwnedFd>> {
+        self.open.lock().upgrade()
+    }
+
     /// The descriptor that pins it.
     pub fn pinned(&self) -> Option<Arc<OwnedFd>> {
         self.pin.lock().clone()
@@ -175,7 +208,7 @@ const MUCH: usize = 50_000;
 /// The inodes that are known.
 pub struct InodeTable {
     root_ino: u64,
-    shards: [Mutex<HashMap<u64, Known>>; SHARDS],
+    shards: [Mutex<QuickMap<u64, Known>>; SHARDS],
     /// The most that were known when [`InodeTable::shrink`] last looked, since it last shrank.
     most: AtomicUsize,
 }
@@ -265,7 +298,7 @@ impl InodeTable {
         drop(dropped);
     }
 
-    fn shard(&self, node: u64) -> &Mutex<HashMap<u64, Known>> {
+    fn shard(&self, node: u64) -> &Mutex<QuickMap<u64, Known>> {
         &self.shards[(node % SHARDS as u64) as usize]
     }
 

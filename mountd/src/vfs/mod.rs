@@ -63,7 +63,7 @@ pub use self::{
     cache_mode::CacheMode,
     caller::Caller,
     create::Making,
-    data::{FsyncDone, Opened, Writer},
+    data::{FsyncDone, Opened, Write, Writer},
     dirs::{Listed, Sink},
     error::{VfsError, VfsResult},
     extents::CopyRange,
@@ -222,9 +222,9 @@ impl<J: Journal> Vfs<J> {
         self.handles.get(handle).ok_or(VfsError::BadHandle(handle))
     }
 
-    /// An O_PATH descriptor of an inode.
+    /// A descriptor of an inode: one that is open anyway, or one with O_PATH.
     fn fd(&self, inode: &Inode) -> VfsResult<Arc<OwnedFd>> {
-        if let Some(fd) = inode.pinned() {
+        if let Some(fd) = inode.pinned().or_else(|| inode.open()) {
             return Ok(fd);
         }
         match self.backing.path_fd(&inode.id)? {

@@ -12,7 +12,7 @@ use tandem_proto::{Change, Changes, Timestamp, limits, stage::NodeType};
 use super::{
     CacheMode, Caller, Journal, Reserved as _, Vfs, VfsResult, attr_change,
     data::{CAPABILITY, without_set_ids},
-    inodes::{Inode, Privileges},
+    inodes::{Inode, InodeState, Privileges},
 };
 use crate::{
     backing::sys::{self, Stat},
@@ -78,18 +78,23 @@ impl<J: Journal> Vfs<J> {
             (_, Some(_)) => Some(self.open_inode(&inode, OFlags::WRONLY | OFlags::NONBLOCK)?),
             (_, None) => None,
         };
-        let writer = opened.as_ref().or(file.as_ref().map(|file| &file.fd));
+        let writer = opened.as_ref().or(file.as_ref().map(|file| &*file.fd));
         let mut state = inode.lock();
         let capability_before = set.size.is_some() || set.uid.is_some() || set.gid.is_some() && inode.node_type == FILE;
-        let capability_before = capability_before && sys::get_xattr(&fd, CAPABILITY)?.is_some();
+        let capability_before =
+            capability_before && state.privileges != Privileges::Absent && sys::get_xattr(&fd, CAPABILITY)?.is_some();
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let done = self.failed(&cells, apply(caller, &fd, writer, &set));
-        state.privileges = Privileges::Unknown;
+        if set.mode.is_some_and(|mode| mode & (libc::S_ISUID | libc::S_ISGID) != 0)
+            || state.privileges == Privileges::Present
+        {
+            state.privileges = Privileges::Unknown;
+        }
         state.written = None;
         if let (CacheMode::Writeback, Some(SetTime::At(time))) = (self.cache_mode, set.mtime) {
             state.told_mtime = Some(time);
         }
-        let resulted = resulted(&inode, &fd, &set, capability_before);
+        let resulted = resulted(&inode, &fd, &set, capability_before, &mut state);
         if closed {
             self.look_again(&inode, &fd);
         }
@@ -149,18 +154,28 @@ const FAR_FUTURE_S: i64 = 1 << 33;
 const FILE: NodeType = NodeType::Regular;
 
 /// What an inode is after attributes were set, and the op that says so.
-fn resulted(inode: &Inode, fd: &Arc<OwnedFd>, set: &SetAttr, capability_before: bool) -> VfsResult<(Stat, Changes)> {
+fn resulted(
+    inode: &Inode,
+    fd: &Arc<OwnedFd>,
+    set: &SetAttr,
+    capability_before: bool,
+    state: &mut InodeState,
+) -> VfsResult<(Stat, Changes)> {
     let after = sys::stat(fd)?;
     let mut changes = Changes::new();
     if set.size.is_some() {
         changes.push(Change::Size { id: inode.id, size: after.size });
     }
     changes.push(attr_change(inode.id, &after));
-    if set.mode.is_some()
-        && let Some(acl) = sys::get_xattr(fd, ACL_ACCESS)?
-    {
+    if set.mode.is_some() && !state.lacks_acl {
+        let acl = sys::get_xattr(fd, ACL_ACCESS)?;
+        state.lacks_acl = acl.is_none();
         // The ACL's mask is part of the mode.
-        changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(ACL_ACCESS), value: Some(acl) });
+        changes.extend(acl.map(|acl| Change::Xattr {
+            id: inode.id,
+            name: Bytes::from_static(ACL_ACCESS),
+            value: Some(acl),
+        }));
     }
     if capability_before && sys::get_xattr(fd, CAPABILITY)?.is_none() {
         changes.push(Change::Xattr { id: inode.id, name: Bytes::from_static(CAPABILITY), value: None });

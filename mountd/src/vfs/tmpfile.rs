@@ -15,7 +15,7 @@ use super::{
     caller::adopt_umask,
     create::{Born, link_fd, xattr_changes},
     data::{backing_flags, read_back},
-    inodes::{Inode, InodeState, Privileges},
+    inodes::{Inode, InodeState},
 };
 use crate::{
     backing::sys,
@@ -39,9 +39,8 @@ impl<J: Journal> Vfs<J> {
         let inode = self.inodes.remember(id, &stat);
         let mut state = inode.lock();
         state.unnamed = true;
-        if stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
-            state.privileges = Privileges::Absent;
-        }
+        // What ACL it inherited was not looked at.
+        state.born(stat.mode, true);
         drop(state);
         inode.pin(Some(Arc::new(pin)));
         let entry = self.entry(&inode, stat);
@@ -63,7 +62,7 @@ impl<J: Journal> Vfs<J> {
         let Some(slot) = slot else { return Ok(()) };
         state.unnamed = false;
         state.written = None;
-        state.privileges = Privileges::Unknown;
+        state.forget_xattrs();
         inode.pin(None);
         let stat = self.unsaid(&cells, sys::stat(fd).map_err(Into::into))?;
         let mut changes: Changes = smallvec![Change::Birth { id: inode.id, kind: tandem_proto::NodeKind::Regular }];

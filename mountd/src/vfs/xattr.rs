@@ -12,6 +12,7 @@ use tandem_proto::{Change, Changes};
 
 use super::{
     Caller, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
+    data::CAPABILITY,
     inodes::{Inode, Privileges},
 };
 use crate::{
@@ -25,8 +26,13 @@ impl<J: Journal> Vfs<J> {
     /// Reads one; ENODATA if there is none.
     pub fn getxattr(&self, node: u64, name: &OsStr) -> VfsResult<Bytes> {
         let inode = self.inode(node)?;
-        let fd = self.fd(&inode)?;
         let no_data = || VfsError::from(rustix::io::Errno::NODATA);
+        if name.as_bytes() == CAPABILITY && inode.try_lock().is_some_and(|state| state.privileges == Privileges::Absent)
+        {
+            // The kernel asks before each chown.
+            return Err(no_data());
+        }
+        let fd = self.fd(&inode)?;
         sys::get_xattr(&fd, name.as_bytes())?.ok_or_else(no_data)
     }
 
@@ -81,7 +87,7 @@ impl<J: Journal> Vfs<J> {
         let closed = name.as_bytes() == ACL_ACCESS && self.backing.was_unreadable(&inode.id, &fd);
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let done = self.failed(&cells, change(&fd, &before).map_err(Into::into))?;
-        state.privileges = Privileges::Unknown;
+        state.forget_xattrs();
         if closed {
             self.look_again(&inode, &fd);
         }

@@ -64,6 +64,12 @@ impl Recorder {
     pub fn len(&self) -> usize {
         self.slots.lock().len()
     }
+
+    /// How many ops were reserved and are not filled.
+    #[allow(dead_code, reason = "not every test that shares this looks at slots")]
+    pub fn open(&self) -> usize {
+        self.slots.lock().iter().filter(|slot| slot.is_none()).count()
+    }
 }
 
 /// A reserved slot.

@@ -7,6 +7,7 @@ pub mod durable;
 pub mod failure;
 pub mod frame;
 pub mod gauge;
+pub mod map;
 pub mod memory;
 
 pub mod mutant;

@@ -2,13 +2,16 @@
 //!
 //! The record of ops: who changed what and when, for people. Apart from the debug log, and never part of a decision.
 //!
-//! One JSON object a line in `history/ops-NNNNNNNN.jsonl`, written by a thread of its own behind apply. Bounded: the oldest file
+//! One JSON object a line in `history/ops-NNNNNNNN.jsonl`, written by a thread of its own behind apply. Writes of one file by one process that
+//! follow each other are one line ([`writes`]): who writes a database page by page would fill the record in seconds, and keep a processor busy
+//! with it. Bounded: the oldest file
 //! goes when there are too many or when it is too old, and ops that come faster than they are written are counted instead of written.
 //! [`reading`] tells it again to people, [`kept`] finds the deleted files.
 
 pub mod kept;
 pub mod reading;
 mod surplus;
+mod writes;
 
 use std::{
     collections::VecDeque,
@@ -26,6 +29,7 @@ use std::{
 };
 
 pub use surplus::{Kept, Surplus, give_way_unserved};
+use writes::{Writes, Written};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -37,6 +41,7 @@ use tandem_proto::{
     pb,
     position::Position,
 };
+use tandem_runtime::priority::{self, Priority};
 
 /// A file is followed by the next one at this size.
 const FILE_MAX_BYTES: u64 = 16 << 20;
@@ -55,7 +60,9 @@ const PREFIX: &str = "ops-";
 const SUFFIX: &str = ".jsonl";
 /// Paths that the line of a publish names.
 const PUBLISHED_PATHS_MAX: usize = 100;
-/// Items that a page shows without reading files.
+/// Lines that are kept for who looks at the newest items, without reading files: some 100 KiB.
+const RECENT_LINES_MAX: usize = 256;
+/// Items that he is shown.
 const RECENT_MAX: usize = 64;
 
 /// Turns an inode id into a path, as good as it is known now.
@@ -121,6 +128,9 @@ struct Line<'a> {
     pid: u32,
     process: String,
     changes: Vec<Did>,
+    /// Ops that it tells of, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ops: Option<u64>,
 }
 
 enum Event {
@@ -140,8 +150,8 @@ pub struct History {
     directory: PathBuf,
 }
 
-/// The newest items.
-type Recent = Arc<Mutex<VecDeque<pb::HistoryItem>>>;
+/// The newest lines.
+type Recent = Arc<Mutex<VecDeque<Vec<u8>>>>;
 
 impl History {
     /// Opens the record in `directory` and starts its thread. Files that are older than `age` go.
@@ -158,6 +168,7 @@ impl History {
             dropped: dropped.clone(),
             age,
             recent: recent.clone(),
+            writes: Writes::default(),
         };
         let writer = std::thread::Builder::new().name("history".to_owned()).spawn(move || writer.run(&received))?;
         Ok(History {
@@ -177,7 +188,13 @@ impl History {
 
     /// The newest items, oldest first.
     pub fn recent(&self) -> Vec<pb::HistoryItem> {
-        self.recent.lock().iter().cloned().collect()
+        let lines: Vec<Vec<u8>> = self.recent.lock().iter().cloned().collect();
+        let mut items = VecDeque::new();
+        for item in lines.iter().filter_map(|line| reading::item(line)) {
+            reading::merge(&mut items, item);
+        }
+        items.drain(..items.len().saturating_sub(RECENT_MAX));
+        items.into()
     }
 
     /// Returns when everything that was put before is in the files, or after a second. Blocks.
@@ -245,6 +262,7 @@ struct Writer {
     dropped: Arc<AtomicU64>,
     age: Option<Duration>,
     recent: Recent,
+    writes: Writes,
 }
 
 fn now_ns() -> i64 {
@@ -269,6 +287,7 @@ fn kind_name(kind: &NodeKind) -> &'static str {
 
 impl Writer {
     fn run(mut self, events: &Receiver<Event>) {
+        priority::settle(Priority::Patient);
         let mut unwritten = false;
         loop {
             let event = if let Ok(event) = events.try_recv() {
@@ -292,20 +311,21 @@ impl Writer {
                 Some(Event::Published { some, changed, removed, position, client }) => {
                     unwritten = true;
                     let paths: Vec<String> = some.iter().filter_map(|id| self.object(id).path).collect();
-                    self.line(&serde_json::json!({
+                    let line = serde_json::json!({
                         "time_ns": now_ns(), "epoch": position.epoch.0, "seq": position.seq.0, "client": &*client,
                         "do": "publish", "changed": changed, "removed": removed, "paths": paths,
-                    }))
+                    });
+                    self.tell_writes().and_then(|()| self.line(&line))
                 }
                 Some(Event::Flush(done)) => {
                     unwritten = false;
-                    let flushed = self.file.as_mut().map_or(Ok(()), |file| file.flush());
+                    let flushed = self.flush();
                     let _ = done.send(());
                     flushed
                 }
                 Some(Event::Stop) | None => {
                     unwritten = false;
-                    self.file.as_mut().map_or(Ok(()), |file| file.flush())
+                    self.flush()
                 }
             };
             if let Err(error) = result {
@@ -319,13 +339,46 @@ impl Writer {
         }
     }
 
-    fn op(&mut self, op: &Op, lens: &[u64], position: Position, client: &str) -> io::Result<()> {
+    /// Everything so far is in the files.
+    fn flush(&mut self) -> io::Result<()> {
+        self.tell_writes()?;
+        self.file.as_mut().map_or(Ok(()), |file| file.flush())
+    }
+
+    /// Writes the lines of writes that waited for others like them.
+    fn tell_writes(&mut self) -> io::Result<()> {
+        for written in self.writes.take() {
+            let of = self.object(&written.id);
+            self.line(&Line {
+                time_ns: written.origin.time_ns,
+                epoch: written.position.epoch.0,
+                seq: written.seq.0,
+                client: &written.client,
+                uid: written.origin.uid,
+                pid: written.origin.pid,
+                process: text(&written.origin.process),
+                changes: vec![Did::Write { of, offset: written.offset, len: written.bytes }],
+                ops: (written.ops > 1).then_some(written.ops),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn op(&mut self, op: &Op, lens: &[u64], position: Position, client: &Arc<str>) -> io::Result<()> {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             self.line(&serde_json::json!({
                 "time_ns": now_ns(), "not_recorded": dropped, "reason": "ops came faster than they are written",
             }))?;
         }
+        if let Some(written) = Written::of(op, lens, position, client) {
+            if self.writes.is_over(&written) {
+                self.tell_writes()?;
+            }
+            self.writes.add(written);
+            return Ok(());
+        }
+        self.tell_writes()?;
         let line = Line {
             time_ns: op.origin.time_ns,
             epoch: position.epoch.0,
@@ -335,6 +388,7 @@ impl Writer {
             pid: op.origin.pid,
             process: text(&op.origin.process),
             changes: op.changes.iter().zip(lens).map(|(change, len)| self.did(change, *len)).collect(),
+            ops: None,
         };
         self.line(&line)
     }
@@ -372,13 +426,6 @@ impl Writer {
 
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
-        if let Some(item) = reading::item(&bytes) {
-            let mut recent = self.recent.lock();
-            reading::merge(&mut recent, item);
-            while recent.len() > RECENT_MAX {
-                recent.pop_front();
-            }
-        }
         bytes.push(b'\n');
         if self.written >= FILE_MAX_BYTES
             && let Some(mut full) = self.file.take()
@@ -389,10 +436,13 @@ impl Writer {
             self.next_file()?;
         }
         self.written += bytes.len() as u64;
-        match &mut self.file {
-            Some(file) => file.write_all(&bytes),
-            None => Ok(()),
+        let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(&bytes));
+        let mut recent = self.recent.lock();
+        if recent.len() == RECENT_LINES_MAX {
+            recent.pop_front();
         }
+        recent.push_back(bytes);
+        written
     }
 
     /// Opens the newest file if it has room, else the next one, and deletes the oldest beyond the bound.
@@ -435,6 +485,42 @@ mod tests {
     };
 
     use super::History;
+
+    #[test]
+    fn writes_that_follow_each_other_are_one_line_in_the_order_of_ops() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let history = History::open(dir.path(), Box::new(|_| None), None).expect("opened");
+        let id = |name: &str| InodeId::new(name.as_bytes()).expect("short");
+        let op = |seq, change| {
+            let origin = Origin { time_ns: seq as i64, uid: 1, gid: 2, pid: 3, process: "db".into() };
+            Op { seq: Seq(seq), origin, changes: smallvec![change] }
+        };
+        let write = |seq, name: &str, offset| op(seq, Change::Data { id: id(name), offset, data: "12345".into() });
+        let ops = [
+            write(1, "a", 100),
+            write(2, "b", 0),
+            write(3, "a", 50),
+            op(4, Change::Size { id: id("a"), size: 7 }),
+            write(5, "a", 0),
+        ];
+        ops.iter().for_each(|op| history.op(op, Position::default(), "me"));
+        history.flush();
+        let lines = std::fs::read_to_string(dir.path().join("ops-00000001.jsonl")).expect("written");
+        let lines: Vec<serde_json::Value> =
+            lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let seqs: Vec<_> = lines.iter().map(|line| line["seq"].as_u64().expect("a number")).collect();
+        assert_eq!(seqs, [2, 3, 4, 5]);
+        assert_eq!((&lines[1]["ops"], &lines[1]["changes"][0]["offset"]), (&2.into(), &50.into()));
+        assert_eq!(lines[1]["changes"][0]["len"], 10);
+        assert!(lines[0].get("ops").is_none(), "as it was before several could be told by one line");
+        let told = super::reading::read(dir.path(), &super::reading::Question::default()).expect("read");
+        let written: Vec<_> =
+            told.iter().filter(|item| item.what == "written").map(|item| (item.ops, item.bytes)).collect();
+        assert_eq!(written.iter().map(|(ops, _)| ops).sum::<u64>(), 4);
+        assert_eq!(written.iter().map(|(_, bytes)| bytes).sum::<u64>(), 20);
+        assert_eq!(history.recent().len(), told.len());
+        history.close();
+    }
 
     #[test]
     fn ops_are_recorded_with_path_process_and_client() {

@@ -76,6 +76,7 @@ struct Line {
     process: String,
     #[serde(default)]
     changes: Vec<Did>,
+    ops: Option<u64>,
     #[serde(rename = "do")]
     what: Option<String>,
     #[serde(default)]
@@ -98,7 +99,7 @@ pub fn item(line: &[u8]) -> Option<pb::HistoryItem> {
         uid: line.uid,
         pid: line.pid,
         process: line.process,
-        ops: 1,
+        ops: line.ops.unwrap_or(1),
         ..Default::default()
     };
     if let Some(missing) = line.not_recorded {
@@ -173,7 +174,7 @@ pub fn merge(items: &mut VecDeque<pb::HistoryItem>, item: pb::HistoryItem) {
             && item.time_ns - known.time_ns < MERGE_WITHIN_NS
         {
             known.bytes += item.bytes;
-            known.ops += 1;
+            known.ops += item.ops;
             known.seq = item.seq;
             return;
         }
