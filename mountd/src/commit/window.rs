@@ -312,6 +312,18 @@ mod tests {
     }
 
     #[test]
+    fn the_last_op_of_an_inode_is_the_newest_that_touches_it_or_is_not_filled() {
+        let mut window = Window::new(1 << 20);
+        let _ = window.keep();
+        let id = |seq: Seq| InodeId::new(&seq.0.to_le_bytes()).expect("short");
+        let (a, b, c) = (window.reserve(), window.reserve(), window.reserve());
+        assert!(window.fill(op(a, 1)).is_empty() && window.fill(op(c, 1)).is_empty());
+        assert_eq!((window.last_of(&id(a)), window.last_of(&id(c))), (b, c), "{b} may be about any of them");
+        assert!(window.fill(op(b, 1)).is_empty());
+        assert_eq!((window.last_of(&id(a)), window.last_of(&id(Seq(77)))), (a, Seq(0)));
+    }
+
+    #[test]
     fn overflow_hands_back_the_whole_prefix_and_keeps_nothing() {
         let mut window = Window::new(3000);
         let _ = window.keep();

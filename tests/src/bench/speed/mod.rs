@@ -44,14 +44,15 @@ impl Plan {
 pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
     let archive = work::make_archive(&lab.new_dir("archive"), plan.scale.tree_files)?;
     let places = Places::make(lab, &plan.kinds)?;
-    let kinds: Vec<Kind> = places.all.iter().map(|place| place.kind.clone()).collect();
+    let mut kinds: Vec<Kind> = places.all.iter().map(|place| place.kind.clone()).collect();
     let (mut samples, bare) = (Samples::default(), lab.new_dir("bare"));
     let databases = Programs::find().filter(|_| plan.has("pgbench") && plan.scale.pgbench_seconds > 0);
     for run in 0..plan.runs {
-        samples.add_request(bare::request_seconds(&bare)?);
         let mut done: Vec<(&'static str, usize, Took)> = Vec::new();
-        for turn in 0..kinds.len() {
-            let at = (turn + run) % kinds.len();
+        let mut record = |row, took| done.push((row, places.all.len(), took));
+        samples.add_request(bare::measure(&bare, &plan.scale, plan.has("data"), &mut record)?);
+        for turn in 0..places.all.len() {
+            let at = (turn + run) % places.all.len();
             let place = &places.all[at];
             let dir = place.dir.join(format!("run-{run}"));
             fs::create_dir(&dir)?;
@@ -78,6 +79,7 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
         done.into_iter().for_each(|(row, at, took)| samples.add(row, at, took));
         eprintln!("repetition {} of {}", run + 1, plan.runs);
     }
+    kinds.push(Kind { state: report::BARE.to_owned(), options: String::new() });
     Ok((kinds, samples))
 }
 

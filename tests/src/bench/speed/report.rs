@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    rows::{Measure, ROWS, Row},
+    rows::{Bounded, Measure, ROWS, Row},
     work::Took,
 };
 
 /// One kind of place that is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// `native`, `paused`, `live`, `absent`, or a peer.
+    /// `native`, `paused`, `live`, `absent`, a peer, or [`BARE`].
     pub state: String,
     /// Options of the mount.
     pub options: String,
@@ -24,6 +24,9 @@ impl Kind {
         if self.options.is_empty() { self.state.clone() } else { format!("{} {}", self.state, self.options) }
     }
 }
+
+/// The state of a file system that does nothing.
+pub const BARE: &str = "bare";
 
 /// Seconds by repetition, of rows and kinds.
 #[derive(Debug, Default)]
@@ -64,13 +67,24 @@ impl Samples {
         self.request_seconds.push(seconds);
     }
 
-    /// What the requests of a row cannot go below, whatever the file system does.
-    pub fn floor(&self, row: &Row, (at, kind): (usize, &Kind)) -> Option<Floor> {
-        let native_seconds = self.seconds(row, 0)?.median;
-        let requests = spread(self.requests.get(&(row.name, at))?.clone())?.median;
-        let request_seconds = spread(self.request_seconds.clone())?.median;
-        let ratio = row.least(&kind.options, native_seconds, requests, request_seconds)?;
-        Some(Floor { requests, request_seconds, ratio })
+    /// What no file system behind FUSE does better, whatever it does.
+    pub fn floor(&self, row: &Row, kinds: &[Kind], at: usize) -> Option<Floor> {
+        match row.bounded(&kinds[at].options) {
+            Bounded::ByRequests => {
+                let native = self.seconds(row, 0)?.median;
+                let requests = spread(self.requests.get(&(row.name, at))?.clone())?.median;
+                let request_seconds = spread(self.request_seconds.clone())?.median;
+                let ratio = row.ratio(native, native + requests * request_seconds);
+                let micros = request_seconds * 1e6;
+                Some(Floor { ratio, why: format!("{requests:.0} round trips of {micros:.1} µs alone") })
+            }
+            Bounded::ByPageCache => {
+                let bare = kinds.iter().position(|kind| kind.state == BARE)?;
+                let ratio = self.ratios(row, bare)?.median;
+                Some(Floor { ratio, why: "the kernel's cache of files behind FUSE alone".to_owned() })
+            }
+            Bounded::ByNothing => None,
+        }
     }
 
     /// The spread of the seconds.
@@ -85,15 +99,13 @@ impl Samples {
     }
 }
 
-/// The least that requests cost.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a file system that does nothing would have.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Floor {
-    /// How many are waited for.
-    pub requests: f64,
-    /// Each, to a file system that does nothing.
-    pub request_seconds: f64,
-    /// The ratio to native of the native work and its requests.
+    /// Its ratio to native.
     pub ratio: f64,
+    /// What makes it.
+    pub why: String,
 }
 
 /// One cell of the table that is out of its bound.
@@ -105,7 +117,7 @@ pub struct Missed {
     pub ratio: f64,
     /// The bound.
     pub bound: f64,
-    /// The round trips alone are out of the bound: no file system behind FUSE keeps it on this machine.
+    /// A file system that does nothing is out of the bound: none behind FUSE keeps it on this machine.
     pub forbidden: Option<Floor>,
 }
 
@@ -125,7 +137,7 @@ pub fn print(samples: &Samples, kinds: &[Kind], before: Option<&Value>) -> Vec<M
             let bound = row.bound(&kind.options, &kind.state);
             let out = bound.is_some_and(|bound| !row.within(ratio.median, bound));
             if let Some(bound) = bound.filter(|_| out) {
-                let forbidden = samples.floor(row, (at, kind)).filter(|floor| !row.within(floor.ratio, bound));
+                let forbidden = samples.floor(row, kinds, at).filter(|floor| !row.within(floor.ratio, bound));
                 let what = format!("{}, {}", row.name, kind.title());
                 missed.push(Missed { what, ratio: ratio.median, bound, forbidden });
             }
@@ -142,10 +154,8 @@ pub fn print(samples: &Samples, kinds: &[Kind], before: Option<&Value>) -> Vec<M
         println!("{line}");
     }
     for Missed { what, ratio, bound, forbidden } in &missed {
-        let why = forbidden.map_or_else(String::new, |floor| {
-            let micros = floor.request_seconds * 1e6;
-            format!("; {:.0} round trips of {micros:.1} µs alone make it {:.2}", floor.requests, floor.ratio)
-        });
+        let why =
+            forbidden.as_ref().map_or_else(String::new, |floor| format!("; {} make it {:.2}", floor.why, floor.ratio));
         println!("out of its bound: {what}: {ratio:.2}, bound {bound}{why}");
     }
     missed
@@ -158,7 +168,7 @@ pub fn as_json(samples: &Samples, kinds: &[Kind]) -> Value {
         let bound = row.bound(&kinds[at].options, &kinds[at].state);
         Some(json!({
             "seconds": seconds.median, "ratio": ratio.median, "least": ratio.least, "greatest": ratio.greatest,
-            "bound": bound, "floor": samples.floor(row, (at, &kinds[at])).map(|floor| floor.ratio),
+            "bound": bound, "floor": samples.floor(row, kinds, at).map(|floor| floor.ratio),
             "better": if row.measure == Measure::Rate { "more" } else { "less" },
         }))
     };
@@ -171,8 +181,11 @@ pub fn as_json(samples: &Samples, kinds: &[Kind]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Samples, as_json, print};
-    use crate::bench::speed::{rows::ROWS, work::Took};
+    use super::{BARE, Kind, Samples, as_json, print};
+    use crate::bench::speed::{
+        rows::{ROWS, name},
+        work::Took,
+    };
 
     #[test]
     fn ratios_are_of_one_repetition_and_show_what_is_out_of_its_bound() {
@@ -188,10 +201,26 @@ mod tests {
         let json = as_json(&samples, &kinds);
         assert_eq!(json["rows"][ROWS[0].name]["paused"]["ratio"], 0.25);
         let missed = print(&samples, &kinds, Some(&json));
-        assert_eq!((missed.len(), missed[0].forbidden), (1, None), "1.5 s are within the bound");
+        assert_eq!((missed.len(), missed[0].forbidden.is_some()), (1, false), "1.5 s are within the bound");
         samples.add_request(0.003);
         samples.add_request(0.003);
-        let forbidden = print(&samples, &kinds, None)[0].forbidden.expect("4 s are not");
-        assert_eq!((forbidden.requests, forbidden.ratio), (1000.0, 0.25));
+        let forbidden = print(&samples, &kinds, None)[0].forbidden.clone().expect("4 s are not");
+        assert_eq!((forbidden.ratio, forbidden.why.as_str()), (0.25, "1000 round trips of 3000.0 µs alone"));
+    }
+
+    #[test]
+    fn what_the_kernel_keeps_is_no_faster_than_behind_a_file_system_that_does_nothing() {
+        let kinds = ["native", "live", BARE].map(|state| Kind { state: state.into(), options: String::new() });
+        let row = ROWS.iter().find(|row| row.name == name::READ_WARM).expect("a row");
+        for (bare, forbidden) in [(1.05, None), (1.3, Some(1.0 / 1.3))] {
+            let mut samples = Samples::default();
+            for (at, seconds) in [1.0, 1.25, bare].into_iter().enumerate() {
+                samples.add(row.name, at, Took { seconds, requests: None });
+            }
+            let missed = print(&samples, &kinds, None);
+            let floors: Vec<_> =
+                missed.iter().map(|missed| missed.forbidden.as_ref().map(|floor| floor.ratio)).collect();
+            assert_eq!(floors, [forbidden]);
+        }
     }
 }

@@ -21,13 +21,24 @@ pub struct Row {
     pub measure: Measure,
     strict: Bounds,
     writeback: Bounds,
-    /// Each of its requests is waited for before the next one.
-    serial: bool,
+    /// What bounds it, whatever the file system does.
+    bounded: Bounded,
+}
+
+/// What a file system behind FUSE cannot do anything about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bounded {
+    /// Each request is waited for before the next one.
+    ByRequests,
+    /// The kernel answers by itself, from what it keeps of a file.
+    ByPageCache,
+    /// Several ask at once, or ahead of who wants it.
+    ByNothing,
 }
 
 const fn rate(name: &'static str, paused: f64, live: f64) -> Row {
     let bounds = [Some(paused), Some(live)];
-    Row { name, measure: Measure::Rate, strict: bounds, writeback: bounds, serial: true }
+    Row { name, measure: Measure::Rate, strict: bounds, writeback: bounds, bounded: Bounded::ByRequests }
 }
 
 const fn time(name: &'static str, paused: f64, live: f64) -> Row {
@@ -47,15 +58,21 @@ impl Row {
 
     /// Several ask at once, or ahead of who wants it.
     const fn overlapping(self) -> Row {
-        Row { serial: false, ..self }
+        Row { bounded: Bounded::ByNothing, ..self }
     }
 
-    /// The ratio that is left if the work takes its native time and its requests a round trip each, and the file system nothing. `None`: not
-    /// to be told so.
-    pub fn least(&self, options: &str, native_seconds: f64, requests: f64, request_seconds: f64) -> Option<f64> {
-        // With a write cache the kernel writes when it likes.
-        let serial = self.serial && !options.contains("cache=writeback");
-        serial.then(|| self.ratio(native_seconds, native_seconds + requests * request_seconds))
+    /// The kernel has all of it.
+    const fn cached(self) -> Row {
+        Row { bounded: Bounded::ByPageCache, ..self }
+    }
+
+    /// What bounds it in a mount of these options.
+    pub fn bounded(&self, options: &str) -> Bounded {
+        match self.bounded {
+            // With a write cache the kernel writes when it likes.
+            Bounded::ByRequests if options.contains("cache=writeback") => Bounded::ByNothing,
+            bounded => bounded,
+        }
     }
 
     /// The bound for a kind of mount, as its options and its state say.
@@ -115,8 +132,8 @@ pub const ROWS: [Row; 18] = [
     rate(name::WRITE_RANDOM, 0.12, 0.08).with_writeback(0.90, 0.30),
     rate(name::WRITE_FSYNC, 0.70, 0.55),
     rate(name::READ_COLD, 1.0, 1.0).strict_only().overlapping(),
-    rate(name::READ_WARM, 0.90, 0.90).strict_only().overlapping(),
-    rate(name::READ_RANDOM, 0.95, 0.95).strict_only().overlapping(),
+    rate(name::READ_WARM, 0.90, 0.90).strict_only().cached(),
+    rate(name::READ_RANDOM, 0.95, 0.95).strict_only().cached(),
     time(name::CREATE, 8.0, 10.0),
     time(name::OPEN, 6.0, 6.0),
     time(name::STAT_COLD, 3.0, 3.0),

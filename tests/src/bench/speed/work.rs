@@ -56,12 +56,16 @@ const LARGE: usize = 1 << 20;
 impl Place<'_> {
     fn timed(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<Took> {
         let before = (self.requests)();
-        let begun = Instant::now();
-        act()?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let took = timed(act)?;
         let requests = before.zip((self.requests)()).map(|(before, after)| after - before);
-        Ok(Took { seconds, requests })
+        Ok(Took { requests, ..took })
     }
+}
+
+fn timed(act: impl FnOnce() -> io::Result<()>) -> io::Result<Took> {
+    let begun = Instant::now();
+    act()?;
+    Ok(Took { seconds: begun.elapsed().as_secs_f64(), requests: None })
 }
 
 /// Makes the kernel forget: 1 pages, 2 names and inodes, 3 both.
@@ -90,17 +94,24 @@ pub fn data(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result<
     (place.quiet)()?;
     drop_caches(3)?;
     record(name::READ_COLD, place.timed(|| read_all(&path, &mut buffer))?);
-    read_all(&path, &mut buffer)?;
-    record(name::READ_WARM, place.timed(|| read_all(&path, &mut buffer))?);
-    let (reader, blocks) = (File::open(&path)?, scale.large_bytes / SMALL as u64);
+    warm_reads(&path, scale, record)?;
+    file.set_len(0)?;
+    small_writes(place, scale, &block[..SMALL], record)
+}
+
+/// Reads of what the kernel has of a large file, which asks nobody for it.
+pub fn warm_reads(path: &Path, scale: &Scale, record: Record<'_>) -> io::Result<()> {
+    let mut buffer = vec![0; LARGE];
+    read_all(path, &mut buffer)?;
+    record(name::READ_WARM, timed(|| read_all(path, &mut buffer))?);
+    let (reader, blocks) = (File::open(path)?, scale.large_bytes / SMALL as u64);
     let mut rng = Rng::new(3);
     let reads = blocks.min(200_000);
-    let random = place.timed(|| {
+    let random = timed(|| {
         (0..reads).try_for_each(|_| reader.read_exact_at(&mut buffer[..SMALL], rng.below(blocks) * SMALL as u64))
     })?;
     record(name::READ_RANDOM, random);
-    file.set_len(0)?;
-    small_writes(place, scale, &block[..SMALL], record)
+    Ok(())
 }
 
 fn small_writes(place: &Place<'_>, scale: &Scale, block: &[u8], record: Record<'_>) -> io::Result<()> {
