@@ -22,7 +22,7 @@ use tandem_mountd::{
         inodes::ROOT_NODE,
     },
 };
-use tandem_proto::{Timestamp, limits::MARK_BLOCK};
+use tandem_proto::{InodeId, Timestamp, limits::MARK_BLOCK};
 
 struct World {
     dir: tempfile::TempDir,
@@ -306,6 +306,37 @@ fn a_file_that_is_open_when_its_last_name_goes_lives_on_without_ops() {
     assert_eq!(world.recorder.len(), ops, "no op for what has no name");
     vfs.forget(entry.node, 1);
     world.check("after");
+}
+
+#[test]
+fn what_has_no_name_is_changed_without_a_mark_until_it_gets_one() {
+    let world = world();
+    let vfs = &world.vfs;
+    let (file, opened) = vfs.create(making(ROOT_NODE, "f"), 0o644, libc::O_RDWR).expect("create");
+    vfs.write(caller(), opened.handle, 0, b"named", false).expect("write");
+    assert!(!world.recorder.take_marked().is_empty());
+    vfs.unlink(caller(), ROOT_NODE, OsStr::new("f")).expect("unlink");
+    world.recorder.take_marked();
+    vfs.write(caller(), opened.handle, 10 * MARK_BLOCK, b"nameless", false).expect("write");
+    let set = SetAttr { mode: Some(0o600), mtime: Some(SetTime::Now), size: Some(3), ..SetAttr::default() };
+    vfs.setattr(caller(), file.node, None, set).expect("set");
+    assert_eq!(world.recorder.take_marked(), [], "each would be a write to the disk");
+    let (file, opened) = match vfs.tmpfile(making(ROOT_NODE, ""), 0o644, libc::O_RDWR) {
+        Err(error) => return eprintln!("SKIPPED: no O_TMPFILE here: {error}"),
+        made => made.expect("made"),
+    };
+    vfs.write(caller(), opened.handle, 0, b"not yet", false).expect("write");
+    assert_eq!(world.recorder.take_marked(), []);
+    vfs.link(caller(), file.node, ROOT_NODE, OsStr::new("t")).expect("link");
+    vfs.write(caller(), opened.handle, 0, b"now it is", false).expect("write");
+    assert!(world.recorder.take_marked().contains(&MarkCell::File { id: id_of(&world, "t"), block: 0 }));
+    world.check("names that went and came");
+}
+
+fn id_of(world: &World, name: &str) -> InodeId {
+    let fd = std::fs::File::open(world.dir.path().join(name)).expect("it is there");
+    let stat = tandem_mountd::backing::sys::stat(&fd).expect("stat");
+    world.backing.id_of(&fd, &stat).expect("it has one")
 }
 
 #[test]

@@ -185,9 +185,8 @@ impl<J: Journal> Vfs<J> {
         let data = &data[..data.len().min(limits::DATA_MAX)];
         let inode = &*file.inode;
         let cells = data_cells(inode.id, offset, data.len() as u64);
-        let _mark = self.mark_of(inode, &cells)?;
         let kill = (writer == Writer::Call { kills_privileges: true }).then_some(&caller);
-        let mut state = inode.lock();
+        let (_mark, mut state) = self.mark_and_lock(inode, &cells)?;
         let before = self.before_content(&file, &mut state)?;
         // Where the file ended, if zeroes are written: those are said as a range.
         let end_before = if is_zeroes(data) { Some(sys::size(&file.fd)?) } else { None };
@@ -323,12 +322,6 @@ impl<J: Journal> Vfs<J> {
             changes.push(Change::Xattr { id, name: Bytes::from_static(CAPABILITY), value: None });
         }
         Ok(())
-    }
-
-    /// A descriptor of the file is closed.
-    pub fn flush(&self, caller: Caller, handle: u64) -> VfsResult<()> {
-        let file = self.file(handle)?;
-        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
     }
 
     /// The last descriptor of the handle is closed.

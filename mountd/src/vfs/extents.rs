@@ -59,8 +59,7 @@ impl<J: Journal> Vfs<J> {
             super::data::data_cells(inode.id, offset, 1)
         };
         cells.push(MarkCell::File { id: inode.id, block: ATTRIBUTES });
-        let _mark = self.mark_of(inode, &cells)?;
-        let mut state = inode.lock();
+        let (_mark, mut state) = self.mark_and_lock(inode, &cells)?;
         let privileged = self.before_content(&file, &mut state)?;
         let before = sys::stat(&file.fd)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
@@ -119,8 +118,7 @@ impl<J: Journal> Vfs<J> {
         let len = len.min(limits::DATA_MAX);
         let inode = &to.inode;
         let cells = data_cells(inode.id, copy.to_offset, len as u64);
-        let _mark = self.mark_of(inode, &cells)?;
-        let mut state = inode.lock();
+        let (_mark, mut state) = self.mark_and_lock(inode, &cells)?;
         let privileged = self.before_content(&to, &mut state)?;
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let copied = self.failed_content(&cells, inode, &mut state, copy_locally(&from, &to, copy, len))?;

@@ -48,6 +48,7 @@ use std::{
     },
 };
 
+use parking_lot::MutexGuard;
 use tandem_proto::{AttrPatch, Change, InodeId, Name, Position, limits};
 
 use crate::{
@@ -75,7 +76,7 @@ pub use self::{
 
 use self::{
     handles::{HandleTable, OpenFile},
-    inodes::{Borrowed, Inode, InodeTable},
+    inodes::{Borrowed, Inode, InodeState, InodeTable},
     settle::Settler,
 };
 
@@ -243,13 +244,21 @@ impl<J: Journal> Vfs<J> {
         Ok(self.journal.mark(cells)?)
     }
 
-    /// The marks of a change to an inode itself; what is excluded needs none.
-    fn mark_of(&self, inode: &Inode, cells: &[MarkCell]) -> VfsResult<Option<J::Guard<'_>>> {
-        if inode.is_outside() {
+    /// Marks what will be changed of an inode itself, and locks it. What has no name, or is excluded, needs no mark: while it is locked it gets
+    /// none, and what is done to it makes no ops. (Its birth covers it no more, so each mark would be a write to the disk.)
+    fn mark_and_lock<'a>(
+        &'a self,
+        inode: &'a Inode,
+        cells: &[MarkCell],
+    ) -> VfsResult<(Option<J::Guard<'a>>, MutexGuard<'a, InodeState>)> {
+        let state = inode.lock();
+        if state.unnamed {
             self.writable()?;
-            return Ok(None);
+            return Ok((None, state));
         }
-        self.mark(cells).map(Some)
+        drop(state);
+        let mark = self.mark(cells)?;
+        Ok((Some(mark), inode.lock()))
     }
 
     /// The marks of a change to names; a directory that is excluded needs none.

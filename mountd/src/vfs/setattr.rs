@@ -71,7 +71,6 @@ impl<J: Journal> Vfs<J> {
         }
         let closed = set.mode.is_some() && self.backing.was_unreadable(&inode.id, &fd);
         let cells = self.cells(&inode, &fd, &set, closed)?;
-        let _mark = self.mark_of(&inode, &cells)?;
         // Opened before the lock: it may be slow, and fail.
         let opened = match (&file, set.size) {
             (Some(file), _) if file.writable => None,
@@ -79,7 +78,7 @@ impl<J: Journal> Vfs<J> {
             (_, None) => None,
         };
         let writer = opened.as_ref().or(file.as_ref().map(|file| &*file.fd));
-        let mut state = inode.lock();
+        let (_mark, mut state) = self.mark_and_lock(&inode, &cells)?;
         let capability_before = set.size.is_some() || set.uid.is_some() || set.gid.is_some() && inode.node_type == FILE;
         let capability_before =
             capability_before && state.privileges != Privileges::Absent && sys::get_xattr(&fd, CAPABILITY)?.is_some();

@@ -80,9 +80,8 @@ impl<J: Journal> Vfs<J> {
     ) -> VfsResult<()> {
         let inode = self.inode(node)?;
         let cells = [MarkCell::File { id: inode.id, block: ATTRIBUTES }];
-        let _mark = self.mark_of(&inode, &cells)?;
         let fd = self.fd(&inode)?;
-        let mut state = inode.lock();
+        let (_mark, mut state) = self.mark_and_lock(&inode, &cells)?;
         let before = sys::stat(&fd)?;
         let closed = name.as_bytes() == ACL_ACCESS && self.backing.was_unreadable(&inode.id, &fd);
         let slot = (!state.unnamed).then(|| self.journal.reserve());
