@@ -127,6 +127,7 @@ impl<J: Journal> Adapter<J> {
                 self.look(header, fields, reply)
             }
             opcode::OPEN
+            | opcode::FLUSH
             | opcode::RELEASE
             | opcode::FALLOCATE
             | opcode::LSEEK
@@ -300,6 +301,7 @@ impl<J: Journal> Adapter<J> {
         }
         let handle = fields.u64()?;
         match header.opcode {
+            opcode::FLUSH => answer_empty(reply, self.vfs.flush(caller(&header), handle)),
             opcode::RELEASE => answer_empty(reply, self.vfs.release(caller(&header), handle)),
             opcode::FALLOCATE => {
                 let (offset, len, mode) = (fields.u64()?, fields.u64()?, fields.u32()? as i32);

@@ -88,7 +88,8 @@ pub fn nothing() -> Out {
 }
 
 /// `struct fuse_open_out`. What was read stays valid over opens, because nobody else writes; mtimes are settled at release, so close
-/// costs no round trip. (With `cache=writeback` the kernel asks for a FLUSH all the same, and once: that is not answered, after it has written its pages.)
+/// costs no round trip. With `cache=writeback` the kernel asks for a FLUSH all the same; were it answered that there is none, it would not write its pages at
+/// close any more.
 pub fn opened(out: Out, opened: Opened) -> Out {
     let mut flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
     if opened.access == Access::Direct {

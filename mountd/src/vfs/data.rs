@@ -324,6 +324,12 @@ impl<J: Journal> Vfs<J> {
         Ok(())
     }
 
+    /// A descriptor of the file is closed.
+    pub fn flush(&self, caller: Caller, handle: u64) -> VfsResult<()> {
+        let file = self.file(handle)?;
+        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
+    }
+
     /// The last descriptor of the handle is closed.
     pub fn release(&self, caller: Caller, handle: u64) -> VfsResult<()> {
         let Some(file) = self.handles.remove(handle) else { return Ok(()) };
