@@ -132,7 +132,12 @@ impl Performer {
         let mut flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         flags.set(OFlags::APPEND, append);
         flags.set(OFlags::CREATE, create);
-        Ok(File::from(rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o640))?))
+        let file = File::from(rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o640))?);
+        // Somebody else may have made a pipe of that name since.
+        match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+            FileType::RegularFile => Ok(file),
+            _ => Err(Errno::NXIO),
+        }
     }
 
     fn on_open_file(&self, action: &Action) -> Outcome {
