@@ -248,14 +248,13 @@ const XATTR_MAX: usize = 64 << 10;
 /// Value of an extended attribute; `None`: there is none.
 pub fn get_xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Bytes>> {
     let mut short = [0; 256];
-    // Without a path, where that is enough: not for O_PATH descriptors.
-    match rustix::fs::fgetxattr(fd.as_fd(), name, &mut short) {
-        Ok(len) => return Ok(Some(Bytes::copy_from_slice(&short[..len]))),
-        Err(Errno::NODATA | Errno::NOTSUP) => return Ok(None),
-        Err(_) => {}
-    }
-    let path = ProcPath::new(fd);
-    match rustix::fs::getxattr(path.as_str(), name, &mut short) {
+    let path = ProcPath::new(fd.as_fd());
+    let found = match rustix::fs::fgetxattr(fd.as_fd(), name, &mut short) {
+        // An O_PATH descriptor.
+        Err(Errno::BADF) => rustix::fs::getxattr(path.as_str(), name, &mut short),
+        found => found,
+    };
+    match found {
         Ok(len) => return Ok(Some(Bytes::copy_from_slice(&short[..len]))),
         Err(Errno::NODATA | Errno::NOTSUP) => return Ok(None),
         Err(Errno::RANGE) => {}

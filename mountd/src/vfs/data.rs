@@ -202,12 +202,12 @@ impl<J: Journal> Vfs<J> {
             break self.failed_content(&cells, &file.inode, &mut state, written)?;
         };
         // Whose name it bears has to be asked while he still waits.
-        let origin = caller.origin();
+        let slot = slot.map(|slot| (slot, caller.origin()));
         let mut tell = Some(tell);
         if !before.present {
             tell.take().into_iter().for_each(|tell| tell(written));
         }
-        if let Some(slot) = slot {
+        if let Some((slot, origin)) = slot {
             if written > 0 {
                 let mut changes: Changes = match end_before {
                     Some(end_before) => zeroes(inode.id, offset, written as u64, end_before),

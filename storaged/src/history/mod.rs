@@ -351,7 +351,7 @@ impl Writer {
             let of = self.object(&written.id);
             self.line(&Line {
                 time_ns: written.origin.time_ns,
-                epoch: written.position.epoch.0,
+                epoch: written.epoch.0,
                 seq: written.seq.0,
                 client: &written.client,
                 uid: written.origin.uid,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tandem_proto::{
     ids::InodeId,
     op::{Change, Op, Origin},
-    position::{Position, Seq},
+    position::{Epoch, Position, Seq},
 };
 
 /// Files of processes that wait at most.
@@ -20,8 +20,8 @@ pub struct Written {
     pub origin: Origin,
     /// The last of them.
     pub seq: Seq,
-    /// Its epoch.
-    pub position: Position,
+    /// Their epoch.
+    pub epoch: Epoch,
     /// The client.
     pub client: Arc<str>,
     /// The file.
@@ -42,7 +42,7 @@ impl Written {
         Some(Written {
             origin: op.origin.clone(),
             seq: op.seq,
-            position,
+            epoch: position.epoch,
             client: client.clone(),
             id: *id,
             offset: *offset,
@@ -57,7 +57,7 @@ impl Written {
         self.id == other.id
             && same_process
             && self.origin.uid == other.origin.uid
-            && self.position.epoch == other.position.epoch
+            && self.epoch == other.epoch
             && self.client == other.client
     }
 }
@@ -85,13 +85,13 @@ impl Writes {
         known.offset = known.offset.min(written.offset);
         known.bytes = known.bytes.saturating_add(written.bytes);
         known.ops += 1;
-        (known.origin, known.seq, known.position) = (written.origin, written.seq, written.position);
+        (known.origin, known.seq) = (written.origin, written.seq);
     }
 
     /// All that wait, in the order of ops.
     pub fn take(&mut self) -> Vec<Written> {
         let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.sort_by_key(|written| (written.position.epoch, written.seq));
+        waiting.sort_by_key(|written| (written.epoch, written.seq));
         waiting
     }
 }

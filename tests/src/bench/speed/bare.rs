@@ -24,7 +24,7 @@ use crate::harness::median;
 const BATCH: u32 = 1000;
 /// Figures of which the median is taken.
 const BATCHES: usize = 15;
-/// It has one directory and says so for as long.
+/// Nothing in it changes, and it says so for as long.
 const LASTING: Duration = Duration::from_secs(3600);
 
 struct Bare {
