@@ -15,6 +15,7 @@ use super::{
     inside::{self, Inside},
     interrupts::Interrupts,
     listing::Listing,
+    splice::{Message, Scratch},
     wire::{self, Fields, Header, Out, Short},
 };
 use crate::{
@@ -71,8 +72,8 @@ fn making<'a>(header: &Header, umask: u32, name: &'a OsStr) -> Making<'a> {
 }
 
 impl<J: Journal> Adapter<J> {
-    /// Answers the request of this length in `buffer`, now or later. `scratch` is what reads read into.
-    pub fn handle(&self, buffer: &Buffer, len: usize, device: &Arc<Device>, scratch: &mut Vec<u8>) {
+    /// Answers the request of this length in `buffer`, now or later. `scratch` is what reads go through.
+    pub fn handle(&self, buffer: &Buffer, len: usize, device: &Arc<Device>, scratch: &mut Scratch) {
         let bytes = &buffer.bytes()[..len];
         let Ok((header, fields)) = wire::request(bytes) else {
             tracing::error!(len = bytes.len(), "a request of the kernel makes no sense");
@@ -92,7 +93,7 @@ impl<J: Journal> Adapter<J> {
         fields: Fields<'_>,
         buffer: Option<&Buffer>,
         device: &Arc<Device>,
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
     ) {
         let begin = Instant::now();
         let called = match header.opcode {
@@ -114,7 +115,7 @@ impl<J: Journal> Adapter<J> {
         fields: Fields<'_>,
         buffer: Option<&Buffer>,
         reply: Reply,
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
     ) -> Called {
         if inside::is_inside(header.node) {
             return self.inside.call(header, fields, reply);
@@ -208,17 +209,49 @@ impl<J: Journal> Adapter<J> {
         }
     }
 
-    fn read(&self, header: Header, mut fields: Fields<'_>, reply: Reply, scratch: &mut Vec<u8>) -> Called {
+    fn read(&self, header: Header, mut fields: Fields<'_>, reply: Reply, scratch: &mut Scratch) -> Called {
         let (handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()?.min(WRITE_MAX) as usize);
-        if scratch.len() < size {
-            scratch.resize(size, 0);
-        }
-        let result = self.vfs.read(handle, offset, &mut scratch[..size]);
+        let reply = match scratch.message(offset, size) {
+            Some(message) => {
+                let back = self.read_pages(header, (handle, offset, size), reply, message);
+                scratch.spliced(back.is_none());
+                match back {
+                    Some(reply) => reply,
+                    None => return Ok(()),
+                }
+            }
+            None => reply,
+        };
+        let bytes = scratch.bytes(size);
+        let result = self.vfs.read(handle, offset, bytes);
         if let Ok(read) = &result {
             self.meters.read(header.node, *read);
         }
-        answer(reply, result, |reply, read| reply.data(&scratch[..read]));
+        answer(reply, result, |reply, read| reply.data(&bytes[..read]));
         Ok(())
+    }
+
+    /// Answers a read without copying what is read. Back if that cannot be had: read as usual, it says why, or does it.
+    fn read_pages(
+        &self,
+        header: Header,
+        (handle, offset, size): (u64, u64, usize),
+        reply: Reply,
+        message: &mut Message,
+    ) -> Option<Reply> {
+        match self.vfs.splice(handle, offset, size, message.data()) {
+            Ok(read) => {
+                message.has(read);
+                match reply.pages(message) {
+                    Ok(()) => {
+                        self.meters.read(header.node, read);
+                        None
+                    }
+                    Err(reply) => Some(reply),
+                }
+            }
+            Err(_) => Some(reply),
+        }
     }
 
     fn write(&self, header: Header, mut fields: Fields<'_>, buffer: Option<&Buffer>, reply: Reply) -> Called {

@@ -17,6 +17,7 @@ use super::{
     interrupts::{Interrupts, Waits},
     processors,
     serve::{self, Queue, SLOW_KINDS},
+    splice::Scratch,
     wire::{self, Fields, Out},
 };
 use crate::{
@@ -162,7 +163,7 @@ impl<J: Journal> Connection<J> {
 
 /// Carries out writes that were held back, as soon as they may go on.
 fn release<J: Journal>(adapter: &Adapter<J>) {
-    let mut scratch = Vec::new();
+    let mut scratch = Scratch::default();
     while let Some(held) = adapter.gate.next(|| adapter.vfs.journal().congested()) {
         if let Ok((header, fields)) = wire::request(&held.bytes) {
             adapter.call(header, fields, None, &held.device, &mut scratch);

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{
     abi::{DEV_IOC_CLONE, NOTIFY_INVAL_INODE, OUT_HEADER_BYTES},
+    splice::Message,
     wire::Out,
 };
 
@@ -80,6 +81,12 @@ impl Device {
         self.write(0, NOTIFY_INVAL_INODE, &[message.as_bytes()])
     }
 
+    /// An answer out of pages. Nothing was sent if that fails.
+    fn splice(&self, unique: u64, message: &mut Message) -> io::Result<()> {
+        let header = Out::default().u32((OUT_HEADER_BYTES + message.len()) as u32).u32(0).u64(unique);
+        message.send(header.as_bytes(), &self.fd)
+    }
+
     /// One message: an answer, or with `unique` 0 something that nobody asked for.
     fn write(&self, unique: u64, code: i32, parts: &[&[u8]]) -> io::Result<()> {
         let len = OUT_HEADER_BYTES + parts.iter().map(|part| part.len()).sum::<usize>();
@@ -131,6 +138,16 @@ impl Reply {
     /// Done, with this.
     pub fn data(self, data: &[u8]) {
         self.send(0, &[data]);
+    }
+
+    /// Done, with the data of this message; back if it cannot be sent so.
+    pub fn pages(mut self, message: &mut Message) -> Result<(), Reply> {
+        let Some(device) = self.device.take() else { return Ok(()) };
+        device.splice(self.unique, message).map_err(|error| {
+            tracing::debug!(%error, "an answer is copied that could not be spliced");
+            self.device = Some(device);
+            self
+        })
     }
 
     /// Done, with these two.

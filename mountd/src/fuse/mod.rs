@@ -24,6 +24,7 @@ mod listing;
 mod preempted;
 mod processors;
 mod serve;
+mod splice;
 mod wire;
 
 pub use self::{

@@ -13,6 +13,9 @@ use super::preempted::Preempted;
 
 /// How often it is looked whether others want a processor, while they do not.
 const LOOK: Duration = Duration::from_millis(2);
+/// So many looks in a row have to find that they do. A thread of the kernel that writes something back is gone before that, and it is a loss
+/// for whoever waits for answers to be taken from then on by a thread that sleeps.
+const LOOKS: u32 = 3;
 /// How long one is left to them once they do, at first and at most.
 const LEFT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 
@@ -20,6 +23,8 @@ const LEFT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 #[derive(Debug)]
 pub struct Spare {
     is_there: bool,
+    /// Looks in a row that found that others want one.
+    wanted: u32,
     /// When to look again; `None`: it never looked.
     again: Option<Instant>,
     /// How long to leave it to others the next time.
@@ -29,7 +34,7 @@ pub struct Spare {
 
 impl Default for Spare {
     fn default() -> Spare {
-        Spare { is_there: false, again: None, left: LEFT[0], preempted: Preempted::default() }
+        Spare { is_there: false, wanted: 0, again: None, left: LEFT[0], preempted: Preempted::default() }
     }
 }
 
@@ -45,10 +50,13 @@ impl Spare {
     }
 
     fn looked(&mut self, now: Instant, wanted: bool) {
-        self.is_there = !wanted;
-        let rest = if wanted { self.left } else { LOOK };
+        self.wanted = if wanted { self.wanted + 1 } else { 0 };
+        // Who left it once leaves it again at the first sight of others.
+        let given_up = wanted && (self.wanted >= LOOKS || !self.is_there);
+        self.is_there = !given_up;
+        let rest = if given_up { self.left } else { LOOK };
         self.again = Some(now + rest);
-        self.left = if wanted { self.left * 2 } else { self.left * 7 / 8 }.clamp(LEFT[0], LEFT[1]);
+        self.left = if given_up { self.left * 2 } else { self.left * 7 / 8 }.clamp(LEFT[0], LEFT[1]);
     }
 }
 
@@ -78,7 +86,18 @@ fn runnable() -> Option<usize> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{LEFT, LOOK, Spare, runnable};
+    use super::{LEFT, LOOK, LOOKS, Spare, runnable};
+
+    /// One that was there all the time is given up; when.
+    fn given_up(spare: &mut Spare, mut now: Instant) -> Instant {
+        for _ in 1..LOOKS {
+            now += LOOK;
+            assert!(spare.is_there(now, || true), "they may be gone soon");
+        }
+        now += LOOK;
+        assert!(!spare.is_there(now, || true));
+        now
+    }
 
     #[test]
     fn a_processor_is_left_to_others_for_longer_each_time_and_they_are_forgotten_slowly() {
@@ -86,19 +105,30 @@ mod tests {
         assert!(spare.is_there(now, || false));
         assert!(spare.is_there(now + LOOK / 2, || true), "it does not look that often");
         let mut left = LEFT[0];
+        now = given_up(&mut spare, now);
         for _ in 0..10 {
-            now += LEFT[1];
-            assert!(!spare.is_there(now, || true));
             assert!(!spare.is_there(now + left - Duration::from_micros(1), || false));
             left = (left * 2).min(LEFT[1]);
+            now += LEFT[1];
+            assert!(!spare.is_there(now, || true), "who left it leaves it again at the first sight of others");
         }
         now += LEFT[1];
         for _ in 0..100 {
             assert!(spare.is_there(now, || false));
             now += LOOK;
         }
-        assert!(!spare.is_there(now, || true));
+        now = given_up(&mut spare, now);
         assert!(spare.is_there(now + LEFT[0], || false));
+    }
+
+    #[test]
+    fn who_wants_a_processor_for_a_moment_now_and_then_does_not_get_it_for_longer() {
+        let (mut spare, mut now) = (Spare::default(), Instant::now());
+        for look in 0..100 {
+            spare.looked(now, look % LOOKS != 0);
+            assert!(spare.is_there, "look {look}");
+            now += LOOK;
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::{
     buffers::{Buffer, Buffers},
     crew::{Crew, Poll},
     device::{Device, Took},
+    splice::Scratch,
     wire,
 };
 use crate::vfs::{CacheMode, Journal};
@@ -86,7 +87,7 @@ pub fn serve<J: Journal>(
     buffers: &Arc<Buffers>,
     adapter: &Adapter<J>,
 ) -> io::Result<()> {
-    let (mut buffer, mut scratch, mut poll) = (buffers.buffer(), Vec::new(), Poll::default());
+    let (mut buffer, mut scratch, mut poll) = (buffers.buffer(), Scratch::default(), Poll::default());
     if adapter.vfs.cache_mode() == CacheMode::Writeback {
         become_flusher();
     }
@@ -114,7 +115,7 @@ fn take_turns<J: Journal>(
     number: usize,
     queue: &Queue,
     crew: &Crew,
-    (buffer, scratch): (&mut Buffer, &mut Vec<u8>),
+    (buffer, scratch): (&mut Buffer, &mut Scratch),
     poll: &mut Poll,
     adapter: &Adapter<J>,
 ) -> io::Result<bool> {

@@ -5,8 +5,9 @@ use std::{fs, io, path::Path};
 
 use super::table;
 
-/// What is asked for if the options do not say: one request of the largest length.
-pub const DEFAULT_BYTES: usize = 1 << 20;
+/// What is asked for if the options do not say: one request of nearly the largest length. A page less, so that its answer and its header fit
+/// into a pipe of the longest kind that anybody may have (`fuse/splice.rs`).
+pub const DEFAULT_BYTES: usize = (1 << 20) - 4096;
 
 /// Sets it for the mount over `dir`.
 pub fn set(dir: &Path, bytes: usize) -> io::Result<()> {

@@ -44,7 +44,7 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
         Some("MICROSECONDS"),
         "how long to look for the kernel's next request without sleeping, while they come quickly (40; 0: never)",
     ),
-    ("read_ahead", Some("SIZE"), "how far the kernel reads ahead; needs root (1M)"),
+    ("read_ahead", Some("SIZE"), "how far the kernel reads ahead; needs root (1020K)"),
     ("state", Some("DIR"), "where what must outlive the daemon is kept"),
     ("runtime", Some("DIR"), "where the daemon's socket is"),
     (

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::{
+    fs::{OFlags, SeekFrom},
+    pipe::SpliceFlags,
+};
 use smallvec::{SmallVec, smallvec};
 use tandem_proto::{Change, Changes, InodeId, limits, stage::NodeType};
 
@@ -151,7 +154,23 @@ impl<J: Journal> Vfs<J> {
                 Ok(0) => break,
                 Ok(read) => done += read,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(_) if done > 0 => break,
+                // A part is no answer: the kernel would take its end for the end of the file.
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// [`Vfs::read`] into a pipe that has room for it, without a copy. If that fails, there may be a part of it in the pipe.
+    pub fn splice(&self, handle: u64, offset: u64, len: usize, pipe: impl AsFd) -> VfsResult<usize> {
+        let file = self.file(handle)?;
+        let (mut done, mut from) = (0, offset);
+        while done < len {
+            match rustix::pipe::splice(&file.fd, Some(&mut from), pipe.as_fd(), None, len - done, SpliceFlags::NONBLOCK)
+            {
+                Ok(0) => break,
+                Ok(moved) => done += moved,
+                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }

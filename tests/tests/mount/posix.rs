@@ -191,6 +191,48 @@ fn with_cache_writeback_what_is_written_arrives_without_a_close() {
 
 /// What was stored before a file was made immutable is stored, as below; who stores it only later is the kernel.
 #[test]
+fn long_reads_are_right_wherever_they_begin_and_end() {
+    let Some(lab) = Lab::new("long-reads") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let (path, mut bytes) = (mount.path().join("long"), content(9, (5 << 20) + 1234));
+    fs::write(&path, &bytes).expect("writable");
+    let compare = |bytes: &[u8]| {
+        for flags in [0, libc::O_DIRECT] {
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(&path).expect("there");
+            let end = bytes.len();
+            for (from, len) in
+                [(0, end), (0, 1 << 20), (1, 1 << 20), (4095, 70_000), (2 << 20, 1_500_000), (end - 10, 10)]
+            {
+                // Nothing of it is left in the kernel's cache of the mount, so the daemon is asked.
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
+                let mut read = vec![0; len + 100];
+                let mut done = 0;
+                while done < len {
+                    let more = file.read_at(&mut read[done..], (from + done) as u64).expect("readable");
+                    assert!(more > 0, "the file ends at {} of {end} bytes", from + done);
+                    done += more;
+                }
+                let same = read[..len] == bytes[from..from + len];
+                assert!(same, "{len} bytes from {from}, opened with {flags:#o}");
+            }
+            assert_eq!(file.read_at(&mut [0; 1 << 17], end as u64).expect("readable"), 0, "it ends there");
+        }
+    };
+    compare(&bytes);
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("there");
+    file.write_all_at(&content(10, 300_000), 700_001).expect("writable");
+    bytes[700_001..1_000_001].copy_from_slice(&content(10, 300_000));
+    file.set_len(2 << 20).expect("shorter");
+    file.set_len(4 << 20).expect("longer, with zeroes");
+    bytes.truncate(2 << 20);
+    bytes.resize(4 << 20, 0);
+    compare(&bytes);
+    drop(file);
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
 fn what_was_written_before_a_file_was_made_immutable_arrives() {
     for cache in ["strict", "writeback"] {
         let Some(lab) = Lab::new("immutable") else { return };

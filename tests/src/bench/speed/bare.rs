@@ -1,55 +1,68 @@
-//! What no file system of this kind goes below: one request and its answer, and reads that the kernel answers from its own cache. A file
-//! system that says at once that there is no such attribute, and has one file of zeroes, beside the mounts that are measured; one thread
-//! asks, one answers.
+//! What no file system of this kind goes below: a file system that remembers names and lengths and nothing else, beside the mounts that are
+//! measured. One thread answers, and looks for the next request without ever sleeping. Content that is written is dropped; what is
+//! read is zeroes.
 
 use std::{
-    ffi::OsStr,
-    fs::File,
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    fs::{self, File},
     io,
     path::Path,
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyXattr, Request,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
+    Request, Session, TimeOrNow, WriteFlags,
 };
-use rustix::io::Errno as Refused;
+use parking_lot::Mutex;
+use rustix::{fs::OFlags, io::Errno as Refused};
 
-use super::work::{self, Record, Scale};
-
+use super::{
+    Plan,
+    work::{self, Place, Record},
+};
 use crate::harness::median;
 
 /// Requests of which one figure is made.
 const BATCH: u32 = 1000;
 /// Figures of which the median is taken.
 const BATCHES: usize = 15;
-/// Nothing in it changes, and it says so for as long.
+/// Nothing changes behind the kernel's back, and it is told so for as long.
 const LASTING: Duration = Duration::from_secs(3600);
-
-struct Bare {
-    zeroes: Vec<u8>,
-    size: u64,
-}
-
-/// Its only file.
-const FILE: INodeNo = INodeNo(2);
-const NAME: &str = "zeroes";
 /// Longest read.
 const READ_MAX: usize = 1 << 20;
 
-impl Bare {
-    fn attr(&self, ino: INodeNo) -> FileAttr {
-        let (size, kind) = if ino == FILE { (self.size, FileType::RegularFile) } else { (0, FileType::Directory) };
+#[derive(Clone, Copy)]
+struct Node {
+    number: u64,
+    kind: FileType,
+    len: u64,
+}
+
+#[derive(Default)]
+struct Tree {
+    names: HashMap<(u64, OsString), u64>,
+    nodes: HashMap<u64, Node>,
+}
+
+struct Bare {
+    zeroes: Vec<u8>,
+    tree: Mutex<Tree>,
+}
+
+impl Node {
+    fn attr(&self) -> FileAttr {
         FileAttr {
-            ino,
-            size,
-            blocks: size.div_ceil(512),
+            ino: INodeNo(self.number),
+            size: self.len,
+            blocks: self.len.div_ceil(512),
             atime: UNIX_EPOCH,
             mtime: UNIX_EPOCH,
             ctime: UNIX_EPOCH,
             crtime: UNIX_EPOCH,
-            kind,
+            kind: self.kind,
             perm: 0o755,
             nlink: 2,
             uid: 0,
@@ -61,26 +74,90 @@ impl Bare {
     }
 }
 
-impl Filesystem for Bare {
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&LASTING, &self.attr(ino));
+impl Tree {
+    fn make(&mut self, parent: INodeNo, name: &OsStr, kind: FileType) -> Node {
+        // The root is 1.
+        let node = Node { number: self.nodes.len() as u64 + 2, kind, len: 0 };
+        self.nodes.insert(node.number, node);
+        self.names.insert((parent.0, name.to_owned()), node.number);
+        node
     }
 
-    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match name == NAME {
-            true => reply.entry(&LASTING, &self.attr(FILE), Generation(0)),
-            false => reply.error(Errno::ENOENT),
+    fn node(&self, number: INodeNo) -> Node {
+        let root = Node { number: 1, kind: FileType::Directory, len: 0 };
+        self.nodes.get(&number.0).copied().unwrap_or(root)
+    }
+}
+
+/// As the mounts do: what is only written goes around the kernel's cache.
+fn opened(flags: i32) -> FopenFlags {
+    match flags & libc::O_ACCMODE {
+        libc::O_WRONLY => FopenFlags::FOPEN_DIRECT_IO,
+        _ => FopenFlags::FOPEN_KEEP_CACHE,
+    }
+}
+
+impl Filesystem for Bare {
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&LASTING, &self.tree.lock().node(ino).attr());
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let mut tree = self.tree.lock();
+        if let Some((node, size)) = tree.nodes.get_mut(&ino.0).zip(size) {
+            node.len = size;
+        }
+        reply.attr(&LASTING, &tree.node(ino).attr());
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let tree = self.tree.lock();
+        match tree.names.get(&(parent.0, name.to_owned())) {
+            Some(number) => reply.entry(&LASTING, &tree.node(INodeNo(*number)).attr(), Generation(0)),
+            None => reply.error(Errno::ENOENT),
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        let made = self.tree.lock().make(parent, name, FileType::Directory);
+        reply.entry(&LASTING, &made.attr(), Generation(0));
+    }
+
+    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        let made = self.tree.lock().make(parent, name, FileType::RegularFile);
+        reply.created(&LASTING, &made.attr(), Generation(0), FileHandle(0), opened(flags));
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.tree.lock().names.remove(&(parent.0, name.to_owned()));
+        reply.ok();
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), opened(flags.0));
     }
 
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
         size: u32,
@@ -88,8 +165,26 @@ impl Filesystem for Bare {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let len = self.size.saturating_sub(offset).min(u64::from(size)) as usize;
+        let len = self.tree.lock().node(ino).len.saturating_sub(offset).min(u64::from(size)) as usize;
         reply.data(&self.zeroes[..len.min(READ_MAX)]);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        if let Some(node) = self.tree.lock().nodes.get_mut(&ino.0) {
+            node.len = node.len.max(offset + data.len() as u64);
+        }
+        reply.written(data.len() as u32);
     }
 
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
@@ -97,18 +192,38 @@ impl Filesystem for Bare {
     }
 }
 
-/// Mounted for a while on an empty directory: seconds of a request and its answer; and what reads from the kernel's cache take, if `reads`.
-pub fn measure(dir: &Path, scale: &Scale, reads: bool, record: Record<'_>) -> io::Result<f64> {
-    let bare = Bare { zeroes: vec![0; READ_MAX], size: scale.large_bytes };
-    let session = fuser::spawn_mount(bare, dir, &fuser::Config::default())?;
+/// Mounted for a while on an empty directory, at the same work as far as it can do it. Seconds of a request and its answer.
+pub fn measure(dir: &Path, plan: &Plan, archive: &Path, record: Record<'_>) -> io::Result<f64> {
+    let bare = Bare { zeroes: vec![0; READ_MAX], tree: Mutex::default() };
+    let session = Session::new(bare, dir, &Config::default())?;
+    // fuser asks again and again for what is not there yet.
+    rustix::fs::fcntl_setfl(&session, OFlags::NONBLOCK)?;
+    let session = session.spawn()?;
     let measured = ask(dir).and_then(|seconds| {
-        if reads {
-            work::warm_reads(&dir.join(NAME), scale, record)?;
-        }
+        work(dir, plan, archive, record)?;
         Ok(seconds)
     });
     session.umount_and_join()?;
     measured
+}
+
+fn work(dir: &Path, plan: &Plan, archive: &Path, record: Record<'_>) -> io::Result<()> {
+    let place = Place { dir, quiet: &|| Ok(()), requests: &|| None };
+    if plan.has("data") {
+        let large = dir.join("large");
+        File::create(&large)?.set_len(plan.scale.large_bytes)?;
+        work::warm_reads(&large, &plan.scale, record)?;
+        work::small_writes(&place, &plan.scale, record)?;
+    }
+    if plan.has("names") {
+        work::names(&place, &plan.scale, record)?;
+    }
+    if plan.has("programs") {
+        let tree = dir.join("tree");
+        fs::create_dir(&tree)?;
+        work::unpack(&place, &tree, archive, record)?;
+    }
+    Ok(())
 }
 
 fn ask(dir: &Path) -> io::Result<f64> {

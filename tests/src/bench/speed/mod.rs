@@ -50,7 +50,7 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
     for run in 0..plan.runs {
         let mut done: Vec<(&'static str, usize, Took)> = Vec::new();
         let mut record = |row, took| done.push((row, places.all.len(), took));
-        samples.add_request(bare::measure(&bare, &plan.scale, plan.has("data"), &mut record)?);
+        samples.add_request(bare::measure(&bare, plan, &archive, &mut record)?);
         for turn in 0..places.all.len() {
             let at = (turn + run) % places.all.len();
             let place = &places.all[at];

@@ -96,7 +96,9 @@ pub fn data(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result<
     record(name::READ_COLD, place.timed(|| read_all(&path, &mut buffer))?);
     warm_reads(&path, scale, record)?;
     file.set_len(0)?;
-    small_writes(place, scale, &block[..SMALL], record)
+    let synced = small_writes(place, scale, record)?;
+    fsyncs(place, scale, &synced, record)?;
+    synced.set_len(0)
 }
 
 /// Reads of what the kernel has of a large file, which asks nobody for it.
@@ -114,8 +116,9 @@ pub fn warm_reads(path: &Path, scale: &Scale, record: Record<'_>) -> io::Result<
     Ok(())
 }
 
-fn small_writes(place: &Place<'_>, scale: &Scale, block: &[u8], record: Record<'_>) -> io::Result<()> {
-    let bytes = scale.large_bytes / 4;
+/// Writes of a page, in order and at random; to this file.
+pub fn small_writes(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result<File> {
+    let (block, bytes) = (&content(1, SMALL), scale.large_bytes / 4);
     let file = OpenOptions::new().write(true).create_new(true).open(place.dir.join("small"))?;
     (place.quiet)()?;
     record(name::WRITE_SMALL, place.timed(|| write_all(&file, block, bytes))?);
@@ -125,15 +128,20 @@ fn small_writes(place: &Place<'_>, scale: &Scale, block: &[u8], record: Record<'
     let random =
         place.timed(|| (0..writes).try_for_each(|_| file.write_all_at(block, rng.below(blocks) * SMALL as u64)))?;
     record(name::WRITE_RANDOM, random);
+    Ok(file)
+}
+
+fn fsyncs(place: &Place<'_>, scale: &Scale, file: &File, record: Record<'_>) -> io::Result<()> {
+    let (block, blocks, mut rng) = (content(1, SMALL), scale.large_bytes / 4 / SMALL as u64, Rng::new(6));
     (place.quiet)()?;
     let synced = place.timed(|| {
         (0..scale.fsyncs).try_for_each(|_| {
-            file.write_all_at(block, rng.below(blocks) * SMALL as u64)?;
+            file.write_all_at(&block, rng.below(blocks) * SMALL as u64)?;
             file.sync_all()
         })
     })?;
     record(name::WRITE_FSYNC, synced);
-    file.set_len(0)
+    Ok(())
 }
 
 /// Names and attributes of many small files.
@@ -178,9 +186,7 @@ fn program(dir: &Path, program: &str, args: &[&str]) -> io::Result<()> {
 pub fn programs(place: &Place<'_>, archive: &Path, record: Record<'_>) -> io::Result<()> {
     let tree = place.dir.join("tree");
     fs::create_dir(&tree)?;
-    let archive = archive.to_str().ok_or_else(|| io::Error::other("the archive's path is no text"))?;
-    (place.quiet)()?;
-    record(name::TAR, place.timed(|| program(&tree, "tar", &["xf", archive]))?);
+    unpack(place, &tree, archive, record)?;
     (place.quiet)()?;
     program(&tree, "find", &[".", "-type", "f"])?;
     record(name::FIND, place.timed(|| program(&tree, "find", &[".", "-type", "f"]))?);
@@ -192,6 +198,14 @@ pub fn programs(place: &Place<'_>, archive: &Path, record: Record<'_>) -> io::Re
     record(name::GIT_STATUS, place.timed(|| program(&tree, "git", &["status", "--porcelain"]))?);
     (place.quiet)()?;
     record(name::REMOVE_TREE, place.timed(|| program(place.dir, "rm", &["-rf", "tree"]))?);
+    Ok(())
+}
+
+/// Unpacks an archive into a directory.
+pub fn unpack(place: &Place<'_>, tree: &Path, archive: &Path, record: Record<'_>) -> io::Result<()> {
+    let archive = archive.to_str().ok_or_else(|| io::Error::other("the archive's path is no text"))?;
+    (place.quiet)()?;
+    record(name::TAR, place.timed(|| program(tree, "tar", &["xf", archive]))?);
     Ok(())
 }
 
