@@ -36,7 +36,8 @@ impl std::fmt::Display for Divergence {
 /// A copy from behind the end of a file copies nothing, and one within a file onto itself is wrong (EINVAL), so FUSE is not asked.
 fn knows_too_little(action: &Action, left: Outcome, right: Outcome) -> bool {
     let copies = matches!(action, Action::Copy { .. });
-    let first = matches!(left, Err(Errno::ISDIR | Errno::NOTDIR | Errno::ACCESS)) || copies && matches!(left, Ok(0) | Err(Errno::INVAL));
+    let first = matches!(left, Err(Errno::ISDIR | Errno::NOTDIR | Errno::ACCESS))
+        || copies && matches!(left, Ok(0) | Err(Errno::INVAL));
     right == Err(Errno::PERM) && first
 }
 
