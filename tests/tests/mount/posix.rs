@@ -189,7 +189,6 @@ fn with_cache_writeback_what_is_written_arrives_without_a_close() {
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
-/// What was stored before a file was made immutable is stored, as below; who stores it only later is the kernel.
 #[test]
 fn long_reads_are_right_wherever_they_begin_and_end() {
     let Some(lab) = Lab::new("long-reads") else { return };
@@ -232,6 +231,7 @@ fn long_reads_are_right_wherever_they_begin_and_end() {
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
+/// What was stored before a file was made immutable is stored, as below; who stores it only later is the kernel.
 #[test]
 fn what_was_written_before_a_file_was_made_immutable_arrives() {
     for cache in ["strict", "writeback"] {
