@@ -57,7 +57,7 @@ impl<J: Journal> Vfs<J> {
             rustix::fs::openat(dir, name, open_flags, Mode::from_raw_mode(mode & 0o7777)).map(Some)
         });
         match result {
-            Ok((entry, fd, inode)) => Ok((entry, self.opened(fd, inode, flags, true))),
+            Ok((entry, fd, inode)) => Ok((entry, self.opened(fd, inode, flags))),
             Err(VfsError::Backing(error))
                 if error.raw_os_error() == Some(libc::EEXIST) && flags & libc::O_EXCL == 0 =>
             {

@@ -1,7 +1,8 @@
 //! Open files: open, read, write, flush, release, fsync, seek.
 //!
 //! Every write(2) arrives here before it returns (write-through), with the offset that the kernel chose, so the backing descriptor
-//! never appends by itself. Stores through a shared mapping arrive as writes when the kernel writes the page back.
+//! need not append by itself; where it has to ([`OpenFile::placing`]), that is asked for at the end of the file only. Stores through a shared
+//! mapping arrive as writes when the kernel writes the page back.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -94,6 +95,7 @@ impl<J: Journal> Vfs<J> {
         let mut wide = backing_flags(flags);
         // Who may ask for it was asked by the kernel; an ordinary user's daemon might not be allowed what its caller is.
         wide.set(OFlags::NOATIME, flags & libc::O_NOATIME != 0 && self.daemon.uid == 0);
+        let mut appends = false;
         let opened = match self.open_inode(&inode, wide) {
             // A file that may only be appended to (chattr +a) is opened for that only; the kernel's offset is its end then.
             Err(VfsError::Backing(error))
@@ -101,6 +103,7 @@ impl<J: Journal> Vfs<J> {
                     && flags & libc::O_APPEND != 0
                     && self.cache_mode == CacheMode::Strict =>
             {
+                appends = true;
                 self.open_inode(&inode, wide | OFlags::APPEND)
             }
             other => other,
@@ -113,16 +116,20 @@ impl<J: Journal> Vfs<J> {
             }
             other => (other?, true),
         };
-        Ok(self.opened(fd, inode, flags, readable))
+        Ok(self.opened_as(fd, inode, flags, readable, appends))
     }
 
-    /// Keeps what was opened for a handle.
-    pub(super) fn opened(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32, readable: bool) -> Opened {
+    /// Keeps what was made for a handle.
+    pub(super) fn opened(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32) -> Opened {
+        self.opened_as(fd, inode, flags, true, false)
+    }
+
+    fn opened_as(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32, readable: bool, appends: bool) -> Opened {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let access = Access::of(flags, self.cache_mode);
         let fd = Arc::new(fd);
         inode.note_open(&fd);
-        Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable, access }), access }
+        Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable, access, appends }), access }
     }
 
     /// Opens the object behind an inode.
@@ -211,10 +218,10 @@ impl<J: Journal> Vfs<J> {
         let end_before = if is_zeroes(data) { Some(sys::size(&file.fd)?) } else { None };
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let written = loop {
-            let written = match rustix::io::pwrite(&file.fd, data, offset) {
+            let written = match write_at(&file, data, offset) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(rustix::io::Errno::PERM) if writer == Writer::PageCache => {
-                    sys::despite_flags(&file.fd, || rustix::io::pwrite(&file.fd, data, offset))
+                    sys::despite_flags(&file.fd, || write_at(&file, data, offset))
                 }
                 other => other,
             };
@@ -460,6 +467,14 @@ impl<J: Journal> Vfs<J> {
         };
         Ok(rustix::fs::seek(&file.fd, position)?)
     }
+}
+
+/// Writes where it is told to. Linux's `pwrite` to a descriptor that appends does not: it is asked to at the end only.
+fn write_at(file: &OpenFile, data: &[u8], offset: u64) -> rustix::io::Result<usize> {
+    if !file.appends || sys::size(&file.fd).is_ok_and(|end| end == offset) {
+        return rustix::io::pwrite(&file.fd, data, offset);
+    }
+    rustix::io::pwrite(file.placing()?, data, offset)
 }
 
 /// Whether a write is nothing but zeroes, and long enough to be said as a range instead of as bytes.

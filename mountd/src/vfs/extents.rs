@@ -176,5 +176,5 @@ impl<J: Journal> Vfs<J> {
 
 fn copy_locally(from: &OpenFile, to: &OpenFile, copy: CopyRange, len: usize) -> rustix::io::Result<usize> {
     let (mut from_offset, mut to_offset) = (copy.from_offset, copy.to_offset);
-    rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), &to.fd, Some(&mut to_offset), len)
+    rustix::fs::copy_file_range(&from.fd, Some(&mut from_offset), to.placing()?, Some(&mut to_offset), len)
 }

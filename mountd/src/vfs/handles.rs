@@ -1,7 +1,7 @@
 //! Open files by handle number.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,8 +9,10 @@ use std::{
 };
 
 use parking_lot::RwLock;
+use rustix::fs::{Mode, OFlags};
 
 use super::{access::Access, inodes::Inode};
+use crate::backing::sys;
 
 /// An open file.
 pub struct OpenFile {
@@ -24,6 +26,38 @@ pub struct OpenFile {
     pub readable: bool,
     /// How the kernel writes it.
     pub access: Access,
+    /// Its descriptor appends, wherever a write is told to go (a file with `chattr +a` can be opened no other way).
+    pub appends: bool,
+}
+
+impl OpenFile {
+    /// A descriptor through which what is written goes where it is told to, also if that is not the end of the file. `EPERM` if the file
+    /// may only be appended to.
+    pub fn placing(&self) -> rustix::io::Result<Placing<'_>> {
+        if !self.appends {
+            return Ok(Placing::Own(&self.fd));
+        }
+        let path = sys::ProcPath::new(&self.fd);
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::open(path.as_str(), flags, Mode::empty()).map(Placing::Another)
+    }
+}
+
+/// See [`OpenFile::placing`].
+pub enum Placing<'a> {
+    /// The file's own.
+    Own(&'a OwnedFd),
+    /// Opened for this.
+    Another(OwnedFd),
+}
+
+impl AsFd for Placing<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Placing::Own(fd) => fd.as_fd(),
+            Placing::Another(fd) => fd.as_fd(),
+        }
+    }
 }
 
 /// All open files.

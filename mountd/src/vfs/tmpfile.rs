@@ -44,7 +44,7 @@ impl<J: Journal> Vfs<J> {
         drop(state);
         inode.pin(Some(Arc::new(pin)));
         let entry = self.entry(&inode, stat);
-        Ok((entry, self.opened(fd, inode, flags, true)))
+        Ok((entry, self.opened(fd, inode, flags)))
     }
 
     /// Gives a file without names its first one. The locks of both are held, and `state` is the file's.

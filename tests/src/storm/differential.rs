@@ -35,9 +35,13 @@ impl std::fmt::Display for Divergence {
 /// The left tree may be a mount: of what inode flags protect, the kernel's FUSE says first whether the type would do (SEMANTICS, P5).
 /// A copy from behind the end of a file copies nothing, and one within a file onto itself is wrong (EINVAL), so FUSE is not asked.
 fn knows_too_little(action: &Action, left: Outcome, right: Outcome) -> bool {
-    let copies = matches!(action, Action::Copy { .. });
-    let first = matches!(left, Err(Errno::ISDIR | Errno::NOTDIR | Errno::ACCESS))
-        || copies && matches!(left, Ok(0) | Err(Errno::INVAL));
+    let first = match (left, action) {
+        (Err(Errno::ISDIR | Errno::NOTDIR | Errno::ACCESS), _) | (Ok(0), Action::Copy { .. }) => true,
+        (Err(Errno::INVAL), Action::Copy { from_offset, to_offset, len, .. }) => {
+            from_offset.abs_diff(*to_offset) < *len as u64
+        }
+        _ => false,
+    };
     right == Err(Errno::PERM) && first
 }
 

@@ -267,3 +267,54 @@ for flag,name in (('+i','written'),('+i','mapped'),('+a','appended')): subproces
         assert_equal_and_unmount(&mount, &storage, "vol");
     }
 }
+
+/// A file with `chattr +a` can be opened for appending only. What is stored through a mapping of that descriptor after the flag is gone, and
+/// what is written through it after `O_APPEND` was taken from it, goes where it is told to.
+#[test]
+fn what_was_opened_as_append_only_is_written_in_its_middle_once_that_is_allowed() {
+    let Some(lab) = Lab::new("append-only") else { return };
+    let storage = lab.storage();
+    let folder = lab.new_dir("folder");
+    let mount = lab.mount(&storage, "vol", &folder);
+    let script = "import fcntl,mmap,os,subprocess
+def chattr(flag): subprocess.run(['chattr',flag,'log'],check=True)
+open('log','wb').write(b'a'*100000)
+chattr('+a')
+log=open('log','a+b',buffering=0); log.write(b'b'*1000)
+flags=fcntl.fcntl(log,fcntl.F_GETFL)
+fcntl.fcntl(log,fcntl.F_SETFL,flags&~os.O_APPEND)
+try:
+    os.pwrite(log.fileno(),b'x',50000)
+    raise SystemExit('an append-only file was written in its middle')
+except PermissionError: pass
+chattr('-a')
+p=mmap.mmap(log.fileno(),100000)
+p[5000:5005]=b'store'; p.flush()
+os.pwrite(log.fileno(),b'write',20000)
+other=open('other','w+b',buffering=0); other.write(b'copied'*20000)
+os.copy_file_range(other.fileno(),log.fileno(),6,0,40000)
+fcntl.fcntl(log,fcntl.F_SETFL,flags)
+log.write(b'c'*1000)
+p[99990:99995]=b'store'; p.close(); log.close()
+";
+    match Command::new("python3").args(["-c", script]).current_dir(mount.path()).output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) if String::from_utf8_lossy(&output.stderr).contains("chattr") => {
+            return eprintln!("SKIPPED append-only: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output) => panic!("{}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => return eprintln!("SKIPPED append-only: python3 is missing"),
+    }
+    let mut expected = [vec![b'a'; 100_000], vec![b'b'; 1000], vec![b'c'; 1000]].concat();
+    for (at, bytes) in [(5000, &b"store"[..]), (20_000, b"write"), (40_000, b"copied"), (99_990, b"store")] {
+        expected[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    let same = fs::read(folder.join("log")).expect("below") == expected;
+    assert!(
+        same,
+        "{} bytes, {} are expected",
+        fs::metadata(mount.path().join("log")).expect("there").len(),
+        expected.len()
+    );
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
