@@ -329,6 +329,11 @@ impl Backing {
         Ok(Some(fd))
     }
 
+    /// Whether an id opens its object wherever that is now, and whatever rights it has.
+    pub fn opens_by_handle(&self) -> bool {
+        self.form == IdForm::HandlesOpen
+    }
+
     /// Opens the object; `None`: it is gone. Only for regular files and directories, others are opened O_PATH.
     pub fn open_id(&self, id: &InodeId, flags: OFlags) -> io::Result<Option<OwnedFd>> {
         if self.form == IdForm::HandlesOpen {

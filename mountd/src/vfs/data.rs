@@ -20,9 +20,9 @@ use tandem_proto::{Change, Changes, InodeId, limits, stage::NodeType};
 
 use super::{
     Access, CacheMode, Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
-    handles::OpenFile,
+    handles::{Handle, OpenFile, Unopened},
     inodes::{Inode, InodeState, Privileges},
-    mtime_change,
+    mtime_change, reached,
 };
 use crate::{
     backing::sys::{self, Stat},
@@ -95,6 +95,13 @@ impl<J: Journal> Vfs<J> {
         let mut wide = backing_flags(flags);
         // Who may ask for it was asked by the kernel; an ordinary user's daemon might not be allowed what its caller is.
         wide.set(OFlags::NOATIME, flags & libc::O_NOATIME != 0 && self.daemon.uid == 0);
+        if !writable && self.backing.opens_by_handle() && inode.was_opened() {
+            // What the kernel has in its cache it does not ask for, so most of these are never read here. That it can be opened is known; who
+            // removes it leaves a descriptor of it.
+            let access = Access::of(flags, self.cache_mode);
+            let handle = self.handles.insert_unopened(Unopened { inode, flags: wide, access });
+            return Ok(Opened { handle, access });
+        }
         let mut appends = false;
         let opened = match self.open_inode(&inode, wide) {
             // A file that may only be appended to (chattr +a) is opened for that only; the kernel's offset is its end then.
@@ -129,11 +136,32 @@ impl<J: Journal> Vfs<J> {
         let access = Access::of(flags, self.cache_mode);
         let fd = Arc::new(fd);
         inode.note_open(&fd);
+        if readable {
+            inode.note_readable();
+        }
         Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable, access, appends }), access }
     }
 
-    /// Opens the object behind an inode.
+    /// The file of a handle. What was opened for reading gets its descriptor now, if it has none yet.
+    pub(super) fn file(&self, handle: u64) -> VfsResult<Arc<OpenFile>> {
+        let file = match self.handles.get(handle).ok_or(VfsError::BadHandle(handle))? {
+            Handle::Open(file) => return Ok(file),
+            Handle::Unopened(file) => file,
+        };
+        let (inode, access) = (file.inode.clone(), file.access);
+        let fd = Arc::new(self.open_inode(&inode, file.flags)?);
+        inode.note_open(&fd);
+        let file = OpenFile { fd, inode, writable: false, readable: true, access, appends: false };
+        self.handles.opened(handle, file).ok_or(VfsError::BadHandle(handle))
+    }
+
+    /// Opens the object behind an inode. Not to be called under its lock.
     pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<OwnedFd> {
+        reached(inode, || self.open_locked(inode, flags))
+    }
+
+    /// The same under its lock.
+    pub(super) fn open_locked(&self, inode: &Inode, flags: OFlags) -> VfsResult<OwnedFd> {
         if let Some(pin) = inode.pinned() {
             return Ok(sys::reopen(&pin, flags)?);
         }
@@ -352,8 +380,10 @@ impl<J: Journal> Vfs<J> {
 
     /// A descriptor of the file is closed.
     pub fn flush(&self, caller: Caller, handle: u64) -> VfsResult<()> {
-        let file = self.file(handle)?;
-        if file.writable { self.settle(caller, &file.inode, Some(&file.fd)) } else { Ok(()) }
+        match self.handles.get_open(handle) {
+            Some(file) if file.writable => self.settle(caller, &file.inode, Some(&file.fd)),
+            _ => Ok(()),
+        }
     }
 
     /// The last descriptor of the handle is closed.

@@ -60,6 +60,25 @@ impl AsFd for Placing<'_> {
     }
 }
 
+/// A file that was opened for reading, of which nothing was asked yet.
+pub struct Unopened {
+    /// The inode.
+    pub inode: Arc<Inode>,
+    /// How it is opened then.
+    pub flags: OFlags,
+    /// How the kernel reads it.
+    pub access: Access,
+}
+
+/// What the number of a handle stands for.
+#[derive(Clone)]
+pub enum Handle {
+    /// A file with its descriptor.
+    Open(Arc<OpenFile>),
+    /// One that needs none yet.
+    Unopened(Arc<Unopened>),
+}
+
 /// All open files.
 #[derive(Default)]
 pub struct HandleTable {
@@ -69,7 +88,7 @@ pub struct HandleTable {
 
 #[derive(Default)]
 struct Slots {
-    files: Vec<Option<Arc<OpenFile>>>,
+    handles: Vec<Option<Handle>>,
     free: Vec<u64>,
 }
 
@@ -77,40 +96,71 @@ impl HandleTable {
     /// Adds one; its number.
     pub fn insert(&self, file: OpenFile) -> u64 {
         self.writers.fetch_add(usize::from(file.writable), Ordering::Relaxed);
-        let file = Some(Arc::new(file));
+        self.add(Handle::Open(Arc::new(file)))
+    }
+
+    /// Adds one without a descriptor; its number.
+    pub fn insert_unopened(&self, file: Unopened) -> u64 {
+        self.add(Handle::Unopened(Arc::new(file)))
+    }
+
+    fn add(&self, handle: Handle) -> u64 {
         let mut slots = self.slots.write();
         match slots.free.pop() {
-            Some(handle) => {
-                slots.files[handle as usize] = file;
-                handle
+            Some(number) => {
+                slots.handles[number as usize] = Some(handle);
+                number
             }
             None => {
-                slots.files.push(file);
-                slots.files.len() as u64 - 1
+                slots.handles.push(Some(handle));
+                slots.handles.len() as u64 - 1
             }
         }
     }
 
-    /// The file of a number.
-    pub fn get(&self, handle: u64) -> Option<Arc<OpenFile>> {
-        self.slots.read().files.get(handle as usize)?.clone()
+    /// What a number stands for.
+    pub fn get(&self, handle: u64) -> Option<Handle> {
+        self.slots.read().handles.get(handle as usize)?.clone()
     }
 
-    /// Takes one out; it closes with its last user.
+    /// The file of a number, if it has a descriptor.
+    pub fn get_open(&self, handle: u64) -> Option<Arc<OpenFile>> {
+        match self.get(handle)? {
+            Handle::Open(file) => Some(file),
+            Handle::Unopened(_) => None,
+        }
+    }
+
+    /// A file that had no descriptor has one now; the file that its number stands for. Another one may have been faster.
+    pub fn opened(&self, handle: u64, file: OpenFile) -> Option<Arc<OpenFile>> {
+        let mut slots = self.slots.write();
+        let slot = slots.handles.get_mut(handle as usize)?.as_mut()?;
+        if let Handle::Open(file) = slot {
+            return Some(file.clone());
+        }
+        let file = Arc::new(file);
+        *slot = Handle::Open(file.clone());
+        Some(file)
+    }
+
+    /// Takes one out; it closes with its last user. None also if it had no descriptor.
     pub fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
         let mut slots = self.slots.write();
-        let file = slots.files.get_mut(handle as usize)?.take();
-        if let Some(file) = &file {
-            self.writers.fetch_sub(usize::from(file.writable), Ordering::Relaxed);
-            slots.free.push(handle);
+        let removed = slots.handles.get_mut(handle as usize)?.take()?;
+        slots.free.push(handle);
+        match removed {
+            Handle::Open(file) => {
+                self.writers.fetch_sub(usize::from(file.writable), Ordering::Relaxed);
+                Some(file)
+            }
+            Handle::Unopened(_) => None,
         }
-        file
     }
 
     /// How many files are open.
     pub fn len(&self) -> usize {
         let slots = self.slots.read();
-        slots.files.len() - slots.free.len()
+        slots.handles.len() - slots.free.len()
     }
 
     /// Whether some file is open for writing.
@@ -121,8 +171,11 @@ impl HandleTable {
     /// The inodes that are open for reading and writing, which a shared mapping needs; each once.
     pub fn mappable(&self) -> Vec<Arc<Inode>> {
         let slots = self.slots.read();
-        let open = slots.files.iter().flatten().filter(|file| file.writable && file.readable);
-        let mut inodes: Vec<_> = open.map(|file| file.inode.clone()).collect();
+        let open = slots.handles.iter().filter_map(|handle| match handle {
+            Some(Handle::Open(file)) if file.writable && file.readable => Some(file.inode.clone()),
+            _ => None,
+        });
+        let mut inodes: Vec<_> = open.collect();
         drop(slots);
         inodes.sort_by_key(|inode| inode.node);
         inodes.dedup_by_key(|inode| inode.node);

@@ -93,6 +93,8 @@ pub struct Inode {
     pin: Mutex<Option<Arc<OwnedFd>>>,
     /// The last descriptor that was opened for a handle, as long as that lives.
     open: Mutex<Weak<OwnedFd>>,
+    /// See [`Inode::was_opened`].
+    was_opened: AtomicBool,
     /// It is excluded: no part of the volume. Then its state says `unnamed` as well.
     outside: AtomicBool,
     /// See [`super::promise`].
@@ -110,6 +112,7 @@ impl Inode {
             turns: AtomicU64::new(0),
             pin: Mutex::default(),
             open: Mutex::default(),
+            was_opened: AtomicBool::new(false),
             outside: AtomicBool::new(false),
             names: Mutex::default(),
         }
@@ -167,6 +170,17 @@ impl Inode {
     /// It was opened: as long as it is, it is reached without being opened again.
     pub fn note_open(&self, fd: &Arc<OwnedFd>) {
         *self.open.lock() = Arc::downgrade(fd);
+    }
+
+    /// It was opened so that it can be read.
+    pub fn note_readable(&self) {
+        self.was_opened.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been opened for reading since the kernel knows it: then it can be again. (A key may be missing, a server may
+    /// refuse, a disk may fail: an open is where a program expects that.)
+    pub fn was_opened(&self) -> bool {
+        self.was_opened.load(Ordering::Relaxed)
     }
 
     /// A descriptor of it that is open.

@@ -34,7 +34,7 @@ impl<J: Journal> Vfs<J> {
 
     /// Attributes, through the handle if one is given.
     pub fn getattr(&self, node: u64, handle: Option<u64>) -> VfsResult<Stat> {
-        if let Some(file) = handle.and_then(|handle| self.handles.get(handle)) {
+        if let Some(file) = handle.and_then(|handle| self.handles.get_open(handle)) {
             return Ok(sys::stat(&file.fd)?);
         }
         let inode = self.inode(node)?;

@@ -75,7 +75,7 @@ pub use self::{
 };
 
 use self::{
-    handles::{HandleTable, OpenFile},
+    handles::HandleTable,
     inodes::{Borrowed, Inode, InodeState, InodeTable},
     settle::Settler,
 };
@@ -219,12 +219,13 @@ impl<J: Journal> Vfs<J> {
         self.inodes.get(node).ok_or(VfsError::Stale(node))
     }
 
-    fn file(&self, handle: u64) -> VfsResult<Arc<OpenFile>> {
-        self.handles.get(handle).ok_or(VfsError::BadHandle(handle))
+    /// A descriptor of an inode: one that is open anyway, or one with O_PATH. Not to be called under its lock.
+    fn fd(&self, inode: &Inode) -> VfsResult<Arc<OwnedFd>> {
+        reached(inode, || self.fd_locked(inode))
     }
 
-    /// A descriptor of an inode: one that is open anyway, or one with O_PATH.
-    fn fd(&self, inode: &Inode) -> VfsResult<Arc<OwnedFd>> {
+    /// The same under its lock.
+    fn fd_locked(&self, inode: &Inode) -> VfsResult<Arc<OwnedFd>> {
         if let Some(fd) = inode.pinned().or_else(|| inode.open()) {
             return Ok(fd);
         }
@@ -387,6 +388,17 @@ impl<J: Journal> Vfs<J> {
 
     fn entry(&self, inode: &Inode, stat: Stat) -> Entry {
         Entry { node: inode.node, generation: inode.generation(), stat }
+    }
+}
+
+/// Reaches an object that may just be losing its last name: who takes that keeps it reachable by the time at which he gives back its lock.
+fn reached<T>(inode: &Inode, reach: impl Fn() -> VfsResult<T>) -> VfsResult<T> {
+    match reach() {
+        Err(VfsError::Stale(_)) => {
+            drop(inode.lock());
+            reach()
+        }
+        other => other,
     }
 }
 

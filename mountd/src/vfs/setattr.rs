@@ -62,7 +62,7 @@ impl<J: Journal> Vfs<J> {
     /// Sets attributes, one system call each; what resulted, also if a later one failed, is the op.
     pub fn setattr(&self, caller: Caller, node: u64, handle: Option<u64>, set: SetAttr) -> VfsResult<Stat> {
         let inode = self.inode(node)?;
-        let file = handle.and_then(|handle| self.handles.get(handle));
+        let file = handle.and_then(|handle| self.handles.get_open(handle));
         let fd = self.fd(&inode)?;
         if set.is_atime_only() {
             self.writable()?;

@@ -75,7 +75,7 @@ impl<J: Journal> Vfs<J> {
         let fd = match fd {
             Some(fd) => fd,
             None => {
-                reached = self.fd(inode)?;
+                reached = self.fd_locked(inode)?;
                 &*reached
             }
         };

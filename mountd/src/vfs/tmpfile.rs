@@ -87,7 +87,7 @@ impl<J: Journal> Vfs<J> {
         if size == 0 {
             return Some(changes);
         }
-        let fd = self.open_inode(inode, OFlags::RDONLY).ok()?;
+        let fd = self.open_locked(inode, OFlags::RDONLY).ok()?;
         while at < size {
             let start = match rustix::fs::seek(&fd, SeekFrom::Data(at)) {
                 Ok(start) => start,

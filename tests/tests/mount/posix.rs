@@ -9,6 +9,8 @@ use std::{
     },
     path::Path,
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
@@ -18,6 +20,9 @@ use tandem_tests::{
 };
 
 use crate::support::{assert_equal_and_unmount, assert_replica_equal};
+
+/// Moments of a removal that are tried.
+const ROUNDS: u64 = 300;
 
 /// A file without a name, below `dir`.
 fn nameless(dir: &Path) -> File {
@@ -316,5 +321,98 @@ p[99990:99995]=b'store'; p.close(); log.close()
         fs::metadata(mount.path().join("log")).expect("there").len(),
         expected.len()
     );
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+/// What was opened before is opened below only once it is read. Whatever became of it meanwhile, it is read as it would have been.
+#[test]
+fn what_was_opened_for_reading_is_read_whatever_happened_to_its_name() {
+    let Some(lab) = Lab::new("opened-late") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let at = |name: &str| mount.path().join(name);
+    let descriptors =
+        || fs::read_dir(format!("/proc/{}/fd", mount.daemon().pid().expect("it runs"))).expect("proc").count();
+    let names = ["stays", "removed", "replaced", "moved", "closed", "cut"];
+    for name in names {
+        fs::write(at(name), content(3, 300_000)).expect("writable");
+    }
+    let open = |name: &str| {
+        let file = File::open(at(name)).expect("there");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
+        file
+    };
+    let before = descriptors();
+    let many: Vec<_> = (0..500).map(|_| open("stays")).collect();
+    // As an ordinary user it opens each, as it might not be allowed to later.
+    let late = descriptors() < before + 100;
+    assert_eq!(late, rustix::process::getuid().is_root(), "{before} descriptors, then {}", descriptors());
+    drop(many);
+    let files: Vec<_> = names.iter().map(|name| open(name)).collect();
+    let synced = open("removed");
+    let removed = File::open(at("removed")).expect("there");
+    fs::remove_file(at("removed")).expect("removed");
+    fs::write(at("new"), b"another").expect("writable");
+    fs::rename(at("new"), at("replaced")).expect("replaced");
+    fs::create_dir(at("d")).expect("new");
+    fs::rename(at("moved"), at("d/moved")).expect("moved");
+    rustix::fs::chmod(at("closed"), Mode::empty()).expect("closed");
+    OpenOptions::new().write(true).open(at("cut")).and_then(|file| file.set_len(100_000)).expect("cut");
+    assert_eq!(removed.metadata().expect("open").nlink(), 0);
+    synced.sync_all().expect("open");
+    let copy = OpenOptions::new().create(true).write(true).truncate(true).open(at("copy")).expect("new");
+    let copied = rustix::fs::copy_file_range(&removed, Some(&mut 0), &copy, Some(&mut 0), 300_000);
+    assert_eq!(copied.expect("open"), 300_000);
+    assert_eq!(rustix::fs::seek(&removed, rustix::fs::SeekFrom::Hole(5)).expect("open"), 300_000);
+    for (file, name) in files.iter().zip(names) {
+        let mut read = vec![0; 400_000];
+        let len = if name == "cut" { 100_000 } else { 300_000 };
+        let mut done = 0;
+        loop {
+            match file.read_at(&mut read[done..], done as u64).expect("open") {
+                0 => break,
+                more => done += more,
+            }
+        }
+        assert!(read[..done] == content(3, 300_000)[..len], "{name}: {done} bytes");
+    }
+    drop((files, synced, removed, copy));
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+/// Its first read comes at any moment of its removal.
+#[test]
+fn a_file_that_is_removed_while_it_is_first_read_is_read() {
+    let Some(lab) = Lab::new("read-and-removed") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount(&storage, "vol", &lab.new_dir("folder"));
+    let expected = content(4, 5000);
+    for round in 0..ROUNDS {
+        let path = mount.path().join(format!("{round}"));
+        fs::write(&path, &expected).expect("writable");
+        let file = File::open(&path).expect("there");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
+        let (ready, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                ready.store(true, Ordering::Release);
+                while !begun.load(Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+                let begin = Instant::now();
+                while begin.elapsed() < Duration::from_nanos(round * 200_000 / ROUNDS) {
+                    std::hint::spin_loop();
+                }
+                let mut read = [0; 5000];
+                let done = file.read_exact_at(&mut read, 0);
+                assert!(done.is_ok() && read[..] == expected[..], "round {round}: {done:?}");
+            });
+            while !ready.load(Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+            begun.store(true, Ordering::Release);
+            fs::remove_file(&path).expect("there");
+        });
+    }
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
