@@ -146,11 +146,16 @@ impl<T: ReplicaTree> ReplicaReader<T> {
         Ok(self.catalog.names(id, usize::MAX)?)
     }
 
+    /// One name of an inode, with the directory that it stands in. `None` if there is no such inode.
+    pub fn name(&self, id: &InodeId) -> Result<Option<(InodeId, Name)>, ApplyError> {
+        Ok(self.catalog.names(id, 1)?.into_iter().next())
+    }
+
     /// A path from the root, by the inode's first name; the root has none. `None` if there is no such inode.
     pub fn path(&self, id: &InodeId) -> Result<Option<Vec<Name>>, ApplyError> {
         let (mut path, mut at) = (Vec::new(), *id);
         while !at.is_root() {
-            let Some((dir, name)) = self.catalog.names(&at, 1)?.into_iter().next() else { return Ok(None) };
+            let Some((dir, name)) = self.name(&at)? else { return Ok(None) };
             path.push(name);
             at = dir;
         }

@@ -9,6 +9,7 @@
 //! [`reading`] tells it again to people, [`kept`] finds the deleted files.
 
 pub mod kept;
+pub mod paths;
 pub mod reading;
 mod surplus;
 mod writes;
@@ -31,12 +32,14 @@ use std::{
 pub use surplus::{Kept, Surplus, give_way_unserved};
 use writes::{Writes, Written};
 
+use paths::{NameOf, Paths};
+
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use smallvec::SmallVec;
 use tandem_proto::{
-    ids::{InodeId, Name},
+    ids::InodeId,
     op::{Change, NodeKind, Op},
     pb,
     position::Position,
@@ -64,9 +67,6 @@ const PUBLISHED_PATHS_MAX: usize = 100;
 const RECENT_LINES_MAX: usize = 256;
 /// Items that he is shown.
 const RECENT_MAX: usize = 64;
-
-/// Turns an inode id into a path, as good as it is known now.
-pub type PathOf = Box<dyn Fn(&InodeId) -> Option<Vec<Name>> + Send>;
 
 /// One change, short.
 #[derive(Serialize)]
@@ -115,7 +115,7 @@ enum Did {
 struct Object {
     id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<String>,
+    path: Option<Arc<str>>,
 }
 
 #[derive(Serialize)]
@@ -155,7 +155,7 @@ type Recent = Arc<Mutex<VecDeque<Vec<u8>>>>;
 
 impl History {
     /// Opens the record in `directory` and starts its thread. Files that are older than `age` go.
-    pub fn open(directory: &Path, path_of: PathOf, age: Option<Duration>) -> io::Result<History> {
+    pub fn open(directory: &Path, name_of: NameOf, age: Option<Duration>) -> io::Result<History> {
         fs::create_dir_all(directory)?;
         let (events, received) = sync_channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
@@ -164,7 +164,7 @@ impl History {
             directory: directory.to_owned(),
             file: None,
             written: 0,
-            path_of,
+            paths: Paths::new(name_of),
             dropped: dropped.clone(),
             age,
             recent: recent.clone(),
@@ -258,7 +258,7 @@ struct Writer {
     directory: PathBuf,
     file: Option<BufWriter<File>>,
     written: u64,
-    path_of: PathOf,
+    paths: Paths,
     dropped: Arc<AtomicU64>,
     age: Option<Duration>,
     recent: Recent,
@@ -310,7 +310,8 @@ impl Writer {
                 }
                 Some(Event::Published { some, changed, removed, position, client }) => {
                     unwritten = true;
-                    let paths: Vec<String> = some.iter().filter_map(|id| self.object(id).path).collect();
+                    self.paths.forget();
+                    let paths: Vec<Arc<str>> = some.iter().filter_map(|id| self.paths.path(id)).collect();
                     let line = serde_json::json!({
                         "time_ns": now_ns(), "epoch": position.epoch.0, "seq": position.seq.0, "client": &*client,
                         "do": "publish", "changed": changed, "removed": removed, "paths": paths,
@@ -367,6 +368,7 @@ impl Writer {
     fn op(&mut self, op: &Op, lens: &[u64], position: Position, client: &Arc<str>) -> io::Result<()> {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
+            self.paths.forget();
             self.line(&serde_json::json!({
                 "time_ns": now_ns(), "not_recorded": dropped, "reason": "ops came faster than they are written",
             }))?;
@@ -379,6 +381,7 @@ impl Writer {
             return Ok(());
         }
         self.tell_writes()?;
+        op.changes.iter().for_each(|change| self.paths.changed(change));
         let line = Line {
             time_ns: op.origin.time_ns,
             epoch: position.epoch.0,
@@ -393,15 +396,11 @@ impl Writer {
         self.line(&line)
     }
 
-    fn object(&self, id: &InodeId) -> Object {
-        let path = (self.path_of)(id).map(|names| {
-            let names: Vec<String> = names.iter().map(|name| text(name.as_bytes())).collect();
-            format!("/{}", names.join("/"))
-        });
-        Object { id: id.to_hex(), path }
+    fn object(&mut self, id: &InodeId) -> Object {
+        Object { id: id.to_hex(), path: self.paths.path(id) }
     }
 
-    fn did(&self, change: &Change, data_len: u64) -> Did {
+    fn did(&mut self, change: &Change, data_len: u64) -> Did {
         match change {
             Change::Birth { id, kind } => Did::Create { id: id.to_hex(), kind: kind_name(kind) },
             Change::Entry { dir, name, old, new } => Did::Name {
@@ -526,8 +525,11 @@ mod tests {
     fn ops_are_recorded_with_path_process_and_client() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let id = InodeId::new(b"f").expect("short");
-        let path = |_: &InodeId| Some(vec![Name::new("dir").expect("legal"), Name::new("file").expect("legal")]);
-        let history = History::open(dir.path(), Box::new(path), None).expect("opened");
+        let name_of = move |of: &InodeId| match *of == id {
+            true => Some((InodeId::new(b"d").expect("short"), Name::new("file").expect("legal"))),
+            false => Some((InodeId::ROOT, Name::new("dir").expect("legal"))),
+        };
+        let history = History::open(dir.path(), Box::new(name_of), None).expect("opened");
         let origin = Origin { time_ns: 5, uid: 1, gid: 2, pid: 3, process: "vi".into() };
         let change = Change::Data { id, offset: 10, data: "12345".into() };
         let op = Op { seq: Seq(9), origin, changes: smallvec![change] };

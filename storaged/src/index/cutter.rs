@@ -31,9 +31,12 @@ pub type Step<'a, E> = dyn FnMut(&[Chunk]) -> Result<ControlFlow<()>, E> + 'a;
 
 /// Cuts `file`, handing over the chunks of each read in order. `step` may end it. Returns whether it came to the end.
 pub fn cut<E>(file: &dyn IndexedFile, step: &mut Step<'_, E>) -> Result<bool, CutError<E>> {
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = Vec::new();
     let mut at = 0;
     while let Some((start, end)) = file.next_data(at)? {
+        // Most files are short: no more of it is cleared than is read.
+        let most = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX).min(READ_BYTES);
+        buffer.resize(most.max(buffer.len()), 0);
         if cut_run(file, start, end, &mut buffer, step)?.is_break() {
             return Ok(false);
         }

@@ -5,11 +5,11 @@
 //! oldest position at which a waiting file was first touched.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     time::{Duration, Instant},
 };
 
-use tandem_proto::{InodeId, Position};
+use tandem_proto::{Epoch, InodeId, Position, Seq};
 
 /// What is to be done about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,30 @@ pub struct Queue {
     limit: usize,
     pending: HashMap<InodeId, Pending>,
     order: BTreeSet<(Instant, InodeId)>,
+    touched: Touched,
+}
+
+/// Positions at which waiting files were first touched: asked for the oldest after each file.
+#[derive(Debug, Default)]
+struct Touched(BTreeMap<(Epoch, Seq), (Position, usize)>);
+
+impl Touched {
+    fn add(&mut self, position: Position) {
+        self.0.entry((position.epoch, position.seq)).or_insert((position, 0)).1 += 1;
+    }
+
+    fn remove(&mut self, position: Position) {
+        if let Entry::Occupied(mut entry) = self.0.entry((position.epoch, position.seq)) {
+            entry.get_mut().1 -= 1;
+            if entry.get().1 == 0 {
+                entry.remove();
+            }
+        }
+    }
+
+    fn oldest(&self) -> Option<Position> {
+        self.0.first_key_value().map(|(_, (position, _))| *position)
+    }
 }
 
 /// A file whose turn it is.
@@ -63,7 +87,7 @@ pub struct Full;
 impl Queue {
     /// An empty queue of at most `limit` files, each due when it was not touched for `idle`.
     pub fn new(idle: Duration, limit: usize) -> Queue {
-        Queue { idle, limit, pending: HashMap::new(), order: BTreeSet::new() }
+        Queue { idle, limit, pending: HashMap::new(), order: BTreeSet::new(), touched: Touched::default() }
     }
 
     /// How many files wait.
@@ -93,6 +117,7 @@ impl Queue {
         let filed = if task == Task::Forget { now } else { now + self.idle };
         self.pending.insert(id, Pending { task, filed, last: now, idle: self.idle, since: applied });
         self.order.insert((filed, id));
+        self.touched.add(applied);
         Ok(())
     }
 
@@ -113,6 +138,7 @@ impl Queue {
             }
             let due = Due { id, task: pending.task, since: pending.since, last: pending.last };
             self.pending.remove(&id);
+            self.touched.remove(due.since);
             return Some(due);
         }
     }
@@ -123,6 +149,8 @@ impl Queue {
         if let Some(pending) = self.pending.get_mut(&due.id) {
             // It was touched again in the meantime. What was to be done before that is part of what is to be done now.
             if due.since.is_before(&pending.since) {
+                self.touched.remove(pending.since);
+                self.touched.add(due.since);
                 pending.since = due.since;
             }
             pending.idle = pending.idle.max(idle);
@@ -131,6 +159,7 @@ impl Queue {
         let filed = due.last + idle;
         self.pending.insert(due.id, Pending { task: due.task, filed, last: due.last, idle, since: due.since });
         self.order.insert((filed, due.id));
+        self.touched.add(due.since);
     }
 
     /// When the next file may be due.
@@ -140,12 +169,7 @@ impl Queue {
 
     /// Up to where everything is indexed, if everything up to `applied` has been announced.
     pub fn indexed(&self, applied: Position) -> Position {
-        self.pending.values().fold(
-            applied,
-            |oldest, pending| {
-                if pending.since.is_before(&oldest) { pending.since } else { oldest }
-            },
-        )
+        self.touched.oldest().filter(|oldest| oldest.is_before(&applied)).unwrap_or(applied)
     }
 }
 

@@ -453,11 +453,11 @@ fn behind(
     let files = Box::new(CatalogFiles::new(reader.clone()));
     let index = LateIndex::open(&directory.join("index"), files, recovered.applied, options);
     let index = index.inspect_err(|error| tracing::warn!(%error, "the volume has no content index")).ok();
-    let paths = reader.clone();
+    let names = reader.clone();
     let history = History::open(
         &directory.join("history").join("ops"),
         // What cannot be read is shown by its id.
-        Box::new(move |id| paths.path(id).unwrap_or_default()),
+        Box::new(move |id| names.name(id).unwrap_or_default()),
         limits.history_keep.age,
     );
     let history = history.inspect_err(|error| tracing::warn!(%error, "the volume has no record of ops")).ok();
