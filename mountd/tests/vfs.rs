@@ -5,6 +5,7 @@ mod support;
 
 use std::{
     ffi::OsStr,
+    os::unix::fs::PermissionsExt as _,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -15,7 +16,7 @@ use support::{
     rng::{Rng, seed},
 };
 use tandem_mountd::{
-    backing::Backing,
+    backing::{Backing, sys::Stat},
     commit::{MarkCell, marks::WHOLE_FILE},
     vfs::{
         Caller, CopyRange, FsyncMode, FsyncRules, Making, Place, SetAttr, SetTime, Vfs, VfsResult, Write, Writer,
@@ -385,6 +386,31 @@ fn who_writes_goes_on_before_the_op_is_filled_and_its_place_is_reserved() {
     assert_eq!(told, [(4, b"said".to_vec(), 1, 1)]);
     assert_eq!(world.recorder.open(), 0);
     world.check("a write that was answered early");
+}
+
+#[test]
+fn who_sets_attributes_goes_on_before_the_op_is_filled_unless_something_failed() {
+    let world = world();
+    let (entry, _) = world.vfs.create(making(ROOT_NODE, "f"), 0o644, libc::O_RDWR).expect("create");
+    let before = world.recorder.len();
+    let mut told = Vec::new();
+    let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    let tell = |stat: &Stat| {
+        let below = std::fs::metadata(world.dir.path().join("f")).expect("it is there").permissions().mode();
+        told.push((stat.mode & 0o7777, below & 0o7777, world.recorder.len() - before, world.recorder.open()));
+    };
+    let after = world.vfs.setattr_telling(caller(), entry.node, None, set, tell).expect("set");
+    assert_eq!((after.mode & 0o7777, told), (0o600, vec![(0o600, 0o600, 1, 1)]));
+    assert_eq!(world.recorder.open(), 0);
+    let wrong = SetAttr {
+        mode: Some(0o640),
+        mtime: Some(SetTime::At(Timestamp { seconds: 0, nanos: 2_000_000_000 })),
+        ..SetAttr::default()
+    };
+    let failed = world.vfs.setattr_telling(caller(), entry.node, None, wrong, |stat| panic!("told {stat:?}"));
+    assert!(failed.is_err());
+    assert_eq!(world.recorder.open(), 0);
+    world.check("attributes that were answered early");
 }
 
 #[test]

@@ -306,8 +306,16 @@ impl<J: Journal> Adapter<J> {
             }
             opcode::SETATTR => {
                 let (handle, set) = convert::set_attr(&mut fields)?;
-                let set = self.vfs.setattr(caller(&header), node, handle, set);
-                answer(reply, set, |reply, stat| reply.out(&convert::attributes(&stat)));
+                let mut reply = Some(reply);
+                let tell = |stat: &_| {
+                    if let Some(reply) = reply.take() {
+                        reply.out(&convert::attributes(stat));
+                    }
+                };
+                let set = self.vfs.setattr_telling(caller(&header), node, handle, set, tell);
+                if let (Some(reply), Err(error)) = (reply, set) {
+                    reply.error(errno(&error));
+                }
             }
             opcode::READLINK => answer(reply, self.vfs.readlink(node), |reply, target| reply.data(&target)),
             opcode::STATFS => answer(reply, self.vfs.statfs(), |reply, fs| reply.out(&convert::statfs(&fs))),

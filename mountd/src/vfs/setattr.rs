@@ -59,15 +59,30 @@ impl SetAttr {
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 
 impl<J: Journal> Vfs<J> {
-    /// Sets attributes, one system call each; what resulted, also if a later one failed, is the op.
+    /// [`Vfs::setattr_telling`] for who waits for its end.
     pub fn setattr(&self, caller: Caller, node: u64, handle: Option<u64>, set: SetAttr) -> VfsResult<Stat> {
+        self.setattr_telling(caller, node, handle, set, |_| {})
+    }
+
+    /// Sets attributes, one system call each; what resulted, also if a later one failed, is the op. `tell` is told what they are now as soon
+    /// as nothing can fail any more, before the op is filled, as by [`Vfs::write_keeping`]. It is not called if something failed.
+    pub fn setattr_telling(
+        &self,
+        caller: Caller,
+        node: u64,
+        handle: Option<u64>,
+        set: SetAttr,
+        tell: impl FnOnce(&Stat),
+    ) -> VfsResult<Stat> {
         let inode = self.inode(node)?;
         let file = handle.and_then(|handle| self.handles.get_open(handle));
         let fd = self.fd(&inode)?;
         if set.is_atime_only() {
             self.writable()?;
             set_times(&fd, &set)?;
-            return Ok(sys::stat(&fd)?);
+            let stat = sys::stat(&fd)?;
+            tell(&stat);
+            return Ok(stat);
         }
         let closed = set.mode.is_some() && self.backing.was_unreadable(&inode.id, &fd);
         let cells = self.cells(&inode, &fd, &set, closed)?;
@@ -101,11 +116,15 @@ impl<J: Journal> Vfs<J> {
             Some(_) => self.unsaid(&cells, resulted)?,
             None => resulted?,
         };
-        if let Some(slot) = slot {
-            slot.fill(caller.origin(), changes);
+        // Whose name it bears has to be asked while he still waits.
+        let slot = slot.map(|slot| (slot, caller.origin()));
+        if done.is_ok() {
+            tell(&after);
         }
-        done?;
-        Ok(after)
+        if let Some((slot, origin)) = slot {
+            slot.fill(origin, changes);
+        }
+        done.map(|()| after)
     }
 
     /// A cut changes the data behind the new size; growing changes attributes only.
