@@ -74,14 +74,14 @@ impl<T: ReplicaTree> Objects<T> {
             mode = Some(self.tree.stat(&node).on("read", id)?.attr.mode).filter(|mode| mode & 0o6000 != 0);
         }
         let patch = &AttrPatch { mode, ..*patch };
-        self.give(id, &node, &record.kind, (patch, xattrs), &mut side.now)?;
+        let was = self.give(id, &node, &record.kind, (patch, xattrs), &mut side.now)?;
         let mut changed = side.store(&mut record);
         if let Some(mtime) = patch.mtime {
             if record.kind.is_directory() {
                 changed |= record.dir_mtime != Some(mtime);
                 record.dir_mtime = Some(mtime);
                 self.touched.insert(*id);
-            } else {
+            } else if was.is_none_or(|was| was.mtime != mtime) {
                 self.tree.set_mtime(&node, mtime).on("set the time of", id)?;
             }
         }
@@ -91,7 +91,8 @@ impl<T: ReplicaTree> Objects<T> {
         Ok(())
     }
 
-    /// Owner, extended attributes and mode, in this order. What is refused goes to `side`.
+    /// Owner, extended attributes and mode, in this order. What is refused goes to `side`. Tells what the object had before, if it was
+    /// looked at: an op assigns all attributes of which one was changed, and what stands already needs no change of the file system's.
     pub(super) fn give(
         &self,
         id: &InodeId,
@@ -99,31 +100,35 @@ impl<T: ReplicaTree> Objects<T> {
         kind: &NodeKind,
         (patch, xattrs): (&AttrPatch, Option<&XattrNet>),
         side: &mut SideRecord,
-    ) -> Result<(), ApplyError> {
-        self.set_owner(id, node, patch, side)?;
+    ) -> Result<Option<Attr>, ApplyError> {
+        let (was, given) = self.set_owner(id, node, patch, side)?;
         if let Some(xattrs) = xattrs {
             self.set_xattrs(id, node, xattrs, side)?;
         }
-        match patch.mode.filter(|_| !matches!(kind, NodeKind::Symlink(_))) {
-            Some(mode) => self.set_mode(id, node, mode, kind, side),
-            None => Ok(()),
+        if let Some(mode) = patch.mode.filter(|_| !matches!(kind, NodeKind::Symlink(_))) {
+            // An owner that is given, and an ACL, change it.
+            let is = was.filter(|_| !given && xattrs.is_none()).map(|was| was.mode);
+            self.set_mode(id, node, (is, mode), kind, side)?;
         }
+        Ok(was)
     }
 
+    /// What the object had before, if it was looked at, and whether something was given to it.
     fn set_owner(
         &self,
         id: &InodeId,
         node: &T::Node,
         patch: &AttrPatch,
         side: &mut SideRecord,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<(Option<Attr>, bool), ApplyError> {
         if patch.uid.is_none() && patch.gid.is_none() {
-            return Ok(());
+            return Ok((None, false));
         }
         let is = self.tree.stat(node).on("read", id)?.attr;
         let stands = |assigned: Option<u32>, is: u32| assigned.is_none_or(|assigned| assigned == is);
         // Giving an object to its owner is not nothing: it takes file capabilities away, which the mount's call did not.
-        let given = match stands(patch.uid, is.uid) && stands(patch.gid, is.gid) {
+        let stands = stands(patch.uid, is.uid) && stands(patch.gid, is.gid);
+        let given = match stands {
             true => Ok(()),
             false => self.tree.set_owner(node, patch.uid, patch.gid),
         };
@@ -131,7 +136,6 @@ impl<T: ReplicaTree> Objects<T> {
             Ok(()) => {
                 side.uid = if patch.uid.is_some() { None } else { side.uid };
                 side.gid = if patch.gid.is_some() { None } else { side.gid };
-                Ok(())
             }
             Err(error) if is_refusal(&error) => {
                 side.uid = patch.uid.filter(|uid| *uid != is.uid).or(if patch.uid.is_some() { None } else { side.uid });
@@ -141,17 +145,18 @@ impl<T: ReplicaTree> Objects<T> {
                     Some(gid) if gid != is.gid && self.tree.set_owner(node, None, Some(gid)).is_err() => Some(gid),
                     Some(_) => None,
                 };
-                Ok(())
             }
-            Err(error) => Err(ApplyError::from_io("change the owner of", id, error)),
+            Err(error) => return Err(ApplyError::from_io("change the owner of", id, error)),
         }
+        Ok((Some(is), !stands))
     }
 
+    /// `is`: what it has, if that is known.
     fn set_mode(
         &self,
         id: &InodeId,
         node: &T::Node,
-        mode: u32,
+        (is, mode): (Option<u32>, u32),
         kind: &NodeKind,
         side: &mut SideRecord,
     ) -> Result<(), ApplyError> {
@@ -159,6 +164,9 @@ impl<T: ReplicaTree> Objects<T> {
         let denied = if self.deny_special && !kind.is_directory() { mode & RIGHTS } else { 0 };
         if !self.tree.is_unprivileged() && !side.placeholder {
             side.mode = (denied != 0).then_some(mode);
+            if is == Some(mode & !denied) {
+                return Ok(());
+            }
             return self.tree.set_mode(node, mode & !denied).on("change the mode of", id);
         }
         match self.tree.set_mode(node, (mode & !denied) | own_access(kind)) {
