@@ -5,8 +5,11 @@ mod support;
 
 use std::{
     ffi::OsStr,
-    os::unix::fs::PermissionsExt as _,
-    sync::{Arc, atomic::Ordering},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -19,8 +22,8 @@ use tandem_mountd::{
     backing::{Backing, sys::Stat},
     commit::{MarkCell, marks::WHOLE_FILE},
     vfs::{
-        Caller, CopyRange, FsyncMode, FsyncRules, Making, Place, SetAttr, SetTime, Vfs, VfsResult, Write, Writer,
-        inodes::ROOT_NODE,
+        CacheMode, Caller, CopyRange, FsyncMode, FsyncRules, Making, Place, SetAttr, SetTime, Vfs, VfsResult, Write,
+        Writer, inodes::ROOT_NODE,
     },
 };
 use tandem_proto::{InodeId, Timestamp, limits::MARK_BLOCK};
@@ -614,6 +617,36 @@ fn fsyncs_that_do_not_wait_for_the_replica_have_the_mtime_said_now_and_then_and_
     let tenths = begun.elapsed().as_millis() as usize / 100;
     assert!((1..=1 + tenths).contains(&said), "{said} times in {tenths} tenths of a second");
     world.check("at rest");
+    vfs.release(caller(), opened.handle).expect("release");
+    world.check("closed");
+}
+
+#[test]
+fn with_the_kernels_write_cache_it_asks_again_only_for_other_blocks_and_an_old_time_is_put_right_by_the_fsync() {
+    let world = world();
+    let vfs = Vfs::new(world.backing.clone(), world.recorder.clone(), FsyncMode::Local).expect("vfs");
+    let vfs = vfs.with_cache_mode(CacheMode::Writeback);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    vfs.when_attributes_change(Box::new(move |_| _ = counted.fetch_add(1, Ordering::SeqCst)));
+    let (entry, opened) = vfs.create(making(ROOT_NODE, "new"), 0o644, libc::O_RDWR).expect("create");
+    let write_and_fsync = |at: u64| {
+        assert_eq!(vfs.write(caller(), opened.handle, at, &[1; 4096], false).expect("write"), 4096);
+        vfs.fsync(caller(), opened.handle, false, Box::new(|done| done.expect("fsync")));
+        asked.swap(0, Ordering::SeqCst)
+    };
+    let below = || {
+        let there = std::fs::metadata(world.dir.path().join("new")).expect("there");
+        Timestamp { seconds: there.mtime(), nanos: there.mtime_nsec() as u32 }
+    };
+    assert_eq!(write_and_fsync(0), 1);
+    assert_eq!((0..10).map(|_| write_and_fsync(0)).sum::<usize>(), 0, "it takes no other blocks");
+    assert_eq!(write_and_fsync(1 << 20), 1);
+    let old = Timestamp { seconds: 1_000_000_000, nanos: 5 };
+    let set = SetAttr { mtime: Some(SetTime::At(old)), ..SetAttr::default() };
+    vfs.setattr(caller(), entry.node, None, set).expect("set");
+    write_and_fsync(0);
+    assert_eq!(below(), old, "the time that the kernel has");
     vfs.release(caller(), opened.handle).expect("release");
     world.check("closed");
 }

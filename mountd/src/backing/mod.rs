@@ -329,6 +329,11 @@ impl Backing {
         Ok(Some(fd))
     }
 
+    /// Lets go of the descriptors that are kept for the next use.
+    pub fn close_path_fds(&self) {
+        self.cache.clear();
+    }
+
     /// Whether an id opens its object wherever that is now, and whatever rights it has.
     pub fn opens_by_handle(&self) -> bool {
         self.form == IdForm::HandlesOpen

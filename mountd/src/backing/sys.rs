@@ -159,6 +159,11 @@ pub fn size(fd: impl AsFd) -> io::Result<u64> {
     Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::SIZE)?.stx_size)
 }
 
+/// How many blocks of 512 bytes the file behind a descriptor takes. Does not ask for times either.
+pub fn blocks(fd: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BLOCKS)?.stx_blocks)
+}
+
 /// Attributes of a name; a symbolic link's own.
 pub fn stat_at(dir: impl AsFd, name: &OsStr) -> io::Result<Stat> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;

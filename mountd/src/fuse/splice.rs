@@ -106,10 +106,14 @@ pub struct Scratch {
     message: Option<Message>,
     /// It was tried in vain so often since it last went well.
     refused: u32,
+    /// So many were not tried since.
+    untried: u32,
 }
 
-/// After so many times in vain nothing is spliced any more: the backing file system cannot, or pipes that long may not be had.
+/// After so many times in vain little is spliced any more: the backing file system cannot, or pipes that long may not be had.
 const REFUSED_MAX: u32 = 16;
+/// One in so many is tried then: what was short may be there again.
+const TRIED_EVERY: u32 = 1024;
 
 impl Scratch {
     /// Memory for a read of this length.
@@ -123,12 +127,18 @@ impl Scratch {
     /// Empty, for a read that is to be spliced; `None`: it is not.
     pub fn message(&mut self, offset: u64, len: usize) -> Option<&mut Message> {
         let pages = (offset as usize % PAGE + len).div_ceil(PAGE);
-        if len < SPLICED_MIN || pages > PAGES_MAX || self.refused >= REFUSED_MAX {
+        if len < SPLICED_MIN || pages > PAGES_MAX {
             return None;
+        }
+        if self.refused >= REFUSED_MAX {
+            self.untried = self.untried.wrapping_add(1);
+            if !self.untried.is_multiple_of(TRIED_EVERY) {
+                return None;
+            }
         }
         if self.message.is_none() {
             self.message = Message::new().inspect_err(|error| tracing::debug!(%error, "no pipe for reads")).ok();
-            self.refused += u32::from(self.message.is_none());
+            self.refused = self.refused.saturating_add(u32::from(self.message.is_none()));
         }
         self.message.as_mut()
     }
@@ -139,7 +149,7 @@ impl Scratch {
             true => self.refused = 0,
             false => {
                 self.message = None;
-                self.refused += 1;
+                self.refused = self.refused.saturating_add(1);
             }
         }
     }
@@ -152,7 +162,7 @@ mod tests {
         os::fd::OwnedFd,
     };
 
-    use super::{Message, PAGE, PAGES_MAX, REFUSED_MAX, SPLICED_MIN, Scratch};
+    use super::{Message, PAGE, PAGES_MAX, REFUSED_MAX, SPLICED_MIN, Scratch, TRIED_EVERY};
     use rustix::pipe::{SpliceFlags, splice};
 
     fn filled(message: &mut Message, file: &File, mut from: u64, len: usize) {
@@ -199,6 +209,11 @@ mod tests {
         scratch.message(0, SPLICED_MIN).expect("tried again");
         scratch.spliced(true);
         (0..REFUSED_MAX).for_each(|_| scratch.spliced(false));
-        assert!(scratch.message(0, SPLICED_MIN).is_none());
+        for _ in 1..TRIED_EVERY {
+            assert!(scratch.message(0, SPLICED_MIN).is_none());
+        }
+        scratch.message(0, SPLICED_MIN).expect("one in many is tried");
+        scratch.spliced(true);
+        scratch.message(0, SPLICED_MIN).expect("it went well, so all are");
     }
 }

@@ -5,8 +5,12 @@
 //! mapping arrive as writes when the kernel writes the page back.
 
 use std::{
+    io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
     time::Instant,
 };
 
@@ -95,11 +99,15 @@ impl<J: Journal> Vfs<J> {
         let mut wide = backing_flags(flags);
         // Who may ask for it was asked by the kernel; an ordinary user's daemon might not be allowed what its caller is.
         wide.set(OFlags::NOATIME, flags & libc::O_NOATIME != 0 && self.daemon.uid == 0);
-        if !writable && self.backing.opens_by_handle() && inode.was_opened() {
+        if !writable
+            && self.backing.opens_by_handle()
+            && inode.was_opened()
+            && self.handles.len() < self.opened_late_max
+        {
             // What the kernel has in its cache it does not ask for, so most of these are never read here. That it can be opened is known; who
             // removes it leaves a descriptor of it.
-            let access = Access::of(flags, self.cache_mode);
-            let handle = self.handles.insert_unopened(Unopened { inode, flags: wide, access });
+            let (access, failures) = (Access::of(flags, self.cache_mode), inode.failures());
+            let handle = self.handles.insert_unopened(Unopened { inode, flags: wide, access, failures });
             return Ok(Opened { handle, access });
         }
         let mut appends = false;
@@ -139,25 +147,39 @@ impl<J: Journal> Vfs<J> {
         if readable {
             inode.note_readable();
         }
-        Opened { handle: self.handles.insert(OpenFile { fd, inode, writable, readable, access, appends }), access }
+        let owed = AtomicI32::new(0);
+        let file = OpenFile { fd, inode, writable, readable, access, appends, owed };
+        Opened { handle: self.handles.insert(file), access }
     }
 
     /// The file of a handle. What was opened for reading gets its descriptor now, if it has none yet.
     pub(super) fn file(&self, handle: u64) -> VfsResult<Arc<OpenFile>> {
-        let file = match self.handles.get(handle).ok_or(VfsError::BadHandle(handle))? {
+        let unopened = match self.handles.get(handle).ok_or(VfsError::BadHandle(handle))? {
             Handle::Open(file) => return Ok(file),
             Handle::Unopened(file) => file,
         };
-        let (inode, access) = (file.inode.clone(), file.access);
-        let fd = Arc::new(self.open_inode(&inode, file.flags)?);
+        let (inode, access) = (unopened.inode.clone(), unopened.access);
+        let fd = Arc::new(self.open_inode(&inode, unopened.flags).inspect_err(|_| inode.note_unreadable())?);
         inode.note_open(&fd);
-        let file = OpenFile { fd, inode, writable: false, readable: true, access, appends: false };
-        self.handles.opened(handle, file).ok_or(VfsError::BadHandle(handle))
+        // What an fsync was told before this descriptor was there, it does not say.
+        let owed = AtomicI32::new(match inode.failures() {
+            failures if failures == unopened.failures => 0,
+            failures => (failures as u32).cast_signed(),
+        });
+        let file = OpenFile { fd, inode, writable: false, readable: true, access, appends: false, owed };
+        self.handles.opened(handle, &unopened, file).ok_or(VfsError::BadHandle(handle))
     }
 
     /// Opens the object behind an inode. Not to be called under its lock.
     pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<OwnedFd> {
-        reached(inode, || self.open_locked(inode, flags))
+        match reached(inode, || self.open_locked(inode, flags)) {
+            // Open files need them more.
+            Err(VfsError::Backing(error)) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                self.backing.close_path_fds();
+                reached(inode, || self.open_locked(inode, flags))
+            }
+            other => other,
+        }
     }
 
     /// The same under its lock.
@@ -410,7 +432,7 @@ impl<J: Journal> Vfs<J> {
     }
 
     fn fsync_locally(&self, caller: Caller, file: &OpenFile, data_only: bool) -> VfsResult<()> {
-        self.tell_blocks(&file.inode);
+        self.tell_blocks(&file.inode, Some(&file.fd));
         let durable = self.fsync.of(&file.inode) == FsyncMode::Durable;
         // fdatasync promises no mtime.
         if file.writable && !data_only && (durable || self.is_mtime_due(&file.inode)) {
@@ -423,7 +445,11 @@ impl<J: Journal> Vfs<J> {
         }
         self.journal.tell_news();
         let synced = if data_only { rustix::fs::fdatasync(&file.fd) } else { rustix::fs::fsync(&file.fd) };
-        self.synced(&file.inode, synced)
+        self.synced(&file.inode, synced)?;
+        match file.owed.swap(0, Ordering::SeqCst) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno).into()),
+        }
     }
 
     /// After a failed fsync nobody knows which of the written bytes are on the disk: what is read from now on may be older.
@@ -435,6 +461,7 @@ impl<J: Journal> Vfs<J> {
                 Err(error.into())
             }
             Err(error) => {
+                inode.note_failure(error.raw_os_error());
                 tracing::error!(inode = %inode.id, %error, "the backing directory could not make a file durable: what it holds is suspect");
                 self.journal.not_durable(match inode.node_type {
                     NodeType::Directory => MarkCell::Dir(inode.id),

@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI32, AtomicUsize, Ordering},
     },
 };
 
@@ -28,6 +28,9 @@ pub struct OpenFile {
     pub access: Access,
     /// Its descriptor appends, wherever a write is told to go (a file with `chattr +a` can be opened no other way).
     pub appends: bool,
+    /// What an fsync through it has to say besides, once: an error of one through another descriptor, told between the `open(2)` of this one
+    /// and the first use of it, when it got its own. Every descriptor that was open is told of it.
+    pub owed: AtomicI32,
 }
 
 impl OpenFile {
@@ -68,6 +71,8 @@ pub struct Unopened {
     pub flags: OFlags,
     /// How the kernel reads it.
     pub access: Access,
+    /// See [`Inode::failures`], when it was opened.
+    pub failures: u64,
 }
 
 /// What the number of a handle stands for.
@@ -131,12 +136,15 @@ impl HandleTable {
         }
     }
 
-    /// A file that had no descriptor has one now; the file that its number stands for. Another one may have been faster.
-    pub fn opened(&self, handle: u64, file: OpenFile) -> Option<Arc<OpenFile>> {
+    /// A file that had no descriptor has one now; the file that its number stands for. Another one may have been faster. None if the number
+    /// stands for something else meanwhile.
+    pub fn opened(&self, handle: u64, was: &Arc<Unopened>, file: OpenFile) -> Option<Arc<OpenFile>> {
         let mut slots = self.slots.write();
         let slot = slots.handles.get_mut(handle as usize)?.as_mut()?;
-        if let Handle::Open(file) = slot {
-            return Some(file.clone());
+        match slot {
+            Handle::Open(file) => return Some(file.clone()),
+            Handle::Unopened(is) if !Arc::ptr_eq(is, was) => return None,
+            Handle::Unopened(_) => {}
         }
         let file = Arc::new(file);
         *slot = Handle::Open(file.clone());
@@ -148,6 +156,8 @@ impl HandleTable {
         let mut slots = self.slots.write();
         let removed = slots.handles.get_mut(handle as usize)?.take()?;
         slots.free.push(handle);
+        // What goes with it may take a while.
+        drop(slots);
         match removed {
             Handle::Open(file) => {
                 self.writers.fetch_sub(usize::from(file.writable), Ordering::Relaxed);

@@ -51,6 +51,8 @@ pub struct InodeState {
     pub told_mtime: Option<Timestamp>,
     /// It may take more blocks than the kernel knows, with `cache=writeback`.
     pub blocks_untold: bool,
+    /// How many it took when the kernel was made to ask last.
+    pub blocks_told: Option<u64>,
     /// Whether the settler has it in its queue.
     pub queued: bool,
     /// See [`Privileges`].
@@ -95,6 +97,8 @@ pub struct Inode {
     open: Mutex<Weak<OwnedFd>>,
     /// See [`Inode::was_opened`].
     was_opened: AtomicBool,
+    /// See [`Inode::failures`].
+    failures: AtomicU64,
     /// It is excluded: no part of the volume. Then its state says `unnamed` as well.
     outside: AtomicBool,
     /// See [`super::promise`].
@@ -113,6 +117,7 @@ impl Inode {
             pin: Mutex::default(),
             open: Mutex::default(),
             was_opened: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
             outside: AtomicBool::new(false),
             names: Mutex::default(),
         }
@@ -175,6 +180,22 @@ impl Inode {
     /// It was opened so that it can be read.
     pub fn note_readable(&self) {
         self.was_opened.store(true, Ordering::Relaxed);
+    }
+
+    /// It could not be opened when it was to be read: who opens it next is told, not who reads.
+    pub fn note_unreadable(&self) {
+        self.was_opened.store(false, Ordering::Relaxed);
+    }
+
+    /// Its fsync failed, with this error.
+    pub fn note_failure(&self, errno: i32) {
+        let failed = |failures: u64| Some((failures >> 32).wrapping_add(1) << 32 | u64::from(errno.cast_unsigned()));
+        let _ = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, failed);
+    }
+
+    /// How often its fsync failed (in the upper half), and the last error.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::SeqCst)
     }
 
     /// Whether it has been opened for reading since the kernel knows it: then it can be again. (A key may be missing, a server may

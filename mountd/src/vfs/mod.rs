@@ -100,6 +100,8 @@ pub struct Vfs<J> {
     settler: Settler,
     fsync: FsyncRules,
     cache_mode: CacheMode,
+    /// While fewer files are open, what is only read may wait for its descriptor: there will be one.
+    opened_late_max: usize,
     daemon: Caller,
     /// See [`Vfs::when_attributes_change`].
     invalidate: OnceLock<Invalidate>,
@@ -133,6 +135,7 @@ impl<J: Journal> Vfs<J> {
             journal,
             fsync: fsync.into(),
             cache_mode: CacheMode::default(),
+            opened_late_max: descriptors() / 2,
         })
     }
 
@@ -400,6 +403,12 @@ fn reached<T>(inode: &Inode, reach: impl Fn() -> VfsResult<T>) -> VfsResult<T> {
         }
         other => other,
     }
+}
+
+/// How many descriptors the process may have.
+fn descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 /// A name as an op carries it.

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use std::{
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
+    time::Instant,
 };
 use tandem_proto::{Change, Changes, Timestamp, limits, stage::NodeType};
 
@@ -107,6 +108,7 @@ impl<J: Journal> Vfs<J> {
         state.written = None;
         if let (CacheMode::Writeback, Some(SetTime::At(time))) = (self.cache_mode, set.mtime) {
             state.told_mtime = Some(time);
+            state.mtime_said = Some(Instant::now());
         }
         let resulted = resulted(&inode, &fd, &set, capability_before, &mut state);
         if closed {

@@ -11,11 +11,12 @@ use std::{
     collections::VecDeque,
     os::fd::OwnedFd,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
+use tandem_proto::Timestamp;
 use tandem_runtime::memory;
 
 use super::{
@@ -32,6 +33,12 @@ const REST: Duration = Duration::from_secs(1);
 const SAID_EVERY: Duration = Duration::from_millis(100);
 /// How often the queue is looked at.
 const TICK: Duration = Duration::from_millis(250);
+
+/// Whether a time is one of the last second's: the kernel's own, of a write. What is older, or yet to come, somebody set.
+fn is_of_now(time: Timestamp) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(now).is_ok_and(|now| (time.seconds..=time.seconds.saturating_add(1)).contains(&now))
+}
 
 /// Files whose mtime is to be sent.
 #[derive(Default)]
@@ -62,7 +69,7 @@ impl Settler {
 impl<J: Journal> Vfs<J> {
     /// Sends the mtime of a file if it was written since it was last sent. `fd`: any descriptor of it.
     pub(super) fn settle(&self, caller: Caller, inode: &Inode, fd: Option<&OwnedFd>) -> VfsResult<()> {
-        self.tell_blocks(inode);
+        self.tell_blocks(inode, fd);
         if inode.lock().written.is_none() {
             return Ok(());
         }
@@ -93,17 +100,29 @@ impl<J: Journal> Vfs<J> {
         Ok(())
     }
 
-    /// Whether an fsync that does not wait for the replica has the mtime said. With `cache=writeback` it always has: there what the file
-    /// below has may be another time than the kernel's, and is put right with it.
+    /// Whether an fsync that does not wait for the replica has the mtime said. With `cache=writeback` what the file below has may be another
+    /// time than the kernel's, and is put right with it: at once, if somebody set one that is not of now.
     pub(super) fn is_mtime_due(&self, inode: &Inode) -> bool {
-        self.cache_mode == CacheMode::Writeback
-            || inode.lock().mtime_said.is_none_or(|said| said.elapsed() >= SAID_EVERY)
+        let state = inode.lock();
+        let of_now = self.cache_mode == CacheMode::Strict || state.told_mtime.is_some_and(is_of_now);
+        !of_now || state.mtime_said.is_none_or(|said| said.elapsed() >= SAID_EVERY)
     }
 
-    /// With `cache=writeback` the kernel knows its own size and mtime, but not how many blocks it became: makes it ask.
-    pub(super) fn tell_blocks(&self, inode: &Inode) {
-        let untold = std::mem::take(&mut inode.lock().blocks_untold);
-        if untold && let Some(invalidate) = self.invalidate.get() {
+    /// With `cache=writeback` the kernel knows its own size and mtime, but not how many blocks it became: makes it ask, if they are others
+    /// than when it was made to ask last. (What makes them fewer, a cut or a hole, makes it ask by itself.) To ask is not free: with the
+    /// attributes it forgets that the file has no capabilities, so its next write is two requests more.
+    pub(super) fn tell_blocks(&self, inode: &Inode, fd: Option<&OwnedFd>) {
+        if !std::mem::take(&mut inode.lock().blocks_untold) {
+            return;
+        }
+        let blocks = match fd {
+            Some(fd) => sys::blocks(fd).ok(),
+            None => self.fd(inode).ok().and_then(|fd| sys::blocks(&*fd).ok()),
+        };
+        let told = std::mem::replace(&mut inode.lock().blocks_told, blocks);
+        if (blocks.is_none() || blocks != told)
+            && let Some(invalidate) = self.invalidate.get()
+        {
             invalidate(inode.node);
         }
     }

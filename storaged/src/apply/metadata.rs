@@ -102,6 +102,7 @@ impl<T: ReplicaTree> Objects<T> {
         side: &mut SideRecord,
     ) -> Result<Option<Attr>, ApplyError> {
         let (was, given) = self.set_owner(id, node, patch, side)?;
+        let was = was.filter(|_| !self.again);
         if let Some(xattrs) = xattrs {
             self.set_xattrs(id, node, xattrs, side)?;
         }

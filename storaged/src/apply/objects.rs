@@ -56,6 +56,8 @@ pub struct Objects<T: ReplicaTree> {
     pub keeper: Keeper<T::Node>,
     /// The new file that was staged last.
     pub(super) fresh: Option<Fresh<T::Node>>,
+    /// What is done now was perhaps done before, and what the tree shows of it never reached its disk: nothing is taken as done.
+    pub(super) again: bool,
     /// Of the live op that was begun last all names are done, and not all contents.
     pub in_contents: bool,
     /// Makes names in limbo, discard and history unique.
@@ -86,6 +88,7 @@ impl<T: ReplicaTree> Objects<T> {
             litter: Litter::default(),
             salvaged: 0,
             fresh: None,
+            again: false,
             deny_special: false,
             keeper: Keeper::default(),
             in_contents: false,

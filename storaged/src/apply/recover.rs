@@ -59,9 +59,11 @@ impl<T: ReplicaTree> Objects<T> {
         progress: &mut Progress,
         checkpoint: &mut dyn FnMut(&mut Self, Position, u64) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
+        self.again = true;
         loop {
             match self.next(log, progress)? {
                 Next::End { staging } => {
+                    self.again = false;
                     progress.staging_dropped = staging;
                     return Ok(());
                 }

@@ -65,6 +65,8 @@ const SUFFIX: &str = ".jsonl";
 const PUBLISHED_PATHS_MAX: usize = 100;
 /// Lines that are kept for who looks at the newest items, without reading files: some 100 KiB.
 const RECENT_LINES_MAX: usize = 256;
+/// Length of a line that is kept in memory.
+const RECENT_LINE_BYTES_MAX: usize = 16 << 10;
 /// Items that he is shown.
 const RECENT_MAX: usize = 64;
 
@@ -440,7 +442,10 @@ impl Writer {
         if recent.len() == RECENT_LINES_MAX {
             recent.pop_front();
         }
-        recent.push_back(bytes);
+        // Paths of a deep tree are long; those lines are in the file only.
+        if bytes.len() <= RECENT_LINE_BYTES_MAX {
+            recent.push_back(bytes);
+        }
         written
     }
 

@@ -14,6 +14,8 @@ pub type NameOf = Box<dyn Fn(&InodeId) -> Option<(InodeId, Name)> + Send>;
 
 /// So many are kept.
 const KEPT_MAX: usize = 4096;
+/// Length of those that are kept, in bytes: each directory on the way keeps its own, so a deep tree would need the square of its depth.
+const LENGTH_MAX: usize = 1024;
 
 struct Known {
     path: Arc<str>,
@@ -62,7 +64,10 @@ impl Paths {
         }
         while let Some((id, name)) = unknown.pop() {
             path = format!("{path}/{}", String::from_utf8_lossy(name.as_bytes())).into();
-            self.known.insert(id, Known { path: path.clone(), leads_on: !unknown.is_empty() });
+            // What is below a long one is longer.
+            if path.len() <= LENGTH_MAX {
+                self.known.insert(id, Known { path: path.clone(), leads_on: !unknown.is_empty() });
+            }
         }
         Some(path)
     }
@@ -95,7 +100,7 @@ mod tests {
         op::Change,
     };
 
-    use super::{KEPT_MAX, Paths};
+    use super::{KEPT_MAX, LENGTH_MAX, Paths};
 
     fn id(text: &str) -> InodeId {
         InodeId::new(text.as_bytes()).expect("short")
@@ -169,5 +174,20 @@ mod tests {
             assert_eq!(paths.path(&id(&format!("f{at}"))).as_deref(), Some(format!("/d/name-{at}").as_str()));
             assert!(paths.known.len() <= KEPT_MAX);
         }
+    }
+
+    #[test]
+    fn of_a_deep_tree_no_more_is_kept_than_of_others_and_what_moves_on_its_way_is_noticed() {
+        let tree = Tree::default();
+        let mut paths = tree.paths();
+        tree.put("d0", InodeId::ROOT, "top");
+        for at in 1..300 {
+            tree.put(&format!("d{at}"), id(&format!("d{}", at - 1)), &"n".repeat(200));
+        }
+        let expected = |top: &str| format!("/{top}{}", format!("/{}", "n".repeat(200)).repeat(299));
+        assert_eq!(paths.path(&id("d299")).as_deref(), Some(expected("top").as_str()));
+        assert!(paths.known.values().all(|known| known.path.len() <= LENGTH_MAX) && paths.known.len() < 10);
+        paths.changed(&tree.put("d0", InodeId::ROOT, "else"));
+        assert_eq!(paths.path(&id("d299")).as_deref(), Some(expected("else").as_str()));
     }
 }
