@@ -49,6 +49,19 @@ const FORM_INO_BTIME: u8 = 0xff;
 
 /// O_PATH descriptors that are kept at most. 20,000 descriptors must suffice for any tree, and open files need most of them.
 const PATH_CACHE_MAX: usize = 2048;
+/// And no more than this part of all.
+const PATH_CACHE_PART: usize = 8;
+
+/// How many descriptors the process may have.
+pub fn descriptors_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+/// How many of them are kept for the next use.
+pub fn path_fds_max() -> usize {
+    (descriptors_max() / PATH_CACHE_PART).min(PATH_CACHE_MAX)
+}
 
 /// Names of an object: its directory, and what it is called there.
 type Places = SmallVec<[(InodeId, Name); 1]>;
@@ -133,7 +146,7 @@ impl Backing {
             hold,
             identity,
             form,
-            cache: PathCache::new(PATH_CACHE_MAX),
+            cache: PathCache::new(path_fds_max()),
             forgotten: AtomicU64::new(0),
             hints: Mutex::default(),
             excludes: Excludes::default(),

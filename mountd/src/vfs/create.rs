@@ -52,6 +52,7 @@ pub(super) struct Born {
 impl<J: Journal> Vfs<J> {
     /// Creates and opens a regular file. If it exists and `flags` do not forbid it, it is opened.
     pub fn create(&self, making: Making<'_>, mode: u32, flags: i32) -> VfsResult<(Entry, Opened)> {
+        self.room_for_another()?;
         let open_flags = backing_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let result = self.make(making, false, |dir, name| {
             rustix::fs::openat(dir, name, open_flags, Mode::from_raw_mode(mode & 0o7777)).map(Some)

@@ -95,15 +95,12 @@ impl<J: Journal> Vfs<J> {
         if writable {
             self.writable()?;
         }
+        self.room_for_another()?;
         let inode = self.inode(node)?;
         let mut wide = backing_flags(flags);
         // Who may ask for it was asked by the kernel; an ordinary user's daemon might not be allowed what its caller is.
         wide.set(OFlags::NOATIME, flags & libc::O_NOATIME != 0 && self.daemon.uid == 0);
-        if !writable
-            && self.backing.opens_by_handle()
-            && inode.was_opened()
-            && self.handles.len() < self.opened_late_max
-        {
+        if !writable && self.backing.opens_by_handle() && inode.was_opened() {
             // What the kernel has in its cache it does not ask for, so most of these are never read here. That it can be opened is known; who
             // removes it leaves a descriptor of it.
             let (access, failures) = (Access::of(flags, self.cache_mode), inode.failures());
@@ -132,6 +129,11 @@ impl<J: Journal> Vfs<J> {
             other => (other?, true),
         };
         Ok(self.opened_as(fd, inode, flags, readable, appends))
+    }
+
+    /// Whether there is a descriptor for one more open file. An open is where a program expects to be told that there is none.
+    pub(super) fn room_for_another(&self) -> VfsResult<()> {
+        if self.handles.len() < self.open_max { Ok(()) } else { Err(rustix::io::Errno::MFILE.into()) }
     }
 
     /// Keeps what was made for a handle.

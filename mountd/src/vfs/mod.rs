@@ -53,7 +53,7 @@ use tandem_proto::{AttrPatch, Change, InodeId, Name, Position, limits};
 
 use crate::{
     backing::{
-        Backing,
+        Backing, descriptors_max, path_fds_max,
         sys::{self, Stat},
     },
     commit::{MarkCell, MarkCells},
@@ -100,8 +100,8 @@ pub struct Vfs<J> {
     settler: Settler,
     fsync: FsyncRules,
     cache_mode: CacheMode,
-    /// While fewer files are open, what is only read may wait for its descriptor: there will be one.
-    opened_late_max: usize,
+    /// So many files may be open: what is only read may wait for its descriptor, and there will be one.
+    open_max: usize,
     daemon: Caller,
     /// See [`Vfs::when_attributes_change`].
     invalidate: OnceLock<Invalidate>,
@@ -135,7 +135,7 @@ impl<J: Journal> Vfs<J> {
             journal,
             fsync: fsync.into(),
             cache_mode: CacheMode::default(),
-            opened_late_max: descriptors() / 2,
+            open_max: open_max(),
         })
     }
 
@@ -405,10 +405,12 @@ fn reached<T>(inode: &Inode, reach: impl Fn() -> VfsResult<T>) -> VfsResult<T> {
     }
 }
 
-/// How many descriptors the process may have.
-fn descriptors() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+/// Descriptors that the daemon needs for itself: its threads, connections, logs and marks, and for calls under way.
+const OWN_DESCRIPTORS: usize = 128;
+
+/// How many files may be open at once.
+fn open_max() -> usize {
+    descriptors_max().saturating_sub(OWN_DESCRIPTORS + path_fds_max()).max(1)
 }
 
 /// A name as an op carries it.

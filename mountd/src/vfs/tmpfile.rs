@@ -29,6 +29,7 @@ impl<J: Journal> Vfs<J> {
     /// Creates and opens a regular file without a name, on the file system of `making.parent`; the name in `making` means nothing.
     pub fn tmpfile(&self, making: Making<'_>, mode: u32, flags: i32) -> VfsResult<(Entry, Opened)> {
         self.writable()?;
+        self.room_for_another()?;
         let dir = self.inode(making.parent)?;
         let dir_fd = self.fd(&dir)?;
         adopt_umask(making.umask)?;

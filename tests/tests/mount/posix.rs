@@ -380,6 +380,67 @@ fn what_was_opened_for_reading_is_read_whatever_happened_to_its_name() {
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
+/// With 400 descriptors in all, and more files than that.
+#[test]
+fn what_could_be_opened_can_be_read_however_few_descriptors_there_are() {
+    let Some(lab) = Lab::new("few-descriptors") else { return };
+    let storage = lab.storage();
+    let mut spec = MountSpec::new(&storage, "vol", &lab.new_dir("folder"));
+    spec.tracer = ["prlimit", "--nofile=400:400"].map(Into::into).to_vec();
+    let mount = lab.mount_with(&spec);
+    let paths: Vec<_> = (0..500).map(|at| mount.path().join(format!("{at}"))).collect();
+    for path in &paths {
+        fs::write(path, path.as_os_str().as_encoded_bytes()).expect("writable");
+        fs::read(path).expect("readable");
+    }
+    let mut open = Vec::new();
+    for path in &paths {
+        match File::open(path) {
+            Ok(file) => open.push((path, file)),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EMFILE)),
+        }
+    }
+    assert!((100..paths.len()).contains(&open.len()), "{}", open.len());
+    for (path, file) in &open {
+        rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
+        let mut read = vec![0; path.as_os_str().len()];
+        file.read_exact_at(&mut read, 0).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(read == path.as_os_str().as_encoded_bytes());
+    }
+    drop(open);
+    assert!(paths.iter().all(|path| File::open(path).is_ok()), "there is room again");
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+/// What is changed around a mount is not replicated. But who opens it sees it, as long as no descriptor is kept that holds what was there.
+#[test]
+fn a_file_that_was_exchanged_around_the_mount_is_read_as_it_is() {
+    let Some(lab) = Lab::new("exchanged") else { return };
+    let (storage, folder) = (lab.storage(), lab.new_dir("folder"));
+    for at in 0..2500 {
+        fs::write(folder.join(format!("other-{at}")), "").expect("writable");
+    }
+    fs::write(folder.join("file"), "as it was").expect("writable");
+    let spec = MountSpec::new(&storage, "vol", &lab.new_dir("mountpoint"));
+    let mount = lab.mount_with(&spec.options(&format!("backing={}", folder.display())));
+    let path = mount.path().join("file");
+    assert_eq!(fs::read(&path).expect("readable"), b"as it was");
+    fs::write(folder.join("new"), "as it is").expect("writable");
+    fs::rename(folder.join("new"), folder.join("file")).expect("renamed");
+    // Asks for a descriptor of each, so that none of the file is kept.
+    for at in 0..2500 {
+        rustix::fs::listxattr(mount.path().join(format!("other-{at}")), &mut [0u8; 100][..]).expect("attributes");
+    }
+    let read = || {
+        let file = File::open(&path)?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        let mut read = [0; 8];
+        file.read_exact_at(&mut read, 0).map(|()| read)
+    };
+    let seen = [read(), read()];
+    assert!(seen[1].as_ref().is_ok_and(|read| read == b"as it is"), "{seen:?}");
+}
+
 /// Its first read comes at any moment of its removal.
 #[test]
 fn a_file_that_is_removed_while_it_is_first_read_is_read() {
