@@ -3,6 +3,6 @@
 pub mod echo;
 pub mod fsync;
 pub mod hostile;
-pub mod speed;
+pub mod mount;
 pub mod steady;
 pub mod tls;

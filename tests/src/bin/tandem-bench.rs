@@ -1,14 +1,14 @@
 //! Benches that need daemons of their own, in a temporary directory: `fsync [--writes N]`, `steady [--rate BYTES] [--seconds S]`,
 //! `hostile [--seconds S] [--kinds LIST]`, `tls [--mib N] [--rounds N] [--files N]`,
-//! `speed [--runs N] [--kinds LIST] [--families LIST] [--options LIST] [--json FILE] [--against FILE] ...`.
-//! Prints figures; exit code 1 if one is out of its bound (`--no-bound`: never), and no round trip alone forbids it (`speed`).
+//! `mount [--runs N] [--kinds LIST] [--families LIST] [--options LIST] [--json FILE] [--against FILE] ...`.
+//! Prints figures; exit code 1 if one is out of its bound (`--no-bound`: never), and no round trip alone forbids it (`mount`).
 
 use std::{env, fs, path::Path, process::ExitCode, time::Duration};
 
 use tandem_tests::{
     bench::{
         fsync, hostile,
-        speed::{self, Plan, Scale, report},
+        mount::{self, Plan, Scale, report},
         steady, tls,
     },
     figures,
@@ -19,7 +19,7 @@ const USAGE: &str = "usage: tandem-bench fsync [--writes N] [--no-bound]
        tandem-bench steady [--rate BYTES] [--seconds S] [--no-bound]
        tandem-bench hostile [--seconds S] [--kinds crowd,handshakes,lies,calls] [--no-bound]
        tandem-bench tls [--mib N] [--rounds N] [--files N] [--no-bound]
-       tandem-bench speed [--runs N] [--kinds paused,live,lagging,absent,bindfs,sshfs,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
+       tandem-bench mount [--runs N] [--kinds paused,live,lagging,absent,bindfs,sshfs,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
                           [--mib N] [--files N] [--tree N] [--fsyncs N] [--pgbench S] [--json FILE] [--against FILE] [--no-bound]";
 
 /// A durable fsync may cost so many times the sum of its parts.
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         Some("hostile") => bench_hostile(&args),
         Some("attack") => attack(&args),
         Some("tls") => bench_tls(&args),
-        Some("speed") => bench_speed(&args),
+        Some("mount") => bench_mount(&args),
         _ => Err(USAGE.to_owned()),
     };
     match ran {
@@ -144,7 +144,7 @@ fn bench_tls(args: &Args) -> Result<bool, String> {
     Ok(figures.ratio() <= TLS_MAX.0 && figures.more_lag() <= TLS_MAX.1)
 }
 
-fn bench_speed(args: &Args) -> Result<bool, String> {
+fn bench_mount(args: &Args) -> Result<bool, String> {
     let scale = Scale {
         large_bytes: args.value("--mib", 1024)? << 20,
         files: args.value("--files", 5000)?,
@@ -166,9 +166,9 @@ fn bench_speed(args: &Args) -> Result<bool, String> {
         None => None,
     };
     let before = before.map(|text| serde_json::from_str(&text)).transpose().map_err(|error| error.to_string())?;
-    let lab = Lab::new("bench-speed").ok_or("mounts are impossible here")?;
+    let lab = Lab::new("bench-mount").ok_or("mounts are impossible here")?;
     lab.allow_lost_peers();
-    let (kinds, samples) = speed::measure(&lab, &plan).map_err(|error| error.to_string())?;
+    let (kinds, samples) = mount::measure(&lab, &plan).map_err(|error| error.to_string())?;
     let missed = report::print(&samples, &kinds, before.as_ref());
     if let Some(path) = args.text("--json") {
         let text = format!("{:#}\n", report::as_json(&samples, &kinds));

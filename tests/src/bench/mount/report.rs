@@ -193,7 +193,7 @@ pub fn as_json(samples: &Samples, kinds: &[Kind]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::{BARE, Kind, Samples, as_json, print};
-    use crate::bench::speed::{
+    use crate::bench::mount::{
         rows::{ROWS, name},
         work::Took,
     };
