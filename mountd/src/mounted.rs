@@ -191,7 +191,7 @@ impl<J: Journal> MountOps for Mounted<J> {
         MountFacts {
             mountpoint: self.dir.display().to_string(),
             backing: self.vfs.backing().dir().display().to_string(),
-            not_crossed: self.vfs.backing().nested_mounts(),
+            not_crossed: self.vfs.backing().not_crossed(),
             bypass: self.bypass.clone(),
             cache_mode: self.vfs.cache_mode(),
             flush_interval: self.flush_interval,

@@ -21,7 +21,7 @@ pub mod unreadable;
 mod cache;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     ffi::OsStr,
     io,
     os::{
@@ -51,6 +51,11 @@ const FORM_INO_BTIME: u8 = 0xff;
 const PATH_CACHE_MAX: usize = 2048;
 /// And no more than this part of all.
 const PATH_CACHE_PART: usize = 8;
+
+/// Magic numbers of the file systems whose directories can be volumes of their own: btrfs, bcachefs.
+const WITH_SUBVOLUMES: [i64; 2] = [0x9123_683e, 0xca45_1a4e];
+/// Directories that are not part of the volume and are remembered for who asks which there are.
+const FOREIGN_MAX: usize = 256;
 
 /// How many descriptors the process may have.
 pub fn descriptors_max() -> usize {
@@ -120,6 +125,9 @@ pub struct Backing {
     hints: Mutex<HashMap<InodeId, Places>>,
     /// What is no part of the volume.
     excludes: Excludes,
+    has_subvolumes: bool,
+    /// Where directories were seen that are roots of something else.
+    foreign: Mutex<BTreeSet<(InodeId, Name)>>,
     /// The daemon may not read everything: it is an ordinary user's.
     limited: bool,
     unreadable: Unreadable,
@@ -139,6 +147,8 @@ impl Backing {
         let mut root_id = Vec::new();
         encode_id(form, root.as_fd(), &root_stat, &mut root_id).map_err(failed)?;
         let identity = Identity::of(root.as_fd(), &root_id).map_err(failed)?;
+        let magic = rustix::fs::fstatfs(&root).map_err(|errno| failed(errno.into()))?.f_type;
+        let has_subvolumes = WITH_SUBVOLUMES.contains(&magic);
         Ok(Backing {
             dir: dir.to_owned(),
             root,
@@ -150,6 +160,8 @@ impl Backing {
             forgotten: AtomicU64::new(0),
             hints: Mutex::default(),
             excludes: Excludes::default(),
+            has_subvolumes,
+            foreign: Mutex::default(),
             limited: !rustix::process::geteuid().is_root(),
             unreadable: Unreadable::default(),
         })
@@ -215,6 +227,23 @@ impl Backing {
     /// Whether this directory is the root of something else: a nested mount or subvolume, which is not crossed.
     pub fn is_foreign(&self, stat: &Stat) -> bool {
         stat.is_dir() && stat.dev != self.root_stat.dev
+    }
+
+    /// Whether there can be such directories: what is mounted in a mount of our own is not seen, but some file systems have subvolumes.
+    pub fn may_hold_foreign(&self) -> bool {
+        self.has_subvolumes || self.hold == Hold::Descriptor
+    }
+
+    /// The same of what a name means; [`Backing::not_crossed`] names it then.
+    pub fn is_foreign_at(&self, dir: &InodeId, name: &OsStr, stat: &Stat) -> bool {
+        let foreign = self.is_foreign(stat);
+        if foreign && let Some(name) = Name::new(name.as_bytes().to_vec()) {
+            let mut seen = self.foreign.lock();
+            if seen.len() < FOREIGN_MAX {
+                seen.insert((*dir, name));
+            }
+        }
+        foreign
     }
 
     /// The id of the object behind a descriptor (O_PATH will do).
@@ -435,15 +464,36 @@ impl Backing {
         Ok(rustix::fs::syncfs(&self.root)?)
     }
 
-    /// Nested mounts below the directory, which are not part of the volume.
-    pub fn nested_mounts(&self) -> Vec<String> {
+    /// What is below the directory and not part of the volume: nested mounts, and the subvolumes that were seen so far, for people.
+    pub fn not_crossed(&self) -> Vec<String> {
         let Ok(dir) = self.dir.canonicalize() else { return Vec::new() };
-        crate::mount::table::read()
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|mount| mount.mountpoint.starts_with(&dir) && mount.mountpoint != dir)
-            .map(|mount| mount.mountpoint.display().to_string())
-            .collect()
+        let mounts = crate::mount::table::read().unwrap_or_default().into_iter().map(|mount| mount.mountpoint);
+        let mut found: BTreeSet<PathBuf> =
+            mounts.filter(|mountpoint| mountpoint.starts_with(&dir) && *mountpoint != dir).collect();
+        let seen = self.foreign.lock().clone();
+        for place in seen {
+            match self.still_foreign(&place.0, &place.1) {
+                Ok(Some(path)) => drop(found.insert(dir.join(path))),
+                Ok(None) => drop(self.foreign.lock().remove(&place)),
+                // It cannot be looked at now.
+                Err(_) => {}
+            }
+        }
+        found.iter().map(|path| path.display().to_string()).collect()
+    }
+
+    /// Where, below the root, a directory is that was no part of the volume; `None`: there is none there any more.
+    fn still_foreign(&self, dir: &InodeId, name: &Name) -> io::Result<Option<PathBuf>> {
+        let Some(fd) = self.path_fd(dir)? else { return Ok(None) };
+        let name = OsStr::from_bytes(name.as_bytes());
+        match sys::stat_at(&fd, name) {
+            Ok(stat) if self.is_foreign(&stat) => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let between = exclude::path_between(self.root(), fd.as_fd());
+        Ok(between.map(|names| names.iter().map(|name| OsStr::from_bytes(name)).collect::<PathBuf>().join(name)))
     }
 }
 

@@ -40,7 +40,7 @@ impl Backing {
     ) -> io::Result<Option<ListedEntry>> {
         let os_name = OsStr::from_bytes(name.as_bytes());
         let Some(stat) = Self::gone(sys::stat_at(dir, os_name))? else { return Ok(None) };
-        if self.is_foreign(&stat) || self.leaves_out(place, name.as_bytes(), stat.is_dir()) {
+        if self.is_foreign_at(dir_id, os_name, &stat) || self.leaves_out(place, name.as_bytes(), stat.is_dir()) {
             return Ok(None);
         }
         let Some(id) = Self::gone(self.id_at(dir, os_name, &stat))? else { return Ok(None) };

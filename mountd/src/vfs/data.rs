@@ -128,7 +128,7 @@ impl<J: Journal> Vfs<J> {
             }
             other => (other?, true),
         };
-        Ok(self.opened_as(fd, inode, flags, readable, appends))
+        Ok(self.opened_as(Arc::new(fd), inode, flags, readable, appends))
     }
 
     /// Whether there is a descriptor for one more open file. An open is where a program expects to be told that there is none.
@@ -137,14 +137,13 @@ impl<J: Journal> Vfs<J> {
     }
 
     /// Keeps what was made for a handle.
-    pub(super) fn opened(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32) -> Opened {
-        self.opened_as(fd, inode, flags, true, false)
+    pub(super) fn opened(&self, fd: impl Into<Arc<OwnedFd>>, inode: Arc<Inode>, flags: i32) -> Opened {
+        self.opened_as(fd.into(), inode, flags, true, false)
     }
 
-    fn opened_as(&self, fd: OwnedFd, inode: Arc<Inode>, flags: i32, readable: bool, appends: bool) -> Opened {
+    fn opened_as(&self, fd: Arc<OwnedFd>, inode: Arc<Inode>, flags: i32, readable: bool, appends: bool) -> Opened {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let access = Access::of(flags, self.cache_mode);
-        let fd = Arc::new(fd);
         inode.note_open(&fd);
         if readable {
             inode.note_readable();
@@ -163,6 +162,7 @@ impl<J: Journal> Vfs<J> {
         let (inode, access) = (unopened.inode.clone(), unopened.access);
         let fd = Arc::new(self.open_inode(&inode, unopened.flags).inspect_err(|_| inode.note_unreadable())?);
         inode.note_open(&fd);
+        inode.pin_instead(&fd);
         // What an fsync was told before this descriptor was there, it does not say.
         let owed = AtomicI32::new(match inode.failures() {
             failures if failures == unopened.failures => 0,
@@ -174,14 +174,7 @@ impl<J: Journal> Vfs<J> {
 
     /// Opens the object behind an inode. Not to be called under its lock.
     pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<OwnedFd> {
-        match reached(inode, || self.open_locked(inode, flags)) {
-            // Open files need them more.
-            Err(VfsError::Backing(error)) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                self.backing.close_path_fds();
-                reached(inode, || self.open_locked(inode, flags))
-            }
-            other => other,
-        }
+        self.sparing(|| reached(inode, || self.open_locked(inode, flags)))
     }
 
     /// The same under its lock.

@@ -7,7 +7,7 @@ use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use tandem_proto::stage::NodeType;
 
 use super::{Entry, Journal, Vfs, VfsResult, inodes::Inode};
-use crate::backing::sys::Stat;
+use crate::backing::sys::{self, Stat};
 
 /// One entry of a listing.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,18 @@ const BUFFER_BYTES: usize = 8 << 10;
 impl<J: Journal> Vfs<J> {
     /// Lists names from `offset` on.
     pub fn readdir(&self, node: u64, offset: u64, sink: &mut dyn Sink) -> VfsResult<()> {
-        self.list(node, offset, &mut |_, listed| Ok(sink.take(listed, None)))
+        let crossable = self.backing.may_hold_foreign();
+        self.list(node, offset, &mut |dir, listed| {
+            let looked_at = crossable && matches!(listed.node_type, None | Some(NodeType::Directory));
+            if looked_at && !matches!(listed.name.as_bytes(), b"." | b"..") {
+                // If it cannot be looked at, it is listed as below.
+                let stat = self.fd(dir).and_then(|fd| Ok(sys::stat_at(&fd, listed.name)?));
+                if stat.is_ok_and(|stat| self.backing.is_foreign_at(&dir.id, listed.name, &stat)) {
+                    return Ok(false);
+                }
+            }
+            Ok(sink.take(listed, None))
+        })
     }
 
     /// Lists names with what they mean. Each entry that was taken, but `.` and `..`, counts a lookup.
@@ -48,7 +59,7 @@ impl<J: Journal> Vfs<J> {
                 // It went in between, or cannot be looked at: the name alone, without a promise what it means.
                 return Ok(sink.take(listed, None));
             };
-            if self.backing.is_foreign(&stat) {
+            if self.backing.is_foreign_at(&dir.id, listed.name, &stat) {
                 return Ok(false);
             }
             let inode = self.inodes.remember(id, &stat);

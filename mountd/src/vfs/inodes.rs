@@ -172,6 +172,14 @@ impl Inode {
         drop(old);
     }
 
+    /// It was opened: if it is pinned, this will do for both.
+    pub fn pin_instead(&self, fd: &Arc<OwnedFd>) {
+        let mut pin = self.pin.lock();
+        let old = pin.as_mut().map(|pin| std::mem::replace(pin, fd.clone()));
+        drop(pin);
+        drop(old);
+    }
+
     /// It was opened: as long as it is, it is reached without being opened again.
     pub fn note_open(&self, fd: &Arc<OwnedFd>) {
         *self.open.lock() = Arc::downgrade(fd);

@@ -18,7 +18,7 @@ impl<J: Journal> Vfs<J> {
         let dir = self.inode(parent)?;
         let dir_fd = self.fd(&dir)?;
         let (id, stat) = self.identify(&dir, &dir_fd, name)?;
-        if self.backing.is_foreign(&stat) {
+        if self.backing.is_foreign_at(&dir.id, name, &stat) {
             return Err(VfsError::NotFound);
         }
         let inode = self.inodes.remember(id, &stat);

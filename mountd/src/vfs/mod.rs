@@ -239,6 +239,17 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
+    /// Opens what a call needs; where no descriptor is left, in place of those that are kept for later.
+    fn sparing<T>(&self, open: impl Fn() -> VfsResult<T>) -> VfsResult<T> {
+        match open() {
+            Err(VfsError::Backing(error)) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                self.backing.close_path_fds();
+                open()
+            }
+            other => other,
+        }
+    }
+
     fn writable(&self) -> VfsResult<()> {
         if self.journal.read_only() { Err(VfsError::ReadOnly) } else { Ok(()) }
     }
@@ -352,9 +363,9 @@ impl<J: Journal> Vfs<J> {
 
     /// What a name means, opened, so that it stays reachable whatever happens to the name.
     fn child(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<Child<'_>> {
-        let fd = sys::open_path_at(dir_fd, name)?;
+        let fd = self.sparing(|| Ok(sys::open_path_at(dir_fd, name)?))?;
         let stat = sys::stat(&fd)?;
-        if self.backing.is_foreign(&stat) {
+        if self.backing.is_foreign_at(&dir.id, name, &stat) {
             return Err(VfsError::CrossDevice);
         }
         let id = match self.inodes.same(&stat) {

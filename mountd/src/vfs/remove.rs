@@ -62,7 +62,8 @@ impl<J: Journal> Vfs<J> {
             let state = locks.of(inode);
             state.unnamed = true;
             state.written = None;
-            inode.pin(Some(fd.clone()));
+            // One that is open has a descriptor anyway: there are no two for each.
+            inode.pin(Some(inode.open().unwrap_or_else(|| fd.clone())));
             self.backing.forget(&inode.id);
             self.journal.unnamed(&inode.id);
         } else {

@@ -36,14 +36,14 @@ impl<J: Journal> Vfs<J> {
         let open_flags = backing_flags(flags) | OFlags::RDWR | OFlags::TMPFILE;
         let fd = rustix::fs::openat(&dir_fd, c".", open_flags, Mode::from_raw_mode(mode & 0o7777))?;
         let (Born { id, stat, fd }, _) = self.adopt(making.caller, &dir_fd, making.name, Some(fd))?;
-        let pin = sys::reopen(&fd, OFlags::PATH)?;
         let inode = self.inodes.remember(id, &stat);
         let mut state = inode.lock();
         state.unnamed = true;
         // What ACL it inherited was not looked at.
         state.born(stat.mode, true);
         drop(state);
-        inode.pin(Some(Arc::new(pin)));
+        let fd = Arc::new(fd);
+        inode.pin(Some(fd.clone()));
         let entry = self.entry(&inode, stat);
         Ok((entry, self.opened(fd, inode, flags)))
     }

@@ -135,7 +135,7 @@ impl StagedFile {
         }
     }
 
-    /// The same, to be changed.
+    /// What of it came from an unfinished staging, to be changed.
     pub(super) fn salvage_mut(&mut self) -> &mut Salvage {
         &mut self.rare.get_or_insert_default().salvage
     }

@@ -69,7 +69,7 @@ impl Lab {
         let watchdog = watch(name.to_owned(), Arc::clone(&daemons));
         Some(Lab {
             dir: Some(dir),
-            // Names that are made, removed and made as another kind within a moment can still meet in `history/` (docs/OPEN.md). The replica
+            // Names that are made, removed and made as another kind within a moment can still meet in `history/` (docs/LIMITS.md). The replica
             // is right all the same; tests of what is kept look at what is kept.
             allowed: Mutex::new(vec![("a deleted file is not kept".to_owned(), "storms of names".to_owned())]),
             daemons,

@@ -4,6 +4,7 @@
 
 mod admin;
 mod bad_input;
+mod borders;
 mod capture;
 mod clones;
 mod configured;

@@ -412,6 +412,48 @@ fn what_could_be_opened_can_be_read_however_few_descriptors_there_are() {
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
+/// With 400 descriptors in all; one that is open and has no name takes one descriptor, not two.
+#[test]
+fn what_is_open_can_be_unlinked_however_few_descriptors_there_are() {
+    let Some(lab) = Lab::new("few-nameless") else { return };
+    let storage = lab.storage();
+    let mut spec = MountSpec::new(&storage, "vol", &lab.new_dir("folder"));
+    spec.tracer = ["prlimit", "--nofile=400:400"].map(Into::into).to_vec();
+    let mount = lab.mount_with(&spec);
+    let mut open = Vec::new();
+    for at in 0..200 {
+        let path = mount.path().join(format!("{at}"));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let file = match at % 2 {
+            0 => options.create_new(true).open(&path),
+            _ => options.custom_flags(libc::O_TMPFILE).open(mount.path()),
+        };
+        let file = file.unwrap_or_else(|error| panic!("{at}: {error}"));
+        file.write_all_at(&[at; 100], 0).expect("writable");
+        if at % 4 == 0 {
+            // Read by somebody who got no descriptor in the daemon yet.
+            open.push((at, File::open(&path).expect("room for one more")));
+            drop(file);
+        } else {
+            open.push((at, file));
+        }
+        if at % 2 == 0 {
+            fs::remove_file(&path).unwrap_or_else(|error| panic!("{at}: {error}"));
+        }
+    }
+    for (at, file) in &open {
+        rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
+        let mut read = [0; 100];
+        file.read_exact_at(&mut read, 0).unwrap_or_else(|error| panic!("{at}: {error}"));
+        assert_eq!(read, [*at; 100]);
+        assert_eq!(file.metadata().expect("attributes").nlink(), 0);
+    }
+    drop(open);
+    fs::write(mount.path().join("after"), "all").expect("there is room again");
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
 /// What is changed around a mount is not replicated. But who opens it sees it, as long as no descriptor is kept that holds what was there.
 #[test]
 fn a_file_that_was_exchanged_around_the_mount_is_read_as_it_is() {

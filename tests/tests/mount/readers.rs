@@ -1,6 +1,6 @@
 //! Readers of a replica that are slow, that leave, or that come while it is catching up: none of them stops whoever writes.
 
-use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
+use std::{fs, process::Command, thread, time::Duration};
 
 use tandem_proto::pb::{PullRequest, pull_message::Body, replication_client::ReplicationClient};
 use tandem_runtime::secret::METADATA_KEY;
@@ -10,6 +10,8 @@ use tandem_tests::{
     rng::content,
 };
 use tonic::Request;
+
+use crate::support::Image;
 
 /// Asks for the whole state and reads only how it begins; leaves after `meanwhile`.
 fn with_slow_reader(storage: &Storage, meanwhile: impl FnOnce()) {
@@ -60,36 +62,10 @@ fn a_reader_that_stops_reading_holds_apply_and_not_the_writer() {
     compare::assert_equal(mount.path(), &storage.tree("vol"));
 }
 
-/// A file system that can share extents, in a file.
-struct Image {
-    mountpoint: PathBuf,
-}
-
-impl Image {
-    fn new(lab: &Lab) -> Option<Image> {
-        let (image, mountpoint) = (lab.path("image"), lab.new_dir("shared"));
-        let ran = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        let file = fs::File::create(&image).expect("writable");
-        file.set_len(700 << 20).expect("sparse");
-        let made = ran(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image))
-            && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint));
-        if !made {
-            eprintln!("SKIPPED: no xfs image can be made and mounted here (mkfs.xfs, loop devices)");
-        }
-        made.then_some(Image { mountpoint })
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn where_extents_can_be_shared_a_reader_holds_nothing_and_gets_the_state_that_was() {
     let Some(lab) = Lab::new("snapshot") else { return };
-    let Some(image) = Image::new(&lab) else { return };
+    let Some(image) = Image::new(&lab, &["mkfs.xfs", "-q", "-m", "reflink=1"]) else { return };
     let storage = Storage::start_in(&lab, "storage", &image.mountpoint.join("data"));
     let dir = lab.new_dir("folder");
     fs::write(dir.join("big"), content(1, 64 << 20)).expect("writable");

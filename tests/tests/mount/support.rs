@@ -157,3 +157,31 @@ pub fn is_walk_pending(state_dir: &Path) -> bool {
     assert!(!states.is_empty(), "no mount left its state in {}", state_dir.display());
     states.iter().any(|state| state.contains("\"walk_since_ns\"") && !state.contains("\"walk_since_ns\": null"))
 }
+
+/// A file system of another kind, in a file.
+pub struct Image {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+}
+
+impl Image {
+    /// `mkfs` and its options make it. `None`, and said so: not here.
+    pub fn new(lab: &Lab, mkfs: &[&str]) -> Option<Image> {
+        let (image, mountpoint) = (lab.path("image"), lab.new_dir("imaged"));
+        let ran = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let file = fs::File::create(&image).expect("writable");
+        file.set_len(700 << 20).expect("sparse");
+        let made = ran(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image))
+            && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint));
+        if !made {
+            eprintln!("SKIPPED: no image can be made and mounted here ({}, loop devices)", mkfs[0]);
+        }
+        made.then_some(Image { mountpoint })
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH);
+    }
+}
