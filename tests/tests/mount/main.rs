@@ -18,6 +18,7 @@ mod fsync;
 mod hooks;
 mod hostile;
 mod identity;
+mod letter;
 mod link_faults;
 mod links;
 mod load;
