@@ -5,14 +5,14 @@ use std::{
     io,
     os::{
         fd::AsRawFd as _,
-        unix::fs::{FileExt as _, OpenOptionsExt as _},
+        unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::Path,
     ptr,
 };
 
 use rustix::{
-    fs::{FallocateFlags, SeekFrom},
+    fs::{AtFlags, FallocateFlags, SeekFrom, Timespec, Timestamps},
     io::Errno,
 };
 use tandem_tests::rng::content;
@@ -307,6 +307,41 @@ fn private_stores_stay_private_and_a_reader_cannot_map_for_writing() {
             };
             // A file system of persistent memory knows MAP_SYNC.
             assert!(seen == expected || (step == "MAP_SYNC" && seen.is_ok()), "{step}: {seen:?}");
+        }
+        stage.end();
+    }
+}
+
+/// Sets both times of a file; which it has then.
+fn timed(dir: &Path, name: &str, time: Timespec) -> [(i64, i64); 2] {
+    let path = dir.join(name);
+    File::create(&path).expect("writable");
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(rustix::fs::CWD, &path, &times, AtFlags::empty()).expect("any time is taken");
+    let there = fs::metadata(&path).expect("there");
+    [(there.atime(), there.atime_nsec()), (there.mtime(), there.mtime_nsec())]
+}
+
+#[test]
+fn times_are_kept_to_the_ends_of_what_the_file_system_below_keeps() {
+    // Those of ext4, of 32 bits, and others.
+    let seconds =
+        [i64::MIN / 2, -(1 << 40), -(1 << 31) - 1, -(1 << 31), -(1 << 31) + 1, -1, 0, 1, (1 << 31) - 1, 1 << 31];
+    let late =
+        [(1 << 32) - 1, 1 << 32, (1 << 34) - (1 << 31) - 2, (1 << 34) - (1 << 31) - 1, (1 << 34) - (1 << 31), 1 << 40];
+    for cache in CACHES {
+        let Some(stage) = Stage::new("times", cache) else { return };
+        for (at, tv_sec) in seconds.into_iter().chain(late).enumerate() {
+            for tv_nsec in [0, 1, 999_999_999] {
+                let name = format!("{at}-{tv_nsec}");
+                let [mount, plain] = stage.both().map(|dir| timed(dir, &name, Timespec { tv_sec, tv_nsec }));
+                // With cache=writeback the kernel shows a time as it was set (P5).
+                let kept = plain == [(tv_sec, tv_nsec); 2];
+                assert!(
+                    mount == plain || (cache == "writeback" && !kept),
+                    "{cache}: {tv_sec} {tv_nsec}: {mount:?} {plain:?}"
+                );
+            }
         }
         stage.end();
     }
