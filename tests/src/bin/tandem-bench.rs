@@ -19,8 +19,11 @@ const USAGE: &str = "usage: tandem-bench fsync [--writes N] [--no-bound]
        tandem-bench steady [--rate BYTES] [--seconds S] [--no-bound]
        tandem-bench hostile [--seconds S] [--kinds crowd,handshakes,lies,calls] [--no-bound]
        tandem-bench tls [--mib N] [--rounds N] [--files N] [--no-bound]
-       tandem-bench mount [--runs N] [--kinds paused,live,lagging,absent,bindfs,sshfs,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
+       tandem-bench mount [--runs N] [--kinds paused,live,lagging,absent,bindfs,sshfs,gluster,STATE+OPTION...] [--families data,names,programs,pgbench] [--options LIST]
                           [--mib N] [--files N] [--tree N] [--fsyncs N] [--pgbench S] [--json FILE] [--against FILE] [--no-bound]";
+
+/// What `mount` compares: those with a bound, which are `paused` and `live`, and those that are only told.
+const MOUNT_KINDS: &str = "paused,live,lagging,absent,bindfs,sshfs,gluster";
 
 /// A durable fsync may cost so many times the sum of its parts.
 const FSYNC_RATIO_MAX: f64 = 1.5;
@@ -153,7 +156,7 @@ fn bench_mount(args: &Args) -> Result<bool, String> {
         pgbench_seconds: args.value("--pgbench", 5)?,
     };
     let options = args.text("--options").unwrap_or_default();
-    let kinds = args.list("--kinds", "paused,live").into_iter();
+    let kinds = args.list("--kinds", MOUNT_KINDS).into_iter();
     // `paused+busy_poll=0`: a state, and options of its own.
     let kinds = kinds.map(|kind| {
         let (state, own) = kind.split_once('+').unwrap_or((&kind, options));

@@ -12,6 +12,11 @@ pub const SLOTS: usize = 8;
 /// Paths that a generator remembers; older ones are forgotten, which keeps a storm going on what still exists.
 const KNOWN_MAX: usize = 400;
 
+/// Times that are set, in seconds: all that ext4 keeps, from 1901-12-13 to 2446-05-10. What another file system cannot keep it clamps, the
+/// same way below a mount as elsewhere.
+const OLDEST: i64 = -(1 << 31);
+const NEWEST: i64 = (1 << 34) - (1 << 31) - 1;
+
 /// What a storm may do.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -236,7 +241,7 @@ impl Generator {
             }
             3..7 => Action::SetTimes {
                 path,
-                seconds: self.rng.below(2_000_000_000) as i64 - 100_000_000,
+                seconds: OLDEST + self.rng.below(OLDEST.abs_diff(NEWEST) + 1) as i64,
                 nanos: self.rng.below(1_000_000_000) as u32,
             },
             7..10 => {

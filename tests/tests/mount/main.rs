@@ -19,6 +19,7 @@ mod fsync;
 mod hooks;
 mod hostile;
 mod identity;
+mod letter;
 mod link_faults;
 mod links;
 mod load;

@@ -208,7 +208,7 @@ pub fn measure(dir: &Path, plan: &Plan, archive: &Path, record: Record<'_>) -> i
 }
 
 fn work(dir: &Path, plan: &Plan, archive: &Path, record: Record<'_>) -> io::Result<()> {
-    let place = Place { dir, quiet: &|| Ok(()), requests: &|| None };
+    let place = Place { dir, quiet: &|| Ok(()), settle: &|| false, requests: &|| None };
     if plan.has("data") {
         let large = dir.join("large");
         File::create(&large)?.set_len(plan.scale.large_bytes)?;

@@ -6,15 +6,16 @@ pub mod rows;
 pub mod work;
 
 mod bare;
+mod peers;
 mod places;
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
-pub use self::{places::Peer, work::Scale};
+pub use self::{peers::Peer, work::Scale};
 use self::{
     places::{Measured, Places},
     report::{Kind, Samples},
-    work::{Place, Took},
+    work::{Place, Record, Took},
 };
 use crate::{
     databases::postgres::{Programs, pgbench},
@@ -45,7 +46,7 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
     let archive = work::make_archive(&lab.new_dir("archive"), plan.scale.tree_files)?;
     let places = Places::make(lab, &plan.kinds)?;
     let mut kinds: Vec<Kind> = places.all.iter().map(|place| place.kind.clone()).collect();
-    let (mut samples, bare) = (Samples::default(), lab.new_dir("bare"));
+    let (mut samples, bare) = (Samples::of_bursts(plan.scale.large_bytes), lab.new_dir("bare"));
     let databases = Programs::find().filter(|_| plan.has("pgbench") && plan.scale.pgbench_seconds > 0);
     for run in 0..plan.runs {
         let mut done: Vec<(&'static str, usize, Took)> = Vec::new();
@@ -56,31 +57,36 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
             let place = &places.all[at];
             let dir = place.dir.join(format!("run-{run}"));
             fs::create_dir(&dir)?;
-            let quiet = || place.quiet();
-            let requests = || place.requests();
-            let work_place = Place { dir: &dir, quiet: &quiet, requests: &requests };
             let mut record = |row, took| done.push((row, at, took));
-            if plan.has("data") {
-                work::data(&work_place, &plan.scale, &mut record)?;
-            }
-            if plan.has("names") {
-                work::names(&work_place, &plan.scale, &mut record)?;
-            }
-            if plan.has("programs") {
-                work::programs(&work_place, &archive, &mut record)?;
-            }
+            families(place, &dir, plan, &archive, &mut record)?;
             if let Some(programs) = &databases {
-                quiet()?;
-                let seconds = transaction(lab, programs, place, plan.scale.pgbench_seconds)?;
-                record(rows::name::PGBENCH, Took { seconds, requests: None });
+                place.quiet()?;
+                let seconds = transaction(lab, programs, place, plan.scale.pgbench_seconds);
+                place.forgive(seconds.map(|seconds| record(rows::name::PGBENCH, Took { seconds, requests: None })))?;
             }
-            quiet()?;
+            place.quiet()?;
         }
         done.into_iter().for_each(|(row, at, took)| samples.add(row, at, took));
         eprintln!("repetition {} of {}", run + 1, plan.runs);
     }
     kinds.push(Kind { state: report::BARE.to_owned(), options: String::new() });
     Ok((kinds, samples))
+}
+
+/// The chosen families of work in a directory of a place.
+fn families(place: &Measured, dir: &Path, plan: &Plan, archive: &Path, record: Record<'_>) -> io::Result<()> {
+    let (quiet, settle, requests) = (|| place.quiet(), || place.settle(), || place.requests());
+    let work_place = Place { dir, quiet: &quiet, settle: &settle, requests: &requests };
+    if plan.has("data") {
+        place.forgive(work::data(&work_place, &plan.scale, record))?;
+    }
+    if plan.has("names") {
+        place.forgive(work::names(&work_place, &plan.scale, record))?;
+    }
+    if plan.has("programs") {
+        place.forgive(work::programs(&work_place, archive, record))?;
+    }
+    Ok(())
 }
 
 /// Seconds of a transaction of pgbench.

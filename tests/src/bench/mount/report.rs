@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    rows::{Bounded, Measure, ROWS, Row},
+    rows::{Bounded, EQUAL_RATE_MIN, GIB, Measure, ROWS, Row, name},
     work::Took,
 };
 
 /// One kind of place that is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// `native`, `paused`, `live`, `absent`, a peer, or [`BARE`].
+    /// `native`, `paused`, `live`, `lagging`, `absent`, a peer, or [`BARE`].
     pub state: String,
     /// Options of the mount.
     pub options: String,
@@ -35,6 +35,8 @@ pub struct Samples {
     requests: BTreeMap<(&'static str, usize), Vec<f64>>,
     /// Of one request to a file system that does nothing.
     request_seconds: Vec<f64>,
+    /// Length of the sequential write after which replicas become equal.
+    burst_bytes: u64,
 }
 
 /// Median, least and greatest.
@@ -55,6 +57,11 @@ fn spread(mut values: Vec<f64>) -> Option<Spread> {
 }
 
 impl Samples {
+    /// None yet; of sequential writes of so many bytes.
+    pub fn of_bursts(burst_bytes: u64) -> Samples {
+        Samples { burst_bytes, ..Samples::default() }
+    }
+
     /// Adds what one repetition of a row took.
     pub fn add(&mut self, row: &'static str, kind: usize, took: Took) {
         self.seconds.entry((row, kind)).or_default().push(took.seconds);
@@ -102,6 +109,11 @@ impl Samples {
         spread(self.seconds.get(&(row.name, kind))?.clone())
     }
 
+    /// How long a live replica took to be equal after the sequential write, from the end of its last call.
+    pub fn equal(&self, kind: usize) -> Option<Spread> {
+        spread(self.seconds.get(&(name::EQUAL, kind))?.clone())
+    }
+
     /// The spread of the ratios to kind 0 of the same repetition.
     pub fn ratios(&self, row: &Row, kind: usize) -> Option<Spread> {
         let (native, other) = (self.seconds.get(&(row.name, 0))?, self.seconds.get(&(row.name, kind))?);
@@ -134,14 +146,16 @@ pub struct Missed {
 /// Prints the table; what is out of its bound. `before`: the JSON of an earlier run.
 pub fn print(samples: &Samples, kinds: &[Kind], before: Option<&Value>) -> Vec<Missed> {
     let mut missed = Vec::new();
-    let titles: Vec<String> = kinds[1..].iter().map(|kind| format!("{:>26}", kind.title())).collect();
+    // With room for the figure before.
+    let width = if before.is_some() { 36 } else { 26 };
+    let titles: Vec<String> = kinds[1..].iter().map(|kind| format!("{:>width$}", kind.title())).collect();
     println!("{:<30}{:>11}{}", "ratio to native (least..greatest)", "native s", titles.join(""));
     for row in &ROWS {
         let Some(native) = samples.seconds(row, 0) else { continue };
         let mut line = format!("{:<32}{:>9.4}", row.name, native.median);
         for (at, kind) in kinds.iter().enumerate().skip(1) {
             let Some(ratio) = samples.ratios(row, at) else {
-                line += &format!("{:>26}", "-");
+                line += &format!("{:>width$}", "-");
                 continue;
             };
             let bound = row.bound(&kind.options, &kind.state);
@@ -159,10 +173,11 @@ pub fn print(samples: &Samples, kinds: &[Kind], before: Option<&Value>) -> Vec<M
                 _ => "",
             };
             let cell = format!("{mark}{:.2} ({:.2}..{:.2}){was}", ratio.median, ratio.least, ratio.greatest);
-            line += &format!("{cell:>26}");
+            line += &format!("{cell:>width$}");
         }
         println!("{line}");
     }
+    missed.extend((0..kinds.len()).filter_map(|at| print_equal(samples, kinds, at, before)));
     for Missed { what, ratio, bound, forbidden } in &missed {
         let why = forbidden
             .as_ref()
@@ -170,6 +185,29 @@ pub fn print(samples: &Samples, kinds: &[Kind], before: Option<&Value>) -> Vec<M
         println!("out of its bound: {what}: {ratio:.2}, bound {bound}{why}");
     }
     missed
+}
+
+/// Prints how soon a kind's replica was equal after the sequential write, if it has one that is live; told as missed if that was too late.
+fn print_equal(samples: &Samples, kinds: &[Kind], at: usize, before: Option<&Value>) -> Option<Missed> {
+    let (equal, bytes, title) = (samples.equal(at)?, samples.burst_bytes as f64, kinds[at].title());
+    let (rate, bound) = (bytes / equal.median, EQUAL_RATE_MIN / GIB);
+    let out = rate < EQUAL_RATE_MIN;
+    let before = before.map(|before| &before["equal"][&title]).filter(|before| before["bytes"] == samples.burst_bytes);
+    let was = before.and_then(|before| before["seconds"].as_f64());
+    let was = was.map(|was| format!(" was {was:.3} s")).unwrap_or_default();
+    println!(
+        "{}, {title}: {}{:.3} s ({:.3}..{:.3}){was} for {} MiB, {:.2} GiB/s (bound: within data / {bound} GiB/s, {:.3} s)",
+        name::EQUAL,
+        if out { "!" } else { "" },
+        equal.median,
+        equal.least,
+        equal.greatest,
+        samples.burst_bytes >> 20,
+        rate / GIB,
+        bytes / EQUAL_RATE_MIN,
+    );
+    let what = format!("{}, {title}, GiB/s", name::EQUAL);
+    out.then(|| Missed { what, ratio: rate / GIB, bound, forbidden: None })
 }
 
 /// The result for later runs.
@@ -187,11 +225,21 @@ pub fn as_json(samples: &Samples, kinds: &[Kind]) -> Value {
         let cells = kinds.iter().enumerate().filter_map(|(at, kind)| Some((kind.title(), cell(row, at)?)));
         (row.name.to_owned(), Value::Object(cells.collect()))
     });
-    json!({ "rows": Value::Object(rows.collect()) })
+    let equal = kinds.iter().enumerate().filter_map(|(at, kind)| {
+        let (equal, bytes) = (samples.equal(at)?, samples.burst_bytes);
+        let figures = json!({
+            "seconds": equal.median, "least": equal.least, "greatest": equal.greatest, "bytes": bytes,
+            "bound": bytes as f64 / EQUAL_RATE_MIN, "better": "less",
+        });
+        Some((kind.title(), figures))
+    });
+    json!({ "rows": Value::Object(rows.collect()), "equal": Value::Object(equal.collect()) })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::{BARE, Kind, Samples, as_json, print};
     use crate::bench::mount::{
         rows::{ROWS, name},
@@ -217,6 +265,31 @@ mod tests {
         samples.add_request(0.003);
         let forbidden = print(&samples, &kinds, None)[0].forbidden.clone().expect("4 s are not");
         assert_eq!((forbidden.ratio, forbidden.why.as_str()), (0.25, "1000 round trips of 3000.0 µs alone"));
+    }
+
+    #[test]
+    fn a_replica_that_is_equal_too_late_is_out_of_its_bound() {
+        let kinds = ["native", "paused", "live"].map(|state| Kind { state: state.into(), options: String::new() });
+        for (seconds, out) in [(3.3, None), (4.0, Some(0.25))] {
+            let mut samples = Samples::of_bursts(1 << 30);
+            samples.add(name::EQUAL, 2, Took { seconds, requests: None });
+            let json = as_json(&samples, &kinds);
+            assert_eq!((&json["equal"]["live"]["seconds"], &json["equal"]["paused"]), (&seconds.into(), &Value::Null));
+            let missed = print(&samples, &kinds, Some(&json));
+            assert_eq!(missed.first().map(|missed| missed.ratio), out, "1 GiB takes 3.33 s at 0.3 GiB/s");
+        }
+    }
+
+    #[test]
+    fn what_is_only_compared_is_in_no_bound() {
+        let states = ["native", "lagging", "absent", "bindfs", "sshfs", "gluster"];
+        let kinds = states.map(|state| Kind { state: state.into(), options: String::new() });
+        let mut samples = Samples::default();
+        for (row, at) in ROWS.iter().flat_map(|row| (0..kinds.len()).map(move |at| (row, at))) {
+            let far = if at == 0 { 1.0 } else { 1e6 };
+            samples.add(row.name, at, Took { seconds: far, requests: None });
+        }
+        assert_eq!(print(&samples, &kinds, None).len(), 0);
     }
 
     #[test]

@@ -109,10 +109,17 @@ impl Row {
     }
 }
 
+/// After a burst of sequential writes a live replica is equal within the time that the data takes at this rate, in bytes a second.
+pub const EQUAL_RATE_MIN: f64 = 0.3 * GIB;
+/// Bytes.
+pub const GIB: f64 = (1 << 30) as f64;
+
 /// Names of the rows, for who measures them.
 pub mod name {
     #![allow(missing_docs, reason = "the texts say it")]
     pub const WRITE_LARGE: &str = "sequential write 1 MiB";
+    /// Beside the table, as native has no replica.
+    pub const EQUAL: &str = "equal after sequential write";
     pub const WRITE_SMALL: &str = "sequential write 4 KiB";
     pub const WRITE_RANDOM: &str = "random write 4 KiB";
     pub const WRITE_FSYNC: &str = "4 KiB write + fsync";

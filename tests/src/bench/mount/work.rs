@@ -34,6 +34,8 @@ pub struct Place<'a> {
     pub dir: &'a Path,
     /// Waits until nothing done so far keeps disk or link busy.
     pub quiet: &'a dyn Fn() -> io::Result<()>,
+    /// Waits as `tandem wait` does until the replica is equal; `false`, and at once: none follows.
+    pub settle: &'a dyn Fn() -> bool,
     /// Requests so far that somebody waited for; none where nobody counts them.
     pub requests: &'a dyn Fn() -> Option<u64>,
 }
@@ -98,7 +100,17 @@ pub fn data(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result<
     let path = place.dir.join("large");
     (place.quiet)()?;
     let file = File::create(&path)?;
-    record(name::WRITE_LARGE, place.timed(|| write_all(&file, &block, scale.large_bytes))?);
+    let mut written = Instant::now();
+    let took = place.timed(|| {
+        write_all(&file, &block, scale.large_bytes)?;
+        // Not later: the replica goes on while requests are counted.
+        written = Instant::now();
+        Ok(())
+    })?;
+    record(name::WRITE_LARGE, took);
+    if (place.settle)() {
+        record(name::EQUAL, Took { seconds: written.elapsed().as_secs_f64(), requests: None });
+    }
     (place.quiet)()?;
     drop_caches(3)?;
     record(name::READ_COLD, place.timed(|| read_all(&path, &mut buffer))?);
