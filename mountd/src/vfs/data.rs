@@ -262,20 +262,15 @@ impl<J: Journal> Vfs<J> {
         // Where the file ended, if zeroes are written: those are said as a range.
         let end_before = if is_zeroes(data) { Some(sys::size(&file.fd)?) } else { None };
         let slot = (!state.unnamed).then(|| self.journal.reserve());
-        let written = loop {
-            let written = match write_at(&file, data, offset) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(rustix::io::Errno::PERM) if writer == Writer::PageCache => {
-                    sys::despite_flags(&file.fd, || write_at(&file, data, offset))
-                }
-                other => other,
-            };
-            break self.failed_content(&cells, &file.inode, &mut state, written)?;
+        let (written, failed) = match write_for(&file, data, offset, writer) {
+            (0, Some(errno)) => self.failed_content(&cells, &file.inode, &mut state, Err(errno))?,
+            (written, Some(errno)) => (written, self.failed::<()>(&cells, Err(errno.into())).err()),
+            (written, None) => (written, None),
         };
         // Whose name it bears has to be asked while he still waits.
         let slot = slot.map(|slot| (slot, caller.origin()));
         let mut tell = Some(tell);
-        if !before.present {
+        if !before.present && failed.is_none() {
             tell.take().into_iter().for_each(|tell| tell(written));
         }
         if let Some((slot, origin)) = slot {
@@ -298,6 +293,9 @@ impl<J: Journal> Vfs<J> {
         } else {
             self.clear_privileges(&file, before, kill, &mut state, &mut Changes::new())?;
             self.note_write(&file.inode, &mut state);
+        }
+        if let Some(failed) = failed {
+            return Err(failed);
         }
         tell.into_iter().for_each(|tell| tell(written));
         Ok(written)
@@ -527,6 +525,32 @@ fn write_at(file: &OpenFile, data: &[u8], offset: u64) -> rustix::io::Result<usi
         return rustix::io::pwrite(&file.fd, data, offset);
     }
     rustix::io::pwrite(file.placing()?, data, offset)
+}
+
+/// Writes for who asks: how much, and what stopped the rest. A program is told how much there was room for. The kernel, which writes back what
+/// it has, does not look at that (`fuse_writepage_end` knows errors only): it is told what became of the rest, or nobody would be.
+fn write_for(file: &OpenFile, data: &[u8], offset: u64, writer: Writer) -> (usize, Option<rustix::io::Errno>) {
+    let mut done = 0;
+    loop {
+        let (rest, at) = (&data[done..], offset + done as u64);
+        let result = match write_at(file, rest, at) {
+            Err(rustix::io::Errno::PERM) if writer == Writer::PageCache => {
+                sys::despite_flags(&file.fd, || write_at(file, rest, at))
+            }
+            other => other,
+        };
+        match result {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return (done, Some(errno)),
+            Ok(0) if !rest.is_empty() && writer == Writer::PageCache => return (done, Some(rustix::io::Errno::IO)),
+            Ok(written) => {
+                done += written;
+                if writer != Writer::PageCache || done >= data.len() {
+                    return (done, None);
+                }
+            }
+        }
+    }
 }
 
 /// Whether a write is nothing but zeroes, and long enough to be said as a range instead of as bytes.

@@ -15,9 +15,14 @@ use rustix::{
     fs::{AtFlags, FallocateFlags, SeekFrom, Timespec, Timestamps},
     io::Errno,
 };
-use tandem_tests::rng::content;
+use tandem_tests::{
+    compare,
+    harness::{Lab, MountSpec, eventually},
+    rng::content,
+};
 
-use super::{CACHES, Stage, new_file};
+use super::{CACHES, SOON, Stage, new_file};
+use crate::support::Image;
 
 const PAGE: u64 = 4096;
 /// The largest file of ext4 with blocks of 4 KiB.
@@ -56,9 +61,10 @@ impl Far {
         let writes = cache == "writeback" && self.call.starts_with("pwrite");
         match below.answered {
             Err(Errno::FBIG) if writes => self.answered == Ok(FAR_AWAY.len() as u64) && self.synced == Err(Errno::FBIG),
-            // Not as below nor as P5 says, and left out until it is: of a write of which some bytes fit, the mount stores these, and the
-            // fsync answers 0. It must be EFBIG, as the rest is lost.
-            Ok(done) if writes && done < FAR_AWAY.len() as u64 => true,
+            // Some bytes fit; of the rest the fsync tells.
+            Ok(done) if writes && done < FAR_AWAY.len() as u64 => {
+                self.answered == Ok(FAR_AWAY.len() as u64) && self.synced == Err(Errno::FBIG)
+            }
             _ => self == below,
         }
     }
@@ -309,6 +315,68 @@ fn private_stores_stay_private_and_a_reader_cannot_map_for_writing() {
             assert!(seen == expected || (step == "MAP_SYNC" && seen.is_ok()), "{step}: {seen:?}");
         }
         stage.end();
+    }
+}
+
+/// Stores into all pages of a file through a mapping; what the msync said.
+fn store(file: &File, byte: u8) -> Answer {
+    let len = file.metadata().expect("open").len() as usize;
+    // SAFETY: a new mapping of a file that stays as long until it is unmapped below, and is only of this function.
+    unsafe {
+        let at = libc::mmap(ptr::null_mut(), len, libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        at.cast::<u8>().write_bytes(byte, len);
+        let synced = answer(libc::msync(at, len, libc::MS_SYNC) as isize);
+        libc::munmap(at, len);
+        synced
+    }
+}
+
+/// The kernel looks at no count of what it writes back, so a write that was done in part must be told as one that failed.
+#[test]
+fn pages_that_the_disk_has_no_room_for_are_told_by_the_sync_after_them() {
+    for cache in CACHES {
+        let Some(lab) = Lab::new("no-room") else { return };
+        let Some(image) = Image::new(&lab, &["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0"]) else { return };
+        let storage = lab.storage();
+        let folder = image.mountpoint.join("folder");
+        fs::create_dir(&folder).expect("new");
+        let spec = MountSpec::new(&storage, "vol", &lab.new_dir("shown"));
+        let mount = lab.mount_with(&spec.options(&format!("cache={cache},backing={}", folder.display())));
+        mount.settle();
+        let room = || {
+            let figures = rustix::fs::statvfs(&image.mountpoint).expect("mounted");
+            figures.f_bavail * figures.f_frsize
+        };
+        let fill = File::create(image.mountpoint.join("fill")).expect("writable");
+        rustix::fs::fallocate(&fill, FallocateFlags::empty(), 0, room() - (300 << 10)).expect("room");
+        let left = room();
+        assert!((200 << 10..=300 << 10).contains(&left), "{left}");
+        for (kib, mapped) in [320, 400, 512, 1024].into_iter().flat_map(|kib| [(kib, true), (kib, false)]) {
+            let (what, path) = (format!("{cache}, {kib} KiB, mapped {mapped}"), mount.path().join("file"));
+            let file = new_file(&path, b"");
+            if mapped {
+                file.set_len(kib << 10).expect("a hole");
+                let synced = store(&file, 1);
+                assert!(matches!(synced, Err(Errno::NOSPC | Errno::IO)), "{what}: {synced:?}");
+            } else {
+                let written = file.write_all_at(&vec![1; (kib as usize) << 10], 0).and_then(|()| file.sync_all());
+                let error = written.expect_err(&what);
+                assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{what}");
+            }
+            drop(file);
+            // It is told once more to who syncs everything next, which must not be who compares.
+            let _ = rustix::fs::syncfs(File::open(mount.path()).expect("there"));
+            mount.settle();
+            let seen = compare::trees(&folder, &storage.tree("vol"), &compare::Options { mtime: true, limit: 20 });
+            let seen = seen.expect("both can be read");
+            assert!(seen.differences.is_empty(), "{what}:\n{}", seen.report());
+            fs::remove_file(&path).expect("there");
+            assert!(eventually(SOON, || room() >= left), "{what}: {} of {left}", room());
+        }
+        mount.unmount();
+        drop(mount);
+        storage.kill();
     }
 }
 
