@@ -41,11 +41,20 @@ fn many_workers_on_one_plain_directory_meet_no_unexpected_error() {
 
 #[test]
 fn programs_work_on_a_mount_and_leave_the_same_in_the_folder_and_on_the_replica() {
+    programs_work("strict");
+}
+
+#[test]
+fn programs_work_where_the_kernel_keeps_what_is_written() {
+    programs_work("writeback");
+}
+
+fn programs_work(cache: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/conformance");
     let programs = binary("tandem-storaged");
-    let only = "perms,rsync,tar,git,sqlite,lmdb";
+    let only = "perms,rsync,tar,git,sqlite,lmdb,rocksdb,redis,postgres,stress";
     let output = Command::new(script)
-        .args(["--short", "--only", only, "--bin"])
+        .args(["--short", "--cache", cache, "--only", only, "--bin"])
         .arg(programs.parent().expect("a directory"))
         .output()
         .expect("bash is there");

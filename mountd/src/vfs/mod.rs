@@ -4,7 +4,7 @@
 //! a change:  mark (durable, may block on the local disk)          commit.mark(cells)
 //!            lock the inodes whose cells change, by number        inodes::Locks
 //!            reserve the seq ─► system call ─► what resulted      commit.reserve()
-//!            fill the slot, or void it; unlock; answer
+//!            fill the slot, or void it; unlock; answer            a write and a SETATTR are answered before they are filled
 //! ```
 //! It promises: the backing file system decides every result and errno; every change of replicated state becomes exactly one op
 //! that says what resulted; conflicting ops have the order in which the backing saw them. It knows nothing of FUSE messages.
