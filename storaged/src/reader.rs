@@ -260,7 +260,7 @@ impl<T: ReplicaTree> ReplicaFile<T> {
 
     /// What is read next comes from the disk, as far as it is there.
     pub fn forget_cached(&self) {
-        self.tree.forget_cached(&self.node);
+        self.tree.forget_cached(&self.node, 0, 0);
     }
 
     /// Its size now.

@@ -296,6 +296,34 @@ impl Plan {
         self.outstanding > 0
     }
 
+    /// What is left of what was begun, before what was frozen meanwhile is merged: bytes that the replica has asked for, and its answers to what it was
+    /// sent. A file that waits for bytes would be read from its beginning by the next round, and by each one after it for as long as its
+    /// writer is faster than the link.
+    pub fn drain(&mut self) -> Next {
+        if self.outstanding >= STEPS_MAX {
+            return Next::Wait;
+        }
+        if let Some((id, pieces)) = self.pieces.pop_front() {
+            self.outstanding += 1;
+            self.unconfirmed = true;
+            return Next::Step(Step::Pieces(id, pieces));
+        }
+        if self.is_awaited() {
+            return Next::Wait;
+        }
+        if self.unconfirmed { self.barrier() } else { Next::Done }
+    }
+
+    /// Whether [`Plan::drain`] has nothing to do.
+    pub fn is_drained(&self) -> bool {
+        self.pieces.is_empty() && !self.is_awaited() && !self.unconfirmed
+    }
+
+    /// A step is not done, or a barrier not answered.
+    fn is_awaited(&self) -> bool {
+        self.outstanding > 0 || self.answered + 1 < self.next_token
+    }
+
     /// Whether directories are still listed, so that moves matter.
     pub fn is_listing(&self) -> bool {
         self.phase == Phase::Listing
@@ -315,7 +343,7 @@ impl Plan {
             }
             return Next::Step(step);
         }
-        if self.outstanding > 0 || self.answered + 1 < self.next_token {
+        if self.is_awaited() {
             return Next::Wait;
         }
         if self.unconfirmed {
@@ -595,6 +623,40 @@ mod tests {
         let mut plan = plan_with_a_sent_file();
         plan.handle_need_pieces(id(), pieces());
         assert_eq!(plan.poll(), Next::Step(Step::Pieces(id(), pieces())));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_sent_before_another_round_and_what_is_only_queued_is_not() {
+        let mut plan = plan_with_a_sent_file();
+        plan.handle_need_pieces(id(), pieces());
+        plan.handle_need_nodes(&[InodeId::new(b"other").expect("short")]);
+        assert!(!plan.is_drained());
+        assert_eq!(plan.drain(), Next::Step(Step::Pieces(id(), pieces())));
+        assert_eq!(plan.drain(), Next::Wait);
+        plan.handle_done(&StepDone::default());
+        let Next::Step(Step::Barrier(token)) = plan.drain() else { panic!("its answer is waited for") };
+        plan.handle_done(&StepDone::default());
+        assert!(!plan.is_drained(), "it may ask for more");
+        plan.handle_barrier(token);
+        assert_eq!((plan.drain(), plan.is_drained()), (Next::Done, true));
+
+        let mut taken = DirtySet::default();
+        taken.insert_range(id(), 10, 20);
+        plan.merge(&taken);
+        let mut steps = Vec::new();
+        for _ in 0..20 {
+            match plan.poll() {
+                Next::Step(Step::Barrier(token)) => plan.handle_barrier(token),
+                Next::Step(step) => steps.push(step),
+                Next::CheckMoves => plan.no_moves(),
+                Next::Wait | Next::Done => break,
+            }
+            plan.handle_done(&StepDone::default());
+        }
+        let whole = |step: &&Step| matches!(step, Step::Node(_, Wanted::Whole));
+        assert_eq!(steps.iter().filter(whole).count(), 1, "the other one only: {steps:?}");
+        let ranges = |step: &&Step| matches!(step, Step::Node(of, Wanted::Ranges(_)) if *of == id());
+        assert_eq!(steps.iter().filter(ranges).count(), 1, "{steps:?}");
     }
 
     #[test]

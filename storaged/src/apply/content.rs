@@ -24,6 +24,8 @@ use crate::tree::{Area, ReplicaTree};
 const PIECE_MAX: u64 = 16 << 20;
 /// Bytes that are copied at a time.
 const COPY_BYTES: usize = 1 << 20;
+/// Staged bytes that are copied before the memory that they had is given up.
+const MOVED_AT_ONCE: u64 = 4 << 20;
 /// Staged bytes are on their way to the disk as soon as they are so many, so that the sync before the publish finds little to do.
 pub(crate) const STAGED_WRITE_BACK: u64 = 1 << 20;
 /// Places of a chunk that are tried.
@@ -124,9 +126,26 @@ impl<T: ReplicaTree> Objects<T> {
                         Some(open) => open,
                         None => ranges.insert(self.staging_file(&ranges_name(id))?),
                     };
-                    self.copy(id, from, &node, extent.offset, extent.len)?;
+                    self.move_bytes(id, from, &node, extent.offset, extent.len)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Copies what lies in a staging file and is not needed there any more. So the memory that it has goes to what is written, instead of as
+    /// much once more; and most of that is on the disk when the publish syncs it.
+    fn move_bytes(&self, id: &InodeId, from: &T::Node, to: &T::Node, offset: u64, len: u64) -> Result<(), ApplyError> {
+        let (mut at, end) = (offset, offset.saturating_add(len));
+        while at < end {
+            // Whole multiples, which a file system that shares extents asks for.
+            let until = ((at / MOVED_AT_ONCE + 1) * MOVED_AT_ONCE).min(end);
+            self.copy(id, from, to, at, until - at)?;
+            if until - at == MOVED_AT_ONCE {
+                self.tree.write_back(to, at, until - at);
+            }
+            self.tree.forget_cached(from, at, until - at);
+            at = until;
         }
         Ok(())
     }

@@ -325,6 +325,44 @@ fn a_link_text_that_the_file_system_does_not_take_is_kept_in_the_catalog() {
     assert_eq!((found.kind, found.attr, found.size), (kind, attr, 0));
 }
 
+#[test]
+fn bytes_that_were_staged_beside_a_long_file_are_moved_into_it_on_a_real_file_system() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let mut rig = Rig::new(FsTree::open(directory.path()).expect("areas"));
+    first_sync(&mut rig, &World::new(true));
+    let (file, step) = (id(50), 1 << 20);
+    let content: Vec<u8> = (0..9 * step + 4321_u32).map(|at| (at ^ (at >> 9) ^ (at >> 17)) as u8).collect();
+    let before = step as usize + 99;
+    let attr = Attr { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp { seconds: 7, nanos: 8 } };
+    let changes = smallvec![
+        Change::Birth { id: file, kind: NodeKind::Regular },
+        Change::Attr { id: file, patch: attr.into() },
+        Change::Entry { dir: InodeId::ROOT, name: name("file"), old: None, new: Some(file) },
+        Change::Data { id: file, offset: 0, data: content[..before].to_vec().into() },
+    ];
+    let seq = rig.replica.applied().seq.next();
+    rig.apply(&Op { seq, origin: Default::default(), changes }).expect("applied");
+    rig.epoch = 2;
+    let begun = rig.replica.stage_begin(1, false, position(2, seq)).expect("begun");
+    rig.log.push(begun);
+    let size = content.len() as u64;
+    let state = NodeState { kind: NodeKind::Regular, attr, xattrs: Vec::new(), size, content: Content::Ranges };
+    stage(&mut rig, Stage::Node(StageNode { id: file, state: Some(state) })).expect("staged");
+    for at in (before..content.len()).step_by(step as usize) {
+        let data = content[at..content.len().min(at + step as usize)].to_vec().into();
+        stage(&mut rig, Stage::Data(StageData { id: file, offset: at as u64, data })).expect("staged");
+    }
+    rig.replica.stage_sync().expect("synced");
+    let record = rig.replica.publish_record(position(2, seq));
+    rig.log.push(record);
+    publish(&mut rig, seq).expect("published");
+    let node =
+        rig.replica.tree().open(&rig.replica.tree().area(Area::Tree), b"file", NodeType::Regular).expect("there");
+    let mut found = vec![0; content.len() + 1];
+    assert_eq!(rig.replica.tree().read_at(&node, 0, &mut found).expect("read"), content.len());
+    assert!(found[..content.len()] == content[..], "what was staged is where it belongs");
+}
+
 /// A mount sends all attributes with every change of one.
 #[test]
 fn a_file_that_is_touched_keeps_its_capabilities_on_a_real_file_system() {

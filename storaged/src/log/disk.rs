@@ -24,7 +24,7 @@ pub trait Disk: Send + 'static {
     /// Opens an existing file.
     fn open(&self, name: &str) -> io::Result<Self::File>;
     /// Makes a file of `len` zeroes whose blocks are allocated. Its name is durable after [`Disk::sync_names`] only.
-    fn create(&self, name: &str, len: u64) -> io::Result<Self::File>;
+    fn create(&self, name: &str, len: u64, blocks: Blocks) -> io::Result<Self::File>;
     /// Gives a file another name; durable after [`Disk::sync_names`].
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a name.
@@ -51,6 +51,15 @@ pub trait DiskFile: Send {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes everything that was written durable.
     fn sync_data(&self) -> io::Result<()>;
+}
+
+/// What is done beforehand with the blocks of a new file, none of which can be missing afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// They are written: the first sync of each costs no change of metadata, and all of them are written twice.
+    Written,
+    /// They are allocated only, where the file system can.
+    Allocated,
 }
 
 /// A directory of a real file system.
@@ -118,10 +127,10 @@ impl Disk for DirDisk {
         self.open_path(&self.directory.join(name))
     }
 
-    fn create(&self, name: &str, len: u64) -> io::Result<DirFile> {
+    fn create(&self, name: &str, len: u64, blocks: Blocks) -> io::Result<DirFile> {
         let path = self.directory.join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        let filled = fill_with_zeroes(&file, len.next_multiple_of(BLOCK as u64));
+        let filled = fill_with_zeroes(&file, len.next_multiple_of(BLOCK as u64), blocks);
         if filled.is_err() {
             // A part of a segment is of no use and would hold the space that is missing.
             let _ = fs::remove_file(&path);
@@ -156,8 +165,9 @@ impl Disk for DirDisk {
 }
 
 /// Allocates and writes zeroes: blocks that were written once cost fdatasync no change of metadata (measured: 60 against 90 us).
-fn fill_with_zeroes(file: &File, len: u64) -> io::Result<()> {
+fn fill_with_zeroes(file: &File, len: u64, blocks: Blocks) -> io::Result<()> {
     match rustix::fs::fallocate(file.as_fd(), rustix::fs::FallocateFlags::empty(), 0, len) {
+        Ok(()) if blocks == Blocks::Allocated => return file.sync_all(),
         // Where fallocate is unknown, writing allocates.
         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
         Err(error) => return Err(error.into()),

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Blocks, Disk, DiskFile};
 
 /// A write is torn at multiples of this.
 const SECTOR: usize = 512;
@@ -197,7 +197,7 @@ impl Disk for MemDisk {
         Ok(self.handle(file))
     }
 
-    fn create(&self, name: &str, len: u64) -> io::Result<MemFile> {
+    fn create(&self, name: &str, len: u64, _blocks: Blocks) -> io::Result<MemFile> {
         let file = {
             let mut state = self.state();
             countdown(&mut state.fail_writes, libc::ENOSPC)?;

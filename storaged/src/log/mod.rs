@@ -33,11 +33,14 @@ use std::{collections::BTreeMap, fmt, io};
 use tandem_runtime::mutant;
 
 use self::{
-    disk::{Disk, DiskFile as _},
+    disk::{Blocks, Disk, DiskFile as _},
     segment::{FREE_PREFIX, FRESH, KIND_MARK, Nonce, frame_into, header, segment_name},
 };
 
 pub use read::{RawRecord, RawRecords};
+
+/// Groups of a segment that were this large on average make the next one [`Blocks::Allocated`].
+const LARGE_GROUP_BYTES: u64 = 256 << 10;
 
 /// A place in the log: just before a record. Ordered as the records are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
@@ -167,11 +170,22 @@ struct Current<F> {
     end: u64,
     /// Up to here everything is durable. A mark may stand behind it.
     synced: u64,
+    /// Appended since it was begun or opened.
+    groups: u64,
     /// Nothing may be appended any more: a write or sync failed behind `end`, or the next segment was begun.
     poisoned: bool,
 }
 
 impl<F> Current<F> {
+    /// What the file after it is prepared for. Groups of a writer that is in a hurry are large, and their segment is written at once: to write
+    /// it twice would halve what the disk can take. Small ones are each synced, and a change of metadata would cost each of them.
+    fn blocks_of_next(&self) -> Blocks {
+        match self.end / self.groups.max(1) >= LARGE_GROUP_BYTES {
+            true => Blocks::Allocated,
+            false => Blocks::Written,
+        }
+    }
+
     /// How many of `records` fit. Room for the mark that follows a group is always left.
     fn room_for(&self, records: &[Append<'_>]) -> usize {
         let mut end = self.end + segment::frame_bytes(0);
@@ -252,6 +266,7 @@ impl<D: Disk> Log<D> {
         }
         self.current.end = start + self.buffer.len() as u64;
         self.current.synced = self.current.end;
+        self.current.groups += 1;
         self.ends.insert(self.current.index, self.current.end);
         Ok(LogPos { segment: self.current.index, offset: start })
     }
@@ -291,13 +306,21 @@ impl<D: Disk> Log<D> {
         let index = self.current.index + 1;
         let previous_end = self.current.end;
         let len = need.max(self.options.segment_bytes);
+        let blocks = if need > self.options.segment_bytes { Blocks::Allocated } else { self.current.blocks_of_next() };
         // From here on the header of the next segment may be on the disk, also if this fails: nothing may follow in this one.
         self.current.poisoned = true;
-        let file = begin_segment(&self.disk, &mut self.free, &self.nonce, index, previous_end, len)?;
+        let file = begin_segment(&self.disk, &mut self.free, &self.nonce, index, previous_end, len, blocks)?;
         let len = file.len().map_err(LogError::io("reading the length of", segment_name(index)))?;
         self.ends.insert(index, segment::HEADER_BYTES);
-        self.current =
-            Current { file, index, len, end: segment::HEADER_BYTES, synced: segment::HEADER_BYTES, poisoned: false };
+        self.current = Current {
+            file,
+            index,
+            len,
+            end: segment::HEADER_BYTES,
+            synced: segment::HEADER_BYTES,
+            groups: 0,
+            poisoned: false,
+        };
         Ok(())
     }
 
@@ -309,7 +332,7 @@ impl<D: Disk> Log<D> {
         let name = format!("{FREE_PREFIX}{:08x}", self.next_free);
         self.next_free += 1;
         self.disk
-            .create(&name, self.options.segment_bytes)
+            .create(&name, self.options.segment_bytes, Blocks::Written)
             .map_err(LogError::io("preallocating a log segment", name.clone()))?;
         self.free.push(name);
         Ok(true)
@@ -356,9 +379,10 @@ fn begin_segment<D: Disk>(
     index: u64,
     previous_end: u64,
     len: u64,
+    blocks: Blocks,
 ) -> Result<D::File, LogError> {
     let name = segment_name(index);
-    let (file, made) = take_free(disk, free, len, &format!("{FREE_PREFIX}{FRESH}"))?;
+    let (file, made) = take_free(disk, free, len, blocks, &format!("{FREE_PREFIX}{FRESH}"))?;
     let header = header(nonce, index, previous_end);
     let begun = file
         .write_all_at(&header, 0)
@@ -374,7 +398,13 @@ fn begin_segment<D: Disk>(
 }
 
 /// A recycled file of at least `len` bytes, or a new one called `fresh`. Shorter ones are deleted.
-fn take_free<D: Disk>(disk: &D, free: &mut Vec<String>, len: u64, fresh: &str) -> Result<(D::File, String), LogError> {
+fn take_free<D: Disk>(
+    disk: &D,
+    free: &mut Vec<String>,
+    len: u64,
+    blocks: Blocks,
+    fresh: &str,
+) -> Result<(D::File, String), LogError> {
     while let Some(candidate) = free.last().cloned() {
         let file = disk.open(&candidate).map_err(LogError::io("opening", candidate.clone()))?;
         let long_enough = file.len().map_err(LogError::io("reading the length of", candidate.clone()))? >= len;
@@ -384,7 +414,7 @@ fn take_free<D: Disk>(disk: &D, free: &mut Vec<String>, len: u64, fresh: &str) -
         }
         disk.remove(&candidate).map_err(LogError::io("deleting", candidate))?;
     }
-    let file = disk.create(fresh, len).map_err(LogError::io("preallocating", fresh))?;
+    let file = disk.create(fresh, len, blocks).map_err(LogError::io("preallocating", fresh))?;
     Ok((file, fresh.to_owned()))
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     BTreeMap, Current, Log, LogError, LogOptions, LogPos, begin_segment,
-    disk::{Disk, DiskFile as _},
+    disk::{Blocks, Disk, DiskFile as _},
     segment::{FREE_PREFIX, HEADER_BYTES, Nonce, Segment, segment_index, segment_name},
 };
 
@@ -15,7 +15,7 @@ impl<D: Disk> Log<D> {
     pub fn create(disk: D, options: LogOptions, nonce: [u8; 16]) -> Result<Self, LogError> {
         let nonce = Nonce(nonce);
         let mut free = Vec::new();
-        let file = begin_segment(&disk, &mut free, &nonce, 1, 0, options.segment_bytes)?;
+        let file = begin_segment(&disk, &mut free, &nonce, 1, 0, options.segment_bytes, Blocks::Written)?;
         let mut format = format!("tandem log {FORMAT}\n").into_bytes();
         format.extend_from_slice(tandem_proto::ids::hex(&nonce.0).as_bytes());
         format.push(b'\n');
@@ -26,6 +26,7 @@ impl<D: Disk> Log<D> {
             len: options.segment_bytes,
             end: HEADER_BYTES,
             synced: HEADER_BYTES,
+            groups: 0,
             poisoned: false,
         };
         let ends = BTreeMap::from([(1, HEADER_BYTES)]);
@@ -67,7 +68,7 @@ impl<D: Disk> Log<D> {
         cut_tail(&file, index, reached.offset, &last)?;
         let len = last.len() as u64;
         let end = reached.offset;
-        let current = Current { file, index, len, end, synced: end, poisoned: false };
+        let current = Current { file, index, len, end, synced: end, groups: 0, poisoned: false };
         let mut log = Log { disk, options, nonce, ends, current, free, next_free, buffer: Vec::new() };
         while log.free.len() > options.free_max {
             if let Some(name) = log.free.pop() {

@@ -2,7 +2,12 @@
 
 use proptest::prelude::{Strategy, any, prop, proptest};
 
-use super::{Append, Log, LogError, LogOptions, LogPos, disk::Disk as _, mem::MemDisk, segment::segment_name};
+use super::{
+    Append, Log, LogError, LogOptions, LogPos,
+    disk::{Blocks, DirDisk, Disk as _},
+    mem::MemDisk,
+    segment::segment_name,
+};
 
 const OPTIONS: LogOptions = LogOptions { segment_bytes: 4096, free_max: 2 };
 const START: LogPos = LogPos { segment: 1, offset: 0 };
@@ -45,6 +50,35 @@ fn records_come_back_in_order_over_many_segments() {
     drop(log);
     disk.crash(1);
     assert_eq!(payloads(&open(&disk).expect("opened")), numbered(0..500));
+}
+
+#[test]
+fn after_large_groups_a_segment_is_not_written_before_it_is_used_and_holds_as_much() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let disk = DirDisk::open_or_create(directory.path()).expect("opened");
+    let options = LogOptions { segment_bytes: 2 << 20, free_max: 0 };
+    let mut log = Log::create(disk.clone(), options, [7; 16]).expect("created");
+    let (small, large) = (vec![vec![1; 500]; 3], vec![vec![2; 700 << 10]; 9]);
+    for payload in small.iter().chain(&large) {
+        let records = [Append { kind: 3, version: 1, payload }];
+        log.append_group(&records).expect("appended");
+        match (payload.len(), log.current.index) {
+            (500, _) => assert_eq!(log.current.blocks_of_next(), Blocks::Written),
+            (_, 1) => {}
+            _ => assert_eq!(log.current.blocks_of_next(), Blocks::Allocated),
+        }
+    }
+    assert!(log.end().segment > 3, "{}", log.end());
+    let last = std::fs::metadata(directory.path().join(segment_name(log.current.index))).expect("there");
+    assert_eq!(last.len(), options.segment_bytes);
+    assert!(
+        std::os::unix::fs::MetadataExt::blocks(&last) * 512 >= options.segment_bytes,
+        "nothing is left to be allocated"
+    );
+    drop(log);
+    let log = Log::open(disk, options, START, START).expect("opened");
+    let found: Vec<_> = log.records_from(log.start()).map(|record| record.expect("whole").payload.to_vec()).collect();
+    assert_eq!(found, [small, large].concat());
 }
 
 #[test]

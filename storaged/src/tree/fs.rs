@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     ffi::CString,
     io,
+    num::NonZeroU64,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
@@ -475,9 +476,9 @@ impl ReplicaTree for FsTree {
         }
     }
 
-    fn forget_cached(&self, node: &FsNode) {
+    fn forget_cached(&self, node: &FsNode, offset: u64, len: u64) {
         // Best effort: what is refused is read from memory.
-        let _ = rustix::fs::fadvise(&*node.fd, 0, None, rustix::fs::Advice::DontNeed);
+        let _ = rustix::fs::fadvise(&*node.fd, offset, NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
     }
 
     fn copy_range(&self, from: &FsNode, to: &FsNode, offset: u64, len: u64) -> io::Result<u64> {

@@ -149,8 +149,8 @@ pub trait ReplicaTree: Clone + Send + Sync + 'static {
     fn sync_ahead(&self) {}
     /// Begins to bring a range of a file to the disk. Waits only for what was begun long before, so that not much is in the disk's queue.
     fn write_back(&self, _node: &Self::Node, _offset: u64, _len: u64) {}
-    /// Gives up what is in memory of a file, if it is on the disk: it is read from there then.
-    fn forget_cached(&self, _node: &Self::Node) {}
+    /// Gives up what is in memory of a range of a file (0 bytes: up to its end), if it is on the disk: it is read from there then.
+    fn forget_cached(&self, _node: &Self::Node, _offset: u64, _len: u64) {}
     /// Copies a range of one file to the same place of another that ends behind it or grows; how much was copied. 0 where the file
     /// system cannot do it by itself.
     fn copy_range(&self, _from: &Self::Node, _to: &Self::Node, _offset: u64, _len: u64) -> io::Result<u64> {

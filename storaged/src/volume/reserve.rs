@@ -5,7 +5,10 @@
 //! first room that there is. It is a help: without it, and where something else takes its blocks, the log stays until there is room.
 
 use super::core::Core;
-use crate::{log::disk::Disk, tree::ReplicaTree};
+use crate::{
+    log::disk::{Blocks, Disk},
+    tree::ReplicaTree,
+};
 
 /// Name of the file, in the volume's directory.
 const FILE: &str = "reserve";
@@ -18,7 +21,7 @@ impl<D: Disk, T: ReplicaTree> Core<D, T> {
         if self.has_reserve() {
             return;
         }
-        match self.home.create(FILE, BYTES) {
+        match self.home.create(FILE, BYTES, Blocks::Allocated) {
             Ok(_) => self.reserve = Some(true),
             Err(error) => {
                 tracing::debug!(%error, "no room for the reserve");

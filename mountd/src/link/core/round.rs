@@ -150,8 +150,13 @@ impl LinkCore {
         let session = stream.session;
         let round = stream.round.as_mut()?;
         // The begin goes first, and what is read for it is read after its freeze.
-        if round.begin.is_some() || round.stage != RoundStage::Reading || !commit.is_keeping() {
+        if round.begin.is_some() || round.stage != RoundStage::Reading {
             return None;
+        }
+        if !commit.is_keeping() {
+            // Another round will follow, and finds what this one began.
+            let Next::Step(step) = round.plan.drain() else { return None };
+            return Some((step, round.manner, session));
         }
         loop {
             match round.plan.poll() {
@@ -252,8 +257,9 @@ impl LinkCore {
         let (due, first) = match &stream.round {
             None => (self.commit.needs_resync(), true),
             Some(round) => {
+                let reading = round.stage == RoundStage::Reading && !round.plan.is_drained();
                 let busy = round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some();
-                (!self.commit.is_keeping() && !busy, false)
+                (!self.commit.is_keeping() && !reading && !busy, false)
             }
         };
         if !due || self.awaits_pause() {
