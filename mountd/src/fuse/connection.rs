@@ -8,6 +8,7 @@ use super::{
     WRITE_MAX,
     abi::{self, opcode},
     adapter::Adapter,
+    awake::Awake,
     buffers::Buffers,
     crew::Crew,
     device::{Device, Reply},
@@ -126,7 +127,8 @@ impl<J: Journal> Connection<J> {
     pub fn serve(self) -> io::Result<()> {
         let Connection { device, adapter, busy_poll } = self;
         let count = processors::count().clamp(THREADS[0], THREADS[1]);
-        let (crew, buffers) = (Arc::new(Crew::new(count, &SLOW_KINDS)), Buffers::new(BUFFER_BYTES));
+        let awake = if busy_poll.is_zero() { Awake::default() } else { Awake::new() };
+        let (crew, buffers) = (Arc::new(Crew::new(count, &SLOW_KINDS, awake)), Buffers::new(BUFFER_BYTES));
         let mut devices = vec![device];
         while devices.len() < count {
             // Where it cannot be had, threads share one queue.

@@ -23,6 +23,7 @@ use std::{
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{
+    awake::Awake,
     preempted,
     processors::{self, Spare},
 };
@@ -60,6 +61,7 @@ pub struct Crew {
     kinds: [AtomicU64; KINDS],
     /// Requests taken; for who looks after the takers.
     taken: AtomicU32,
+    awake: Awake,
 }
 
 #[derive(Debug, Default)]
@@ -76,8 +78,8 @@ struct Inner {
 }
 
 impl Crew {
-    /// Of so many threads. `slow`: kinds of requests that are taken for slow until they are known.
-    pub fn new(threads: usize, slow: &[u32]) -> Crew {
+    /// Of so many threads. `slow`: kinds of requests that are taken for slow until they are known. `awake`: for who polls.
+    pub fn new(threads: usize, slow: &[u32], awake: Awake) -> Crew {
         let crew = Crew {
             inner: Mutex::new(Inner { places: 1, ..Inner::default() }),
             wake: Condvar::new(),
@@ -87,6 +89,7 @@ impl Crew {
             calls: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             kinds: [const { AtomicU64::new(0) }; KINDS],
             taken: AtomicU32::new(0),
+            awake,
         };
         slow.iter().for_each(|kind| crew.kind(*kind).store(4 * SLOW.as_nanos() as u64, Ordering::Relaxed));
         crew
@@ -111,6 +114,10 @@ impl Crew {
                     taken = now;
                     let displaced = self.displace();
                     inner.takers -= displaced;
+                    if quiet || displaced > 0 {
+                        // Who polled is in a call that takes long.
+                        self.awake.release();
+                    }
                     look = if quiet && displaced == 0 { LOOK[1] } else { LOOK[0] };
                     idle = if quiet { idle + 1 } else { 0 };
                     if idle == IDLE_LOOKS {
@@ -129,6 +136,11 @@ impl Crew {
             self.wake.notify_one();
         }
         true
+    }
+
+    /// What keeps processors awake while one of them polls.
+    pub fn awake(&self) -> &Awake {
+        &self.awake
     }
 
     /// Gives the place away, to come back with [`Crew::enter`].
@@ -237,9 +249,14 @@ pub struct Poll {
 }
 
 impl Poll {
+    /// Whether the last requests came soon after each other.
+    pub fn is_quick(&self) -> bool {
+        self.quick > 1
+    }
+
     /// How long to poll before sleeping, of at most `limit`.
     pub fn patience(&mut self, limit: Duration, now: Instant) -> Duration {
-        if self.quick > 1 && self.spare.is_there(now, processors::are_wanted) { limit } else { Duration::ZERO }
+        if self.is_quick() && self.spare.is_there(now, processors::are_wanted) { limit } else { Duration::ZERO }
     }
 
     /// A request came after this time.
@@ -256,12 +273,12 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{BACKLOG, Crew, Poll, SLOW, averaged};
+    use super::{Awake, BACKLOG, Crew, Poll, SLOW, averaged};
 
     impl Crew {
         /// The same that takes nobody's place however long he is not scheduled.
         fn patient(threads: usize) -> Crew {
-            Crew { stuck: Duration::from_secs(600), ..Crew::new(threads, &[]) }
+            Crew { stuck: Duration::from_secs(600), ..Crew::new(threads, &[], Awake::default()) }
         }
     }
 
@@ -292,7 +309,7 @@ mod tests {
 
     #[test]
     fn who_is_stuck_in_a_call_is_replaced() {
-        let crew = Arc::new(Crew::new(2, &[]));
+        let crew = Arc::new(Crew::new(2, &[], Awake::default()));
         assert!(crew.enter(|| {}));
         let mut backlog = 0;
         let begun = crew.begin(0, &mut backlog, false);

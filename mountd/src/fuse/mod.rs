@@ -11,6 +11,7 @@
 
 mod abi;
 mod adapter;
+mod awake;
 mod buffers;
 mod connection;
 mod convert;

@@ -11,6 +11,7 @@ use tandem_runtime::memory;
 use super::{
     abi,
     adapter::Adapter,
+    awake::Awake,
     buffers::{Buffer, Buffers},
     crew::{Crew, Poll},
     device::{Device, Took},
@@ -52,8 +53,11 @@ impl Queue {
         Queue { waiting, polling, limit }
     }
 
-    fn poll(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant) -> io::Result<Next<'_>> {
+    fn poll(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant, awake: &Awake) -> io::Result<Next<'_>> {
         let Some(device) = &self.polling else { return Ok(Next::Nothing) };
+        if poll.is_quick() {
+            awake.hold();
+        }
         let patience = poll.patience(self.limit, since);
         if patience.is_zero() {
             return Ok(Next::Nothing);
@@ -65,7 +69,10 @@ impl Queue {
                     poll.handle_waited(since.elapsed(), self.limit);
                     return Ok(Next::Request(Request { len, device, at_once }));
                 }
-                Took::Nothing if since.elapsed() > patience => return Ok(Next::Nothing),
+                Took::Nothing if since.elapsed() > patience => {
+                    awake.release();
+                    return Ok(Next::Nothing);
+                }
                 Took::Nothing => at_once = false,
                 Took::End => return Ok(Next::End),
             }
@@ -122,7 +129,7 @@ fn take_turns<J: Journal>(
     let mut backlog = 0;
     loop {
         let since = Instant::now();
-        let mut next = queue.poll(buffer.for_reading(), poll, since)?;
+        let mut next = queue.poll(buffer.for_reading(), poll, since, crew.awake())?;
         if matches!(next, Next::Nothing) {
             if crew.retire() {
                 return Ok(false);
@@ -136,6 +143,7 @@ fn take_turns<J: Journal>(
         };
         let kind = wire::request(&buffer.bytes()[..len]).map_or(0, |(header, _)| header.opcode);
         if crew.is_slow(kind) {
+            crew.awake().release();
             crew.leave();
             let begun = Instant::now();
             adapter.handle(buffer, len, device, scratch);
