@@ -67,6 +67,9 @@ impl<J: Journal> Vfs<J> {
         let done: VfsResult<()> = rustix::fs::fallocate(&file.fd, flags, offset, len).map_err(Into::into);
         // One that clears may have cleared a part before it failed.
         let done = if clears { self.unsaid_if_begun(&cells, done) } else { self.failed(&cells, done) };
+        if flags.contains(FallocateFlags::KEEP_SIZE) {
+            self.outdate(inode);
+        }
         let after = self.unsaid(&cells, sys::stat(&file.fd).map_err(Into::into))?;
         let mut changes = Changes::new();
         let cleared = before.size.min(end).saturating_sub(offset);

@@ -166,6 +166,16 @@ impl<J: Journal> Vfs<J> {
         &self.journal
     }
 
+    /// Attributes were changed by a call after which the kernel only asks for them again, as after an extended attribute, which may be an ACL and set
+    /// the mode, and after an extent that leaves the size: what somebody asked for before, and hears of after the call, it would take for newer, and
+    /// keep. To be told of it makes all that is on its way older. (After SETATTR, WRITE, LINK and UNLINK it does so by itself: `attr_version` in
+    /// fs/fuse.)
+    fn outdate(&self, inode: &Inode) {
+        if let Some(invalidate) = self.invalidate.get() {
+            invalidate(inode.node);
+        }
+    }
+
     /// What to do when a call changed attributes that the kernel does not expect it to change (a write that took suid away).
     /// Only the first is kept.
     pub fn when_attributes_change(&self, invalidate: Invalidate) {

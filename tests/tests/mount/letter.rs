@@ -7,13 +7,17 @@ use std::{
     io::{self, Read as _, Write as _},
     os::{
         fd::{AsRawFd as _, RawFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::{
+    fs::{FallocateFlags, XattrFlags},
+    process::{Pid, WaitOptions, waitpid},
+};
 use tandem_tests::{
     compare,
     harness::{Lab, Mount, MountSpec, Storage, eventually},
@@ -138,6 +142,82 @@ fn assert_whole_records(bytes: &[u8], len: usize, whose: &str) {
         assert!(fill.iter().all(|byte| *byte == fill[0]), "{whose}: a record is torn");
         assert_eq!(number, (next[writer] as u64).to_be_bytes(), "{whose}: records of writer {writer} in their order");
         next[writer] += 1;
+    }
+}
+
+/// An ACL that says no more than a mode, as `setxattr` takes it.
+fn acl_of(mode: u32) -> Vec<u8> {
+    let entry =
+        |(tag, perm): (u16, u32)| [&tag.to_le_bytes()[..], &(perm as u16 & 7).to_le_bytes(), &[0xff; 4]].concat();
+    let (owner, group, other) = ((1, mode >> 6), (4, mode >> 3), (0x20, mode));
+    [&2_u32.to_le_bytes()[..], &[owner, group, other].map(entry).concat()].concat()
+}
+
+/// Makes changes of a file while others ask for its attributes all the time; how often one of the last change's was not what the folder below has.
+fn seen_otherwise(stage: &Stage, change: &dyn Fn(&File, u32), look: &dyn Fn(&fs::Metadata) -> (u32, i64, u64)) -> u32 {
+    let [shown, below] = [stage.mount.path(), &stage.folder].map(|dir| dir.join("file"));
+    let file = OpenOptions::new().read(true).write(true).open(&shown).expect("opened");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    fs::metadata(&shown).expect("there");
+                }
+            });
+        }
+        let mut otherwise = 0;
+        for round in 0_u32..600 {
+            // The ones before make everybody ask, the last one is what is looked for.
+            for part in 0..4 {
+                change(&file, (4 * round + part).wrapping_mul(2_654_435_761) >> 20);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            let [shown, below] = [&shown, &below].map(|path| look(&fs::metadata(path).expect("there")));
+            otherwise += u32::from(shown != below);
+        }
+        done.store(true, Ordering::Relaxed);
+        otherwise
+    })
+}
+
+/// The kernel takes attributes that were asked for before such a change, and told after it, for newer.
+#[test]
+fn what_a_call_changes_beside_is_what_everybody_sees_who_asks_meanwhile() {
+    let acl = |file: &File, mode: u32| {
+        rustix::fs::fsetxattr(file, "system.posix_acl_access", &acl_of(mode & 0o777), XattrFlags::empty())
+            .expect("set");
+    };
+    let xattr = |file: &File, value: u32| {
+        rustix::fs::fsetxattr(file, "user.some", &value.to_le_bytes(), XattrFlags::empty()).expect("set");
+    };
+    let allocate = |file: &File, place: u32| {
+        let flags = FallocateFlags::KEEP_SIZE
+            | if place & 1 == 0 { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::empty() };
+        rustix::fs::fallocate(file, flags, u64::from(place & !1) << 11, 4096).expect("done");
+    };
+    for cache in CACHES {
+        let Some(stage) = Stage::new("letter-beside", cache) else { return };
+        for dir in stage.both() {
+            File::create(dir.join("file")).expect("made");
+        }
+        let plain = File::open(stage.plain.join("file")).expect("opened");
+        if rustix::fs::fsetxattr(&plain, "system.posix_acl_access", &acl_of(0o640), XattrFlags::empty()).is_err() {
+            println!("SKIPPED: no ACLs here");
+            return;
+        }
+        assert_eq!(
+            seen_otherwise(&stage, &acl, &|seen| (seen.mode(), 0, 0)),
+            0,
+            "the mode that an ACL set, cache={cache}"
+        );
+        // With the kernel's write cache the times are the kernel's.
+        if cache == "strict" {
+            let times = |seen: &fs::Metadata| (0, seen.ctime_nsec(), 0);
+            assert_eq!(seen_otherwise(&stage, &xattr, &times), 0, "the ctime of an extended attribute");
+            let blocks = |seen: &fs::Metadata| (0, seen.mtime_nsec(), seen.blocks());
+            assert_eq!(seen_otherwise(&stage, &allocate, &blocks), 0, "the mtime and blocks of an extent");
+        }
     }
 }
 
