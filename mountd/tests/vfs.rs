@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use support::{
     model::Model,
     recorder::Recorder,
@@ -649,6 +650,37 @@ fn with_the_kernels_write_cache_it_asks_again_only_for_other_blocks_and_an_old_t
     assert_eq!(below(), old, "the time that the kernel has");
     vfs.release(caller(), opened.handle).expect("release");
     world.check("closed");
+}
+
+#[test]
+fn the_kernel_is_told_of_other_times_that_it_only_asks_for_again_and_once_more_when_storing_pauses() {
+    let world = world();
+    let vfs = &world.vfs;
+    let told = Arc::new(Mutex::new(Vec::<u64>::new()));
+    let kept = told.clone();
+    vfs.when_attributes_change(Box::new(move |node| kept.lock().push(node)));
+    let told_of = || std::mem::take(&mut *told.lock());
+    let (one, opened) = vfs.create(making(ROOT_NODE, "one"), 0o644, libc::O_RDWR).expect("create");
+    let (other, _) = vfs.create(making(ROOT_NODE, "other"), 0o644, libc::O_RDWR).expect("create");
+    assert_eq!(vfs.write(caller(), opened.handle, 0, b"x", false).expect("write"), 1);
+    assert!(told_of().is_empty(), "a write(2) it counts itself");
+    let store = |tell: &dyn Fn()| {
+        let write = Write { handle: opened.handle, offset: 0, data: b"y", writer: Writer::PageCache };
+        vfs.write_keeping(caller(), write, Bytes::copy_from_slice, |_| tell()).expect("written");
+    };
+    store(&|| assert_eq!(told_of(), [one.node], "before it is answered"));
+    vfs.flush(caller(), opened.handle).expect("flush");
+    assert!(told_of().is_empty(), "that its time was said");
+    vfs.settle_all();
+    assert_eq!(told_of(), [one.node], "once more");
+    vfs.settle_all();
+    assert!(told_of().is_empty());
+    let place = |name| Place { parent: ROOT_NODE, name: OsStr::new(name) };
+    vfs.rename(caller(), place("one"), place("new"), 0).expect("rename");
+    assert_eq!(told_of(), [one.node]);
+    vfs.rename(caller(), place("new"), place("other"), libc::RENAME_EXCHANGE).expect("rename");
+    assert_eq!(told_of(), [one.node, other.node]);
+    world.check("stored and renamed");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, StatxFlags},
     io::Errno,
 };
 
@@ -77,7 +77,7 @@ pub fn trees(left: &Path, right: &Path, options: &Options) -> io::Result<Compari
     let left = rustix::fs::open(left, flags, Mode::empty())?;
     let right = rustix::fs::open(right, flags, Mode::empty())?;
     let stats = [rustix::fs::fstat(&left)?, rustix::fs::fstat(&right)?];
-    walk.attributes(&[], &stats);
+    walk.attributes(&[], &stats, || asked_again(left.as_fd(), b""));
     let xattrs = [read_xattrs(&fd_path(left.as_fd(), b""))?, read_xattrs(&fd_path(right.as_fd(), b""))?];
     walk.xattrs(&[], &xattrs);
     walk.directory(&[], [left, right])?;
@@ -159,7 +159,7 @@ impl Walk<'_> {
         if types[0] != FileType::Directory && !self.first_name(path, &stats) {
             return Ok(());
         }
-        self.attributes(path, &stats);
+        self.attributes(path, &stats, || asked_again(dirs[0], name));
         let xattrs = [read_xattrs(&fd_path(dirs[0], name))?, read_xattrs(&fd_path(dirs[1], name))?];
         self.xattrs(path, &xattrs);
         match types[0] {
@@ -212,7 +212,7 @@ impl Walk<'_> {
         firsts == [None, None]
     }
 
-    fn attributes(&mut self, path: &[u8], [left, right]: &[Stat; 2]) {
+    fn attributes(&mut self, path: &[u8], [left, right]: &[Stat; 2], asked_again: impl FnOnce() -> Option<(i64, u32)>) {
         let is_link = FileType::from_raw_mode(left.st_mode) == FileType::Symlink;
         if !is_link && left.st_mode != right.st_mode {
             self.differ(path, format!("mode {:o} | {:o}", left.st_mode & 0o7777, right.st_mode & 0o7777));
@@ -223,7 +223,13 @@ impl Walk<'_> {
         let time = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
         if self.options.mtime && time(left) != time(right) {
             let ((ls, ln), (rs, rn)) = (time(left), time(right));
-            self.differ(path, format!("mtime {ls}.{ln:09} | {rs}.{rn:09}"));
+            let again = match asked_again() {
+                Some((seconds, nanos)) if (seconds, u64::from(nanos)) != (ls, ln) => {
+                    format!(" (asked past the kernel's cache, the left says {seconds}.{nanos:09})")
+                }
+                _ => String::new(),
+            };
+            self.differ(path, format!("mtime {ls}.{ln:09} | {rs}.{rn:09}{again}"));
         }
     }
 
@@ -306,6 +312,13 @@ fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
         }
     }
     Ok(names)
+}
+
+/// The mtime of an object as its file system says it now, not as the kernel remembers it of a mount.
+fn asked_again(dir: BorrowedFd<'_>, name: &[u8]) -> Option<(i64, u32)> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    let seen = rustix::fs::statx(dir, name, flags, StatxFlags::MTIME).ok()?;
+    Some((seen.stx_mtime.tv_sec, seen.stx_mtime.tv_nsec))
 }
 
 fn describe(dir: &OwnedFd, name: &[u8]) -> String {

@@ -267,6 +267,9 @@ impl<J: Journal> Vfs<J> {
             (written, Some(errno)) => (written, self.failed::<()>(&cells, Err(errno.into())).err()),
             (written, None) => (written, None),
         };
+        if writer == Writer::PageCache && self.cache_mode == CacheMode::Strict {
+            self.note_stored(&file.inode, &mut state);
+        }
         // Whose name it bears has to be asked while he still waits.
         let slot = slot.map(|slot| (slot, caller.origin()));
         let mut tell = Some(tell);
@@ -317,9 +320,23 @@ impl<J: Journal> Vfs<J> {
         state.blocks_untold = self.cache_mode == CacheMode::Writeback;
         if !state.unnamed {
             state.written = Some(Instant::now());
-            if !std::mem::replace(&mut state.queued, true) {
-                self.settler.push(inode.clone());
-            }
+            self.queue(inode, state);
+        }
+    }
+
+    /// The kernel wrote back what was stored through a mapping, under the lock: the file's times are others, which it only asks for again, see
+    /// [`Vfs::outdate`]. It does not keep a SETATTR waiting meanwhile as it does for a write(2), and what that is answered it believes whenever it
+    /// comes; so it is told once more when the storing pauses.
+    fn note_stored(&self, inode: &Arc<Inode>, state: &mut InodeState) {
+        self.outdate(inode);
+        state.stored = Some(Instant::now());
+        self.queue(inode, state);
+    }
+
+    /// Has the settler look at it.
+    pub(super) fn queue(&self, inode: &Arc<Inode>, state: &mut InodeState) {
+        if !std::mem::replace(&mut state.queued, true) {
+            self.settler.push(inode.clone());
         }
     }
 
@@ -383,9 +400,7 @@ impl<J: Journal> Vfs<J> {
         }
         if stat.mode != before.mode {
             changes.push(attr_change(id, &stat));
-            if let Some(invalidate) = self.invalidate.get() {
-                invalidate(file.inode.node);
-            }
+            self.outdate(&file.inode);
         }
         if before.capability && sys::get_xattr(&file.fd, CAPABILITY)?.is_none() {
             changes.push(Change::Xattr { id, name: Bytes::from_static(CAPABILITY), value: None });

@@ -43,6 +43,8 @@ pub struct InodeState {
     pub unnamed: bool,
     /// The last write whose mtime was not replicated yet.
     pub written: Option<Instant>,
+    /// When the kernel last wrote back what was stored through a mapping, see `note_stored`.
+    pub stored: Option<Instant>,
     /// The next write says the mtime itself: the file was fsynced, and who does so after each write would wait for two ops each time.
     pub says_mtime: bool,
     /// When the mtime was said last, to who does not wait for it.

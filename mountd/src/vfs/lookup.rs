@@ -73,9 +73,9 @@ impl<J: Journal> Vfs<J> {
         if result < 0 {
             return Err(io::Error::last_os_error().into());
         }
-        if sets && let Some(invalidate) = self.invalidate.get() {
+        if sets {
             // The time of its last change is another.
-            invalidate(node);
+            self.outdate(&inode);
         }
         Ok(buffer[..out_size].to_vec())
     }

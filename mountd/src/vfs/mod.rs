@@ -166,10 +166,11 @@ impl<J: Journal> Vfs<J> {
         &self.journal
     }
 
-    /// Attributes were changed by a call after which the kernel only asks for them again, as after an extended attribute, which may be an ACL and set
-    /// the mode, and after an extent that leaves the size: what somebody asked for before, and hears of after the call, it would take for newer, and
-    /// keep. To be told of it makes all that is on its way older. (After SETATTR, WRITE, LINK and UNLINK it does so by itself: `attr_version` in
-    /// fs/fuse.)
+    /// Attributes were changed by a call after which the kernel does not ask for them again, or does no more than that, as after an extended
+    /// attribute, which may be an ACL and set the mode, an extent that leaves the size, another name, and pages that it writes back: what
+    /// somebody asked for before, and hears of after the call, it would take for newer, and keep. To be told of it makes all that is on its way
+    /// older. (After SETATTR, LINK, UNLINK and a write(2) it does so by itself: `attr_version` in fs/fuse. Who changes the names of a directory
+    /// is asked for its rights first, under its lock, and what he hears is newer than what others are still to hear.)
     fn outdate(&self, inode: &Inode) {
         if let Some(invalidate) = self.invalidate.get() {
             invalidate(inode.node);

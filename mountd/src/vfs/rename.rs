@@ -56,8 +56,8 @@ impl<J: Journal> Vfs<J> {
             let dirs = if old_dir.id == new_dir.id { &dirs[..1] } else { &dirs };
             if let Err(error) = self.failed_names(&mut slot, caller, dirs, renamed) {
                 // The kernel takes a call that failed for one that changed nothing; this one may have changed the directory's times.
-                if let Some(invalidate) = self.invalidate.get().filter(|_| flags.contains(RenameFlags::WHITEOUT)) {
-                    invalidate(old_dir.node);
+                if flags.contains(RenameFlags::WHITEOUT) {
+                    self.outdate(&old_dir);
                 }
                 return Err(error);
             }
@@ -66,6 +66,9 @@ impl<J: Journal> Vfs<J> {
                 return Ok(());
             }
             let exchange = flags.contains(RenameFlags::EXCHANGE);
+            // Their ctime is another.
+            self.outdate(&moved.inode);
+            target.iter().filter(|_| exchange).for_each(|target| self.outdate(&target.inode));
             let mut changes = match border {
                 Border::Within => entry_changes((&old_dir, &new_dir), names.clone(), &moved, target.as_ref(), exchange),
                 Border::Out => {

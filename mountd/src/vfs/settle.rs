@@ -120,10 +120,8 @@ impl<J: Journal> Vfs<J> {
             None => self.fd(inode).ok().and_then(|fd| sys::blocks(&*fd).ok()),
         };
         let told = std::mem::replace(&mut inode.lock().blocks_told, blocks);
-        if (blocks.is_none() || blocks != told)
-            && let Some(invalidate) = self.invalidate.get()
-        {
-            invalidate(inode.node);
+        if blocks.is_none() || blocks != told {
+            self.outdate(inode);
         }
     }
 
@@ -160,21 +158,25 @@ impl<J: Journal> Vfs<J> {
         let now = Instant::now();
         for inode in self.settler.take_all() {
             let mut state = inode.lock();
-            match state.written {
-                Some(written) if now.saturating_duration_since(written) < rest => {
+            match state.written.max(state.stored) {
+                Some(changed) if now.saturating_duration_since(changed) < rest => {
                     drop(state);
                     self.settler.push(inode);
                 }
                 _ => {
                     // Cleared first: a write that comes now queues it again.
                     state.queued = false;
+                    let stored = state.stored.take();
                     drop(state);
+                    if stored.is_some() {
+                        self.outdate(&inode);
+                    }
                     if let Err(error) = self.settle(self.daemon, &inode, None) {
                         tracing::debug!(inode = %inode.id, %error, "the mtime of a file could not be sent; trying again");
                         let mut state = inode.lock();
                         // A mark that could not be written left it as it was.
-                        if state.written.is_some() && !std::mem::replace(&mut state.queued, true) {
-                            self.settler.push(inode.clone());
+                        if state.written.is_some() {
+                            self.queue(&inode, &mut state);
                         }
                     }
                 }

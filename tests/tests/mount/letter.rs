@@ -2,6 +2,7 @@
 //! where few programs go. What a mount cannot answer as the file system below it (docs/SEMANTICS.md, P5) is asserted as it is written there.
 
 use std::{
+    cell::Cell,
     ffi::CString,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
@@ -154,7 +155,12 @@ fn acl_of(mode: u32) -> Vec<u8> {
 }
 
 /// Makes changes of a file while others ask for its attributes all the time; how often one of the last change's was not what the folder below has.
-fn seen_otherwise(stage: &Stage, change: &dyn Fn(&File, u32), look: &dyn Fn(&fs::Metadata) -> (u32, i64, u64)) -> u32 {
+fn seen_otherwise(
+    stage: &Stage,
+    rounds: u32,
+    change: &dyn Fn(&File, u32),
+    look: &dyn Fn(&fs::Metadata) -> (u32, i64, u64),
+) -> u32 {
     let [shown, below] = [stage.mount.path(), &stage.folder].map(|dir| dir.join("file"));
     let file = OpenOptions::new().read(true).write(true).open(&shown).expect("opened");
     let done = AtomicBool::new(false);
@@ -167,7 +173,7 @@ fn seen_otherwise(stage: &Stage, change: &dyn Fn(&File, u32), look: &dyn Fn(&fs:
             });
         }
         let mut otherwise = 0;
-        for round in 0_u32..600 {
+        for round in 0..rounds {
             // The ones before make everybody ask, the last one is what is looked for.
             for part in 0..4 {
                 change(&file, (4 * round + part).wrapping_mul(2_654_435_761) >> 20);
@@ -207,16 +213,32 @@ fn what_a_call_changes_beside_is_what_everybody_sees_who_asks_meanwhile() {
             return;
         }
         assert_eq!(
-            seen_otherwise(&stage, &acl, &|seen| (seen.mode(), 0, 0)),
+            seen_otherwise(&stage, 600, &acl, &|seen| (seen.mode(), 0, 0)),
             0,
             "the mode that an ACL set, cache={cache}"
         );
         // With the kernel's write cache the times are the kernel's.
         if cache == "strict" {
             let times = |seen: &fs::Metadata| (0, seen.ctime_nsec(), 0);
-            assert_eq!(seen_otherwise(&stage, &xattr, &times), 0, "the ctime of an extended attribute");
+            assert_eq!(seen_otherwise(&stage, 600, &xattr, &times), 0, "the ctime of an extended attribute");
             let blocks = |seen: &fs::Metadata| (0, seen.mtime_nsec(), seen.blocks());
-            assert_eq!(seen_otherwise(&stage, &allocate, &blocks), 0, "the mtime and blocks of an extent");
+            assert_eq!(seen_otherwise(&stage, 600, &allocate, &blocks), 0, "the mtime and blocks of an extent");
+            let name = |place: u32| stage.mount.path().join(["one", "another"][place as usize % 2]);
+            fs::hard_link(stage.mount.path().join("file"), name(0)).expect("linked");
+            let at = Cell::new(0);
+            let rename = |_: &File, _: u32| {
+                fs::rename(name(at.get()), name(at.get() + 1)).expect("renamed");
+                at.set(at.get() + 1);
+            };
+            assert_eq!(seen_otherwise(&stage, 800, &rename, &times), 0, "the ctime of what was renamed");
+            fs::write(stage.mount.path().join("file"), [7; 4096]).expect("written");
+            let store = |file: &File, byte: u32| _ = contents::store(file, byte as u8);
+            let mtime = |seen: &fs::Metadata| (0, seen.mtime_nsec(), 0);
+            assert_eq!(
+                seen_otherwise(&stage, 800, &store, &mtime),
+                0,
+                "the mtime of what was stored through a mapping"
+            );
         }
     }
 }

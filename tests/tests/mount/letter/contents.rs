@@ -319,7 +319,7 @@ fn private_stores_stay_private_and_a_reader_cannot_map_for_writing() {
 }
 
 /// Stores into all pages of a file through a mapping; what the msync said.
-fn store(file: &File, byte: u8) -> Answer {
+pub fn store(file: &File, byte: u8) -> Answer {
     let len = file.metadata().expect("open").len() as usize;
     // SAFETY: a new mapping of a file that stays as long until it is unmapped below, and is only of this function.
     unsafe {
