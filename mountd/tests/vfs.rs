@@ -10,6 +10,8 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -390,6 +392,25 @@ fn who_writes_goes_on_before_the_op_is_filled_and_its_place_is_reserved() {
     assert_eq!(told, [(4, b"said".to_vec(), 1, 1)]);
     assert_eq!(world.recorder.open(), 0);
     world.check("a write that was answered early");
+}
+
+#[test]
+fn who_has_all_mtimes_sent_after_a_write_that_was_answered_early_finds_its() {
+    let world = world();
+    let (_, opened) = world.vfs.create(making(ROOT_NODE, "f"), 0o644, libc::O_RDWR).expect("create");
+    let before = world.recorder.len();
+    let write =
+        Write { handle: opened.handle, offset: 0, data: b"x", writer: Writer::Call { kills_privileges: false } };
+    let mut settled = None;
+    let tell = |_| {
+        let vfs = world.vfs.clone();
+        settled = Some(thread::spawn(move || vfs.settle_all()));
+        // It has looked for what there is to send by then.
+        thread::sleep(Duration::from_millis(50));
+    };
+    world.vfs.write_keeping(caller(), write, Bytes::copy_from_slice, tell).expect("written");
+    settled.expect("told").join().expect("sent");
+    assert_eq!(world.recorder.len() - before, 2, "the write and its time");
 }
 
 #[test]

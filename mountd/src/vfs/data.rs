@@ -272,6 +272,10 @@ impl<J: Journal> Vfs<J> {
         }
         // Whose name it bears has to be asked while he still waits.
         let slot = slot.map(|slot| (slot, caller.origin()));
+        if slot.is_some() {
+            // Who has all mtimes sent once he goes on must find it.
+            self.queue(&file.inode, &mut state);
+        }
         let mut tell = Some(tell);
         if !before.present && failed.is_none() {
             tell.take().into_iter().for_each(|tell| tell(written));
