@@ -25,8 +25,8 @@ use tandem_mountd::{
     backing::{Backing, sys::Stat},
     commit::{MarkCell, marks::WHOLE_FILE},
     vfs::{
-        CacheMode, Caller, CopyRange, FsyncMode, FsyncRules, Making, Place, SetAttr, SetTime, Vfs, VfsResult, Write,
-        Writer, inodes::ROOT_NODE,
+        CacheMode, Caller, CopyRange, Entry, FsyncMode, FsyncRules, Listed, Making, Place, SetAttr, SetTime, Sink, Vfs,
+        VfsResult, Write, Writer, inodes::ROOT_NODE,
     },
 };
 use tandem_proto::{InodeId, Timestamp, limits::MARK_BLOCK};
@@ -154,7 +154,7 @@ impl User {
 
     fn link(&mut self) -> VfsResult<()> {
         let (dir, name) = (self.dir(), self.name());
-        let entry = self.vfs.lookup(dir, OsStr::new(name))?;
+        let entry = self.vfs.lookup(caller(), dir, OsStr::new(name))?;
         let (dir, name) = (self.dir(), self.name());
         let result = self.vfs.link(caller(), entry.node, dir, OsStr::new(name));
         self.vfs.forget(entry.node, 1);
@@ -186,7 +186,7 @@ impl User {
 
     fn some_node(&mut self) -> VfsResult<u64> {
         let (dir, name) = (self.dir(), self.name());
-        Ok(self.vfs.lookup(dir, OsStr::new(name))?.node)
+        Ok(self.vfs.lookup(caller(), dir, OsStr::new(name))?.node)
     }
 
     fn set_attributes(&mut self) -> VfsResult<()> {
@@ -242,7 +242,7 @@ impl User {
 
     fn open(&mut self) -> VfsResult<()> {
         let node = self.some_node()?;
-        if self.vfs.getattr(node, None)?.is_regular() {
+        if self.vfs.getattr(caller(), node, None)?.is_regular() {
             self.open.push(self.vfs.open(node, libc::O_WRONLY)?.handle);
         }
         Ok(())
@@ -258,7 +258,7 @@ impl User {
 
     fn enter(&mut self) -> VfsResult<()> {
         let node = self.some_node()?;
-        if self.vfs.getattr(node, None)?.is_dir() && self.dirs.len() < 12 {
+        if self.vfs.getattr(caller(), node, None)?.is_dir() && self.dirs.len() < 12 {
             self.dirs.push(node);
         }
         Ok(())
@@ -309,7 +309,7 @@ fn a_file_that_is_open_when_its_last_name_goes_lives_on_without_ops() {
     let again = vfs.open(entry.node, libc::O_RDONLY).expect("opened again through /proc");
     let mut data = [0; 6];
     assert_eq!(vfs.read(again.handle, 0, &mut data).expect("read"), 6);
-    assert_eq!((&data, vfs.getattr(entry.node, None).expect("stat").nlink), (b"onetwo", 0));
+    assert_eq!((&data, vfs.getattr(caller(), entry.node, None).expect("stat").nlink), (b"onetwo", 0));
     assert_eq!(world.recorder.len(), ops, "no op for what has no name");
     vfs.forget(entry.node, 1);
     world.check("after");
@@ -370,9 +370,9 @@ fn an_unprivileged_write_takes_set_ids_away_and_says_so() {
     let world = world();
     let (entry, opened) = world.vfs.create(making(ROOT_NODE, "s"), 0o6755, libc::O_RDWR).expect("create");
     world.vfs.write(caller(), opened.handle, 0, b"x", false).expect("write");
-    assert_eq!(world.vfs.getattr(entry.node, None).expect("stat").mode & 0o7777, 0o6755);
+    assert_eq!(world.vfs.getattr(caller(), entry.node, None).expect("stat").mode & 0o7777, 0o6755);
     world.vfs.write(caller(), opened.handle, 0, b"x", true).expect("write");
-    assert_eq!(world.vfs.getattr(entry.node, None).expect("stat").mode & 0o7777, 0o755);
+    assert_eq!(world.vfs.getattr(caller(), entry.node, None).expect("stat").mode & 0o7777, 0o755);
     world.check("set ids");
 }
 
@@ -444,7 +444,7 @@ fn what_a_write_still_has_to_take_away_is_taken_before_it_is_answered() {
     let (entry, opened) = world.vfs.create(making(ROOT_NODE, "s"), 0o4755, libc::O_RDWR).expect("create");
     let write = Write { handle: opened.handle, offset: 0, data: b"x", writer: Writer::Call { kills_privileges: true } };
     let mut told = Vec::new();
-    let tell = |_| told.push(world.vfs.getattr(entry.node, None).expect("stat").mode & 0o7777);
+    let tell = |_| told.push(world.vfs.getattr(caller(), entry.node, None).expect("stat").mode & 0o7777);
     world.vfs.write_keeping(caller(), write, Bytes::copy_from_slice, tell).expect("written");
     assert_eq!(told, [0o755]);
     world.check("set ids before the answer");
@@ -483,7 +483,7 @@ fn what_a_file_lacked_at_birth_is_noticed_once_somebody_gives_it() {
     world.check("a capability after a chown");
     chmod(0o4755);
     vfs.write(caller(), opened.handle, 0, b"x", true).expect("write");
-    assert_eq!(vfs.getattr(file.node, None).expect("stat").mode & 0o7777, 0o755);
+    assert_eq!(vfs.getattr(caller(), file.node, None).expect("stat").mode & 0o7777, 0o755);
     world.check("suid after a write");
 }
 
@@ -524,7 +524,7 @@ fn a_fenced_mount_reads_but_does_not_write() {
     world.recorder.fenced.store(true, Ordering::Relaxed);
     let refused = world.vfs.create(making(ROOT_NODE, "x"), 0o644, libc::O_RDWR).map(drop);
     assert_eq!(refused.expect_err("fenced").errno(), libc::EROFS);
-    let entry = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("lookup");
+    let entry = world.vfs.lookup(caller(), ROOT_NODE, OsStr::new("a")).expect("lookup");
     assert!(entry.stat.is_dir());
     assert_eq!(world.vfs.open(entry.node, libc::O_WRONLY).expect_err("fenced").errno(), libc::EROFS);
     assert!(world.dir.path().join("a/b").exists());
@@ -534,15 +534,15 @@ fn a_fenced_mount_reads_but_does_not_write() {
 fn inodes_are_forgotten_when_the_kernel_forgets_them() {
     let world = world();
     let known = world.vfs.inodes_known();
-    let entry = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("lookup");
-    world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("lookup");
+    let entry = world.vfs.lookup(caller(), ROOT_NODE, OsStr::new("a")).expect("lookup");
+    world.vfs.lookup(caller(), ROOT_NODE, OsStr::new("a")).expect("lookup");
     world.vfs.forget(entry.node, 1);
     assert_eq!(world.vfs.inodes_known(), known + 1);
     world.vfs.forget(entry.node, 1);
     assert_eq!(world.vfs.inodes_known(), known);
-    assert_eq!(world.vfs.getattr(entry.node, None).expect_err("forgotten").errno(), libc::ESTALE);
+    assert_eq!(world.vfs.getattr(caller(), entry.node, None).expect_err("forgotten").errno(), libc::ESTALE);
     let long = "x".repeat(256);
-    let too_long = world.vfs.lookup(ROOT_NODE, OsStr::new(&long)).expect_err("too long");
+    let too_long = world.vfs.lookup(caller(), ROOT_NODE, OsStr::new(&long)).expect_err("too long");
     assert_eq!(too_long.errno(), libc::ENAMETOOLONG);
 }
 
@@ -551,8 +551,8 @@ fn a_cut_over_several_blocks_marks_the_file_because_growing_it_again_shows_zeroe
     let world = world();
     let file = std::fs::File::options().write(true).open(world.dir.path().join("a/b")).expect("open");
     file.set_len(3 * MARK_BLOCK).expect("size");
-    let dir = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("dir").node;
-    let node = world.vfs.lookup(dir, OsStr::new("b")).expect("file").node;
+    let dir = world.vfs.lookup(caller(), ROOT_NODE, OsStr::new("a")).expect("dir").node;
+    let node = world.vfs.lookup(caller(), dir, OsStr::new("b")).expect("file").node;
     let cut = |size: u64| {
         world.recorder.take_marked();
         let set = SetAttr { size: Some(size), ..SetAttr::default() };
@@ -572,7 +572,7 @@ fn a_rename_that_fails_says_what_time_its_directory_has() {
         let parent = if parent.is_empty() {
             ROOT_NODE
         } else {
-            world.vfs.lookup(ROOT_NODE, OsStr::new(parent)).expect("there").node
+            world.vfs.lookup(caller(), ROOT_NODE, OsStr::new(parent)).expect("there").node
         };
         world.vfs.mkdir(making(parent, name), 0o755).expect("room");
     }
@@ -590,8 +590,8 @@ fn a_hole_of_thousands_of_blocks_is_one_mark() {
     let world = world();
     let file = std::fs::File::options().write(true).open(world.dir.path().join("a/b")).expect("open");
     file.set_len(5000 * MARK_BLOCK).expect("size");
-    let dir = world.vfs.lookup(ROOT_NODE, OsStr::new("a")).expect("dir").node;
-    let node = world.vfs.lookup(dir, OsStr::new("b")).expect("file").node;
+    let dir = world.vfs.lookup(caller(), ROOT_NODE, OsStr::new("a")).expect("dir").node;
+    let node = world.vfs.lookup(caller(), dir, OsStr::new("b")).expect("file").node;
     let handle = world.vfs.open(node, libc::O_RDWR).expect("open").handle;
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     world.recorder.take_marked();
@@ -682,13 +682,14 @@ fn the_kernel_is_told_of_other_times_that_it_only_asks_for_again_and_once_more_w
     vfs.when_attributes_change(Box::new(move |node| kept.lock().push(node)));
     let told_of = || std::mem::take(&mut *told.lock());
     let (one, opened) = vfs.create(making(ROOT_NODE, "one"), 0o644, libc::O_RDWR).expect("create");
-    let (other, _) = vfs.create(making(ROOT_NODE, "other"), 0o644, libc::O_RDWR).expect("create");
     assert_eq!(vfs.write(caller(), opened.handle, 0, b"x", false).expect("write"), 1);
     assert!(told_of().is_empty(), "a write(2) it counts itself");
     let store = |tell: &dyn Fn()| {
         let write = Write { handle: opened.handle, offset: 0, data: b"y", writer: Writer::PageCache };
         vfs.write_keeping(caller(), write, Bytes::copy_from_slice, |_| tell()).expect("written");
     };
+    store(&|| assert!(told_of().is_empty(), "nobody has asked"));
+    vfs.getattr(caller(), one.node, None).expect("there");
     store(&|| assert_eq!(told_of(), [one.node], "before it is answered"));
     vfs.flush(caller(), opened.handle).expect("flush");
     assert!(told_of().is_empty(), "that its time was said");
@@ -696,12 +697,76 @@ fn the_kernel_is_told_of_other_times_that_it_only_asks_for_again_and_once_more_w
     assert_eq!(told_of(), [one.node], "once more");
     vfs.settle_all();
     assert!(told_of().is_empty());
-    let place = |name| Place { parent: ROOT_NODE, name: OsStr::new(name) };
-    vfs.rename(caller(), place("one"), place("new"), 0).expect("rename");
-    assert_eq!(told_of(), [one.node]);
-    vfs.rename(caller(), place("new"), place("other"), libc::RENAME_EXCHANGE).expect("rename");
-    assert_eq!(told_of(), [one.node, other.node]);
-    world.check("stored and renamed");
+    world.check("stored");
+}
+
+/// What it is, of which nodes it makes void what others were told, and the call.
+type Call<'a> = (&'a str, &'a [u64], &'a dyn Fn() -> VfsResult<()>);
+
+#[test]
+fn what_somebody_else_was_told_of_is_made_void_by_who_changes_it() {
+    struct One(u32);
+    impl Sink for One {
+        fn take(&mut self, _: Listed<'_>, _: Option<&Entry>) -> bool {
+            self.0 += 1;
+            false
+        }
+    }
+    let world = world();
+    let vfs = &world.vfs;
+    let told = Arc::new(Mutex::new(Vec::<u64>::new()));
+    let kept = told.clone();
+    vfs.when_attributes_change(Box::new(move |node| kept.lock().push(node)));
+    let told_of = || std::mem::take(&mut *told.lock());
+    let other = Caller { pid: caller().pid + 1, ..caller() };
+    let (file, opened) = vfs.create(making(ROOT_NODE, "file"), 0o644, libc::O_RDWR).expect("create");
+    let (twin, _) = vfs.create(making(ROOT_NODE, "twin"), 0o644, libc::O_RDWR).expect("create");
+    let dir = vfs.mkdir(making(ROOT_NODE, "dir"), 0o755).expect("mkdir").node;
+    let place = |parent, name| Place { parent, name: OsStr::new(name) };
+    let user = OsStr::new("user.some");
+    let (id, set) = (twin.node, |mode| SetAttr { mode: Some(mode), ..SetAttr::default() });
+    let calls: [Call<'_>; 12] = [
+        ("mknod", &[dir], &|| vfs.mknod(making(dir, "node"), libc::S_IFIFO | 0o600, 0).map(drop)),
+        ("link", &[dir], &|| vfs.link(caller(), id, dir, OsStr::new("link")).map(drop)),
+        ("symlink", &[dir], &|| vfs.symlink(making(dir, "symlink"), OsStr::new("x")).map(drop)),
+        ("unlink", &[dir], &|| vfs.unlink(caller(), dir, OsStr::new("symlink"))),
+        ("mkdir", &[dir], &|| vfs.mkdir(making(dir, "below"), 0o755).map(drop)),
+        ("rmdir", &[dir], &|| vfs.rmdir(caller(), dir, OsStr::new("below"))),
+        ("rename", &[ROOT_NODE, dir, file.node], &|| {
+            vfs.rename(caller(), place(ROOT_NODE, "file"), place(dir, "f"), 0)
+        }),
+        ("exchange", &[dir, ROOT_NODE, file.node, id], &|| {
+            vfs.rename(caller(), place(dir, "f"), place(ROOT_NODE, "twin"), libc::RENAME_EXCHANGE)
+        }),
+        ("setxattr", &[file.node], &|| vfs.setxattr(caller(), file.node, user, b"x", 0)),
+        ("removexattr", &[file.node], &|| vfs.removexattr(caller(), file.node, user)),
+        ("fallocate", &[file.node], &|| {
+            vfs.fallocate(caller(), opened.handle, libc::FALLOC_FL_KEEP_SIZE, 1 << 20, 4096)
+        }),
+        ("chmod, of which the kernel knows itself", &[], &|| {
+            vfs.setattr(caller(), file.node, None, set(0o600)).map(drop)
+        }),
+    ];
+    for (name, changed, call) in calls {
+        for node in changed {
+            vfs.getattr(other, *node, None).expect("there");
+        }
+        call().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(told_of(), changed, "{name}");
+    }
+    // By name and by list as well; but not who asked himself.
+    let make = |name| vfs.mkdir(making(dir, name), 0o755).map(drop).expect("mkdir");
+    vfs.getattr(caller(), dir, None).expect("there");
+    make("1");
+    assert!(told_of().is_empty(), "he has heard of it");
+    vfs.lookup(other, ROOT_NODE, OsStr::new("dir")).expect("there");
+    make("2");
+    assert_eq!(told_of(), [dir]);
+    vfs.readdir_plus(other, ROOT_NODE, 0, &mut One(0)).expect("listed");
+    make("3");
+    assert_eq!(told_of(), [dir]);
+    make("4");
+    assert!(told_of().is_empty(), "nobody asked since");
 }
 
 #[test]

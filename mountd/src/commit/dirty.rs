@@ -100,6 +100,11 @@ impl DirtySet {
         self.limit_bytes
     }
 
+    /// Whether it has used so much of its room that it should be taken before it must be coarsened.
+    pub fn is_crowded(&self) -> bool {
+        self.bytes > self.limit_bytes / 2
+    }
+
     /// Changes the bound.
     pub fn set_limit_bytes(&mut self, limit_bytes: usize) {
         self.limit_bytes = limit_bytes;
@@ -363,6 +368,17 @@ mod tests {
             (ids.clone(), 0..100u64, 0..20u64).prop_map(|(id, offset, len)| Change::Hole { id, offset, len }),
             (ids, 0..100u64).prop_map(|(id, size)| Change::Size { id, size }),
         ]
+    }
+
+    #[test]
+    fn it_is_crowded_before_it_has_to_be_coarsened_and_no_more_once_it_was_taken() {
+        let mut set = DirtySet::bounded(20 * super::NODE_COST);
+        (0..10).for_each(|byte| set.insert_attributes(id(byte)));
+        assert!(!set.is_crowded());
+        set.insert_attributes(id(10));
+        assert!(set.is_crowded() && set.scope() == Scope::Cells);
+        assert!(!std::mem::replace(&mut set, DirtySet::bounded(20 * super::NODE_COST)).is_empty());
+        assert!(!set.is_crowded());
     }
 
     #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -223,6 +223,11 @@ impl Commit {
         !self.inner.lock().waiters.is_empty()
     }
 
+    /// Whether the dirty set should be taken soon, while it still knows its cells.
+    pub fn is_crowded(&self) -> bool {
+        self.inner.lock().dirty.is_crowded()
+    }
+
     /// Whether nothing is dirty outside the window.
     pub fn is_clean(&self) -> bool {
         let inner = self.inner.lock();

@@ -296,7 +296,7 @@ impl<J: Journal> Adapter<J> {
         match header.opcode {
             opcode::LOOKUP => {
                 let name = fields.name()?;
-                match self.vfs.lookup(node, name) {
+                match self.vfs.lookup(caller(&header), node, name) {
                     Err(error) if error.errno() == libc::ENOENT && inside::is_entrance(node, name) => {
                         reply.out(&self.inside.entrance());
                     }
@@ -324,7 +324,7 @@ impl<J: Journal> Adapter<J> {
                 let flags = fields.u32()?;
                 fields.u32()?;
                 let handle = fields.u64()?;
-                let stat = self.vfs.getattr(node, (flags & abi::GETATTR_FH != 0).then_some(handle));
+                let stat = self.vfs.getattr(caller(&header), node, (flags & abi::GETATTR_FH != 0).then_some(handle));
                 let statx = header.opcode == opcode::STATX;
                 answer(reply, stat, |reply, stat| {
                     reply.out(&if statx { convert::statx(&stat) } else { convert::attributes(&stat) });
@@ -379,7 +379,7 @@ impl<J: Journal> Adapter<J> {
         let plus = header.opcode == opcode::READDIRPLUS;
         let mut listing = Listing::new(size as usize, plus);
         let listed = match plus {
-            true => self.vfs.readdir_plus(header.node, offset, &mut listing),
+            true => self.vfs.readdir_plus(caller(&header), header.node, offset, &mut listing),
             false => self.vfs.readdir(header.node, offset, &mut listing),
         };
         match listed {

@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 /// The kernel knows this wish for all processors only. Where there are more, most of them would be kept awake for nothing.
 const PROCESSORS_MAX: libc::c_long = 8;
 /// Microseconds that waking may take: none.
-const AT_ONCE: i32 = 0;
+pub(super) const AT_ONCE: i32 = 0;
 /// The same when nobody waits: `PM_QOS_CPU_LATENCY_DEFAULT_VALUE`.
-const WHENEVER: i32 = 2_000_000_000;
+pub(super) const WHENEVER: i32 = 2_000_000_000;
 
 /// A wish for processors that do not sleep, of all threads that serve a mount together. Gone with the process, however it ends.
 #[derive(Debug, Default)]
@@ -83,28 +83,53 @@ impl Awake {
     }
 }
 
+/// What was wished, for tests.
+#[cfg(test)]
+pub(super) mod testing {
+    use std::fs;
+
+    use super::Awake;
+    pub(in super::super) use super::{AT_ONCE, WHENEVER};
+
+    /// A file that takes the place of the device.
+    pub struct Wishes(tempfile::NamedTempFile);
+
+    impl Wishes {
+        pub fn new() -> Wishes {
+            Wishes(tempfile::NamedTempFile::new().expect("temporary file"))
+        }
+
+        pub fn awake(&self) -> Awake {
+            Awake::over(self.0.reopen().expect("opened"))
+        }
+
+        pub fn all(&self) -> Vec<i32> {
+            let bytes = fs::read(self.0.path()).expect("read");
+            bytes.chunks(4).map(|wish| i32::from_ne_bytes(wish.try_into().expect("four bytes"))).collect()
+        }
+
+        pub fn last(&self) -> Option<i32> {
+            self.all().last().copied()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{fs, sync::Arc, thread};
+    use std::{sync::Arc, thread};
 
-    use super::{AT_ONCE, Awake, WHENEVER};
-
-    fn wishes(path: &std::path::Path) -> Vec<i32> {
-        let bytes = fs::read(path).expect("read");
-        bytes.chunks(4).map(|wish| i32::from_ne_bytes(wish.try_into().expect("four bytes"))).collect()
-    }
+    use super::{AT_ONCE, Awake, WHENEVER, testing::Wishes};
 
     #[test]
     fn only_a_change_is_told_and_threads_that_disagree_leave_it_as_the_last_one_said() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let path = directory.path().join("latency");
-        let awake = Arc::new(Awake::over(fs::File::create(&path).expect("made")));
+        let wishes = Wishes::new();
+        let awake = Arc::new(wishes.awake());
         awake.release();
         awake.hold();
         awake.hold();
         awake.release();
         awake.release();
-        assert_eq!(wishes(&path), [AT_ONCE, WHENEVER]);
+        assert_eq!(wishes.all(), [AT_ONCE, WHENEVER]);
         let holders: Vec<_> = (0..4)
             .map(|_| {
                 let awake = awake.clone();
@@ -118,9 +143,8 @@ mod tests {
             .collect();
         holders.into_iter().for_each(|holder| holder.join().expect("no panic"));
         awake.release();
-        let wishes = wishes(&path);
         assert!(
-            wishes.chunks(2).all(|pair| pair == [AT_ONCE, WHENEVER]),
+            wishes.all().chunks(2).all(|pair| pair == [AT_ONCE, WHENEVER]),
             "they take turns, and the last says that nobody waits"
         );
     }

@@ -273,7 +273,10 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{Awake, BACKLOG, Crew, Poll, SLOW, averaged};
+    use super::{
+        super::awake::testing::{WHENEVER, Wishes},
+        Awake, BACKLOG, Crew, Poll, SLOW, averaged,
+    };
 
     impl Crew {
         /// The same that takes nobody's place however long he is not scheduled.
@@ -317,6 +320,25 @@ mod tests {
         assert!(crew.enter(|| {}));
         assert!(!crew.done(0, 1, begun));
         assert!(!crew.retire(), "the other one is the only taker");
+    }
+
+    #[test]
+    fn who_looks_after_the_others_lets_processors_sleep_once_nothing_comes() {
+        let wishes = Wishes::new();
+        let crew = Arc::new(Crew { awake: wishes.awake(), ..Crew::patient(2) });
+        assert!(crew.enter(|| {}));
+        crew.awake().hold();
+        let other = thread::spawn({
+            let crew = crew.clone();
+            move || crew.enter(|| {})
+        });
+        let begun = Instant::now();
+        while wishes.last() != Some(WHENEVER) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", wishes.all());
+            thread::sleep(Duration::from_millis(1));
+        }
+        crew.stop();
+        assert!(!other.join().expect("no panic"));
     }
 
     #[test]

@@ -79,7 +79,12 @@ impl Queue {
         }
     }
 
-    fn wait(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant) -> io::Result<Next<'_>> {
+    /// For the last one who takes.
+    fn wait(&self, buffer: &mut [u8], poll: &mut Poll, since: Instant, awake: &Awake) -> io::Result<Next<'_>> {
+        if !poll.is_quick() {
+            // They came quickly, and do not any more; what was wished then need not have been taken back by a poll in vain.
+            awake.release();
+        }
         let Some(len) = self.waiting.take(buffer)? else { return Ok(Next::End) };
         poll.handle_waited(since.elapsed(), self.limit);
         Ok(Next::Request(Request { len, device: &self.waiting, at_once: false }))
@@ -134,7 +139,7 @@ fn take_turns<J: Journal>(
             if crew.retire() {
                 return Ok(false);
             }
-            next = queue.wait(buffer.for_reading(), poll, since)?;
+            next = queue.wait(buffer.for_reading(), poll, since, crew.awake())?;
         }
         let Request { len, device, at_once } = match next {
             Next::Request(request) => request,
@@ -174,5 +179,63 @@ fn become_flusher() {
     let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     if result < 0 {
         tracing::debug!(error = %io::Error::last_os_error(), "the kernel does not take this thread for a flusher");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::fd::OwnedFd,
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use rustix::pipe::PipeFlags;
+
+    use super::{
+        super::awake::testing::{AT_ONCE, WHENEVER, Wishes},
+        Device, Next, Poll, Queue,
+    };
+
+    const LIMIT: Duration = Duration::from_micros(100);
+
+    fn queue() -> (Queue, OwnedFd) {
+        let (taken, asked) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).expect("a pipe");
+        let device = Arc::new(Device::new(taken));
+        (Queue { waiting: device.clone(), polling: Some(device), limit: LIMIT }, asked)
+    }
+
+    fn quick() -> Poll {
+        let mut poll = Poll::default();
+        (0..2).for_each(|_| poll.handle_waited(Duration::ZERO, LIMIT));
+        poll
+    }
+
+    #[test]
+    fn processors_are_kept_awake_while_requests_come_quickly_and_may_sleep_after_a_poll_in_vain() {
+        let ((queue, asked), wishes) = (queue(), Wishes::new());
+        let awake = wishes.awake();
+        rustix::io::write(&asked, b"request").expect("asked");
+        let begun = Instant::now();
+        // Where others want the processor, nobody polls.
+        while begun.elapsed() < Duration::from_secs(20) && wishes.last() != Some(WHENEVER) {
+            let next = queue.poll(&mut [0; 100], &mut quick(), Instant::now(), &awake).expect("polled");
+            let came = matches!(next, Next::Request(_));
+            assert!(!came || wishes.all() == [AT_ONCE], "{:?}", wishes.all());
+        }
+        assert_eq!(wishes.all(), [AT_ONCE, WHENEVER]);
+    }
+
+    #[test]
+    fn who_waits_for_requests_that_do_not_come_quickly_lets_processors_sleep() {
+        let ((queue, asked), wishes) = (queue(), Wishes::new());
+        let awake = wishes.awake();
+        awake.hold();
+        rustix::io::write(&asked, b"request").expect("asked");
+        queue.wait(&mut [0; 100], &mut quick(), Instant::now(), &awake).expect("taken");
+        assert_eq!(wishes.all(), [AT_ONCE], "as long as they do");
+        rustix::io::write(&asked, b"request").expect("asked");
+        queue.wait(&mut [0; 100], &mut Poll::default(), Instant::now(), &awake).expect("taken");
+        assert_eq!(wishes.all(), [AT_ONCE, WHENEVER]);
     }
 }

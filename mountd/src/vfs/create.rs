@@ -69,7 +69,7 @@ impl<J: Journal> Vfs<J> {
     }
 
     fn create_existing(&self, making: Making<'_>, flags: i32) -> VfsResult<(Entry, Opened)> {
-        let mut entry = self.lookup(making.parent, making.name)?;
+        let mut entry = self.lookup(making.caller, making.parent, making.name)?;
         let opened = self.open(entry.node, flags);
         let opened = match opened {
             Ok(opened) if flags & libc::O_TRUNC != 0 => {
@@ -149,6 +149,7 @@ impl<J: Journal> Vfs<J> {
                 slot.fill(caller.origin(), changes);
             }
         }
+        self.outdate(&dir, caller);
         let stat = sys::stat(&fd)?;
         self.backing.remember(&inode.id, &dir.id, name);
         let inode = self.inodes.remember(inode.id, &stat);
@@ -186,6 +187,7 @@ impl<J: Journal> Vfs<J> {
             // What cannot be told to the replica must not stay.
             let _ = remove_born(dir_fd.as_fd(), name);
         });
+        self.outdate(&dir, caller);
         // Also if it went again: the directory's mtime is another.
         let (born, changes, has_xattrs) = self.unsaid(&cells, born)?;
         if let Some(slot) = slot {

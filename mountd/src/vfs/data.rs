@@ -262,14 +262,16 @@ impl<J: Journal> Vfs<J> {
         // Where the file ended, if zeroes are written: those are said as a range.
         let end_before = if is_zeroes(data) { Some(sys::size(&file.fd)?) } else { None };
         let slot = (!state.unnamed).then(|| self.journal.reserve());
-        let (written, failed) = match write_for(&file, data, offset, writer) {
+        let done = write_for(&file, data, offset, writer);
+        if writer == Writer::PageCache && self.cache_mode == CacheMode::Strict {
+            // Also of one that failed: it may have changed the mtime before it found no room.
+            self.note_stored(&file.inode, &mut state);
+        }
+        let (written, failed) = match done {
             (0, Some(errno)) => self.failed_content(&cells, &file.inode, &mut state, Err(errno))?,
             (written, Some(errno)) => (written, self.failed::<()>(&cells, Err(errno.into())).err()),
             (written, None) => (written, None),
         };
-        if writer == Writer::PageCache && self.cache_mode == CacheMode::Strict {
-            self.note_stored(&file.inode, &mut state);
-        }
         // Whose name it bears has to be asked while he still waits.
         let slot = slot.map(|slot| (slot, caller.origin()));
         if slot.is_some() {
@@ -328,13 +330,14 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// The kernel wrote back what was stored through a mapping, under the lock: the file's times are others, which it only asks for again, see
-    /// [`Vfs::outdate`]. It does not keep a SETATTR waiting meanwhile as it does for a write(2), and what that is answered it believes whenever it
-    /// comes; so it is told once more when the storing pauses.
+    /// The kernel wrote back what was stored through a mapping, under the lock: see [`Vfs::outdate`]. It does not keep a SETATTR waiting meanwhile
+    /// as it does for a write(2), and what that is answered it believes whenever it comes; so it is told once more when the storing pauses.
     fn note_stored(&self, inode: &Arc<Inode>, state: &mut InodeState) {
-        self.outdate(inode);
-        state.stored = Some(Instant::now());
-        self.queue(inode, state);
+        self.outdate(inode, Caller { pid: 0, ..self.daemon });
+        if !state.unnamed {
+            state.stored = Some(Instant::now());
+            self.queue(inode, state);
+        }
     }
 
     /// Has the settler look at it.
@@ -404,7 +407,7 @@ impl<J: Journal> Vfs<J> {
         }
         if stat.mode != before.mode {
             changes.push(attr_change(id, &stat));
-            self.outdate(&file.inode);
+            self.ask_again(&file.inode);
         }
         if before.capability && sys::get_xattr(&file.fd, CAPABILITY)?.is_none() {
             changes.push(Change::Xattr { id, name: Bytes::from_static(CAPABILITY), value: None });

@@ -1,12 +1,17 @@
 //! Directory streams. They have no state here: the offset of an entry is the backing file system's own cookie, so a listing goes
 //! on where it was whatever came and went in between.
 
-use std::{ffi::OsStr, mem::MaybeUninit, os::unix::ffi::OsStrExt as _, sync::Arc};
+use std::{
+    ffi::OsStr,
+    mem::MaybeUninit,
+    os::unix::ffi::OsStrExt as _,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use tandem_proto::stage::NodeType;
 
-use super::{Entry, Journal, Vfs, VfsResult, inodes::Inode};
+use super::{Caller, Entry, Journal, Vfs, VfsResult, inodes::Inode};
 use crate::backing::sys::{self, Stat};
 
 /// One entry of a listing.
@@ -49,12 +54,13 @@ impl<J: Journal> Vfs<J> {
     }
 
     /// Lists names with what they mean. Each entry that was taken, but `.` and `..`, counts a lookup.
-    pub fn readdir_plus(&self, node: u64, offset: u64, sink: &mut dyn Sink) -> VfsResult<()> {
+    pub fn readdir_plus(&self, caller: Caller, node: u64, offset: u64, sink: &mut dyn Sink) -> VfsResult<()> {
         self.list(node, offset, &mut |dir, listed| {
             if matches!(listed.name.as_bytes(), b"." | b"..") {
                 return Ok(sink.take(listed, Some(&self.dot_entry(&listed))));
             }
             let dir_fd = self.fd(dir)?;
+            let changes = self.changes.load(Ordering::SeqCst);
             let Ok((id, stat)) = self.identify(dir, &dir_fd, listed.name) else {
                 // It went in between, or cannot be looked at: the name alone, without a promise what it means.
                 return Ok(sink.take(listed, None));
@@ -65,6 +71,7 @@ impl<J: Journal> Vfs<J> {
             let inode = self.inodes.remember(id, &stat);
             self.note_side(&inode, &stat, dir, &dir_fd, listed.name);
             self.saw_name(&inode, dir, listed.name);
+            let stat = self.as_told(caller, &inode, (changes, stat), || sys::stat_at(&dir_fd, listed.name));
             let full = sink.take(listed, Some(&self.entry(&inode, stat)));
             if full {
                 self.inodes.forget(inode.node, 1);

@@ -68,7 +68,7 @@ impl<J: Journal> Vfs<J> {
         // One that clears may have cleared a part before it failed.
         let done = if clears { self.unsaid_if_begun(&cells, done) } else { self.failed(&cells, done) };
         if flags.contains(FallocateFlags::KEEP_SIZE) {
-            self.outdate(inode);
+            self.outdate(inode, caller);
         }
         let after = self.unsaid(&cells, sys::stat(&file.fd).map_err(Into::into))?;
         let mut changes = Changes::new();

@@ -103,6 +103,8 @@ pub struct Inode {
     failures: AtomicU64,
     /// It is excluded: no part of the volume. Then its state says `unnamed` as well.
     outside: AtomicBool,
+    /// Who was told its attributes.
+    pub(super) asked: super::asked::Asked,
     /// See [`super::promise`].
     pub(super) names: Mutex<super::promise::Names>,
 }
@@ -121,6 +123,7 @@ impl Inode {
             was_opened: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             outside: AtomicBool::new(false),
+            asked: super::asked::Asked::default(),
             names: Mutex::default(),
         }
     }

@@ -1,22 +1,23 @@
 //! Looking: lookup, attributes, link text, file system figures, and forgetting.
 
-use std::{ffi::OsStr, io, os::fd::AsRawFd as _};
+use std::{ffi::OsStr, io, os::fd::AsRawFd as _, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, StatVfs};
 use tandem_proto::limits;
 
-use super::{Entry, Journal, Vfs, VfsError, VfsResult};
+use super::{Caller, Entry, Journal, Vfs, VfsError, VfsResult};
 use crate::backing::sys::{self, Stat};
 
 impl<J: Journal> Vfs<J> {
     /// What a name means. Counts a lookup.
-    pub fn lookup(&self, parent: u64, name: &OsStr) -> VfsResult<Entry> {
+    pub fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> VfsResult<Entry> {
         if name.len() > limits::NAME_MAX {
             return Err(VfsError::NameTooLong);
         }
         let dir = self.inode(parent)?;
         let dir_fd = self.fd(&dir)?;
+        let changes = self.changes.load(Ordering::SeqCst);
         let (id, stat) = self.identify(&dir, &dir_fd, name)?;
         if self.backing.is_foreign_at(&dir.id, name, &stat) {
             return Err(VfsError::NotFound);
@@ -24,6 +25,7 @@ impl<J: Journal> Vfs<J> {
         let inode = self.inodes.remember(id, &stat);
         self.note_side(&inode, &stat, &dir, &dir_fd, name);
         self.saw_name(&inode, &dir, name);
+        let stat = self.as_told(caller, &inode, (changes, stat), || sys::stat_at(&dir_fd, name));
         Ok(self.entry(&inode, stat))
     }
 
@@ -33,11 +35,13 @@ impl<J: Journal> Vfs<J> {
     }
 
     /// Attributes, through the handle if one is given.
-    pub fn getattr(&self, node: u64, handle: Option<u64>) -> VfsResult<Stat> {
+    pub fn getattr(&self, caller: Caller, node: u64, handle: Option<u64>) -> VfsResult<Stat> {
         if let Some(file) = handle.and_then(|handle| self.handles.get_open(handle)) {
+            file.inode.asked.note(caller.pid);
             return Ok(sys::stat(&file.fd)?);
         }
         let inode = self.inode(node)?;
+        inode.asked.note(caller.pid);
         Ok(sys::stat(&*self.fd(&inode)?)?)
     }
 
@@ -75,7 +79,7 @@ impl<J: Journal> Vfs<J> {
         }
         if sets {
             // The time of its last change is another.
-            self.outdate(&inode);
+            self.ask_again(&inode);
         }
         Ok(buffer[..out_size].to_vec())
     }

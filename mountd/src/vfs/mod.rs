@@ -13,6 +13,7 @@
 //! `dirs`; `settle` replicates the mtime of files under write.
 
 pub mod access;
+mod asked;
 pub mod cache_mode;
 pub mod caller;
 pub mod error;
@@ -44,7 +45,7 @@ use std::{
     },
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -105,6 +106,8 @@ pub struct Vfs<J> {
     daemon: Caller,
     /// See [`Vfs::when_attributes_change`].
     invalidate: OnceLock<Invalidate>,
+    /// How often [`Vfs::outdate`] was called.
+    changes: AtomicU64,
     /// See [`Vfs::held_writes`].
     held: OnceLock<Arc<AtomicUsize>>,
 }
@@ -130,6 +133,7 @@ impl<J: Journal> Vfs<J> {
             settler: Settler::default(),
             daemon: Caller::daemon(),
             invalidate: OnceLock::new(),
+            changes: AtomicU64::new(0),
             held: OnceLock::new(),
             backing,
             journal,
@@ -166,14 +170,44 @@ impl<J: Journal> Vfs<J> {
         &self.journal
     }
 
-    /// Attributes were changed by a call after which the kernel does not ask for them again, or does no more than that, as after an extended
-    /// attribute, which may be an ACL and set the mode, an extent that leaves the size, another name, and pages that it writes back: what
-    /// somebody asked for before, and hears of after the call, it would take for newer, and keep. To be told of it makes all that is on its way
-    /// older. (After SETATTR, LINK, UNLINK and a write(2) it does so by itself: `attr_version` in fs/fuse. Who changes the names of a directory
-    /// is asked for its rights first, under its lock, and what he hears is newer than what others are still to hear.)
-    fn outdate(&self, inode: &Inode) {
+    /// The kernel must ask for the attributes of an inode again, and takes nothing for new that is on its way.
+    fn ask_again(&self, inode: &Inode) {
         if let Some(invalidate) = self.invalidate.get() {
             invalidate(inode.node);
+        }
+    }
+
+    /// Attributes were changed by a call after which the kernel does no more than ask for them again: one on names (for the directory, and for
+    /// what was moved), on an extended attribute, which may be an ACL and set the mode, on an extent that leaves the size, and pages that it
+    /// writes back. What somebody else was told before, and hears of after the call, it would take for new, and keep. (After SETATTR, LINK,
+    /// UNLINK, for the object, and write(2) it does not.) To be called after the change and before the answer.
+    fn outdate(&self, inode: &Inode, caller: Caller) {
+        // First, for who looks before he knows which inode it is.
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        if inode.asked.take_others(caller.pid) {
+            self.ask_again(inode);
+        }
+    }
+
+    /// Attributes as a caller may be told them who will be answered for an inode that was found by looking at them, `changes` ago: if any were
+    /// changed meanwhile, he may not have counted yet as one who asked.
+    fn as_told(
+        &self,
+        caller: Caller,
+        inode: &Inode,
+        (changes, stat): (u64, Stat),
+        look: impl FnOnce() -> io::Result<Stat>,
+    ) -> Stat {
+        inode.asked.note(caller.pid);
+        if self.changes.load(Ordering::SeqCst) == changes {
+            return stat;
+        }
+        match look() {
+            Ok(again) if again.ino == stat.ino && again.btime == stat.btime => again,
+            _ => {
+                self.ask_again(inode);
+                stat
+            }
         }
     }
 

@@ -36,6 +36,7 @@ impl<J: Journal> Vfs<J> {
             let mut slot = (!dir.is_outside()).then(|| self.journal.reserve());
             let removed = rustix::fs::unlinkat(&dir_fd, name, flags);
             self.failed_names(&mut slot, caller, &[(&dir, &dir_fd)], removed)?;
+            self.outdate(&dir, caller);
             if let Some(slot) = slot {
                 let mut changes = Changes::new();
                 if !outside {

@@ -57,7 +57,7 @@ impl<J: Journal> Vfs<J> {
             if let Err(error) = self.failed_names(&mut slot, caller, dirs, renamed) {
                 // The kernel takes a call that failed for one that changed nothing; this one may have changed the directory's times.
                 if flags.contains(RenameFlags::WHITEOUT) {
-                    self.outdate(&old_dir);
+                    self.ask_again(&old_dir);
                 }
                 return Err(error);
             }
@@ -66,9 +66,10 @@ impl<J: Journal> Vfs<J> {
                 return Ok(());
             }
             let exchange = flags.contains(RenameFlags::EXCHANGE);
-            // Their ctime is another.
-            self.outdate(&moved.inode);
-            target.iter().filter(|_| exchange).for_each(|target| self.outdate(&target.inode));
+            let exchanged = target.iter().filter(|_| exchange).map(|target| &*target.inode);
+            for changed in [&*old_dir, &new_dir, &moved.inode].into_iter().chain(exchanged) {
+                self.outdate(changed, caller);
+            }
             let mut changes = match border {
                 Border::Within => entry_changes((&old_dir, &new_dir), names.clone(), &moved, target.as_ref(), exchange),
                 Border::Out => {

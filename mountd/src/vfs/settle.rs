@@ -121,7 +121,7 @@ impl<J: Journal> Vfs<J> {
         };
         let told = std::mem::replace(&mut inode.lock().blocks_told, blocks);
         if blocks.is_none() || blocks != told {
-            self.outdate(inode);
+            self.ask_again(inode);
         }
     }
 
@@ -169,7 +169,7 @@ impl<J: Journal> Vfs<J> {
                     let stored = state.stored.take();
                     drop(state);
                     if stored.is_some() {
-                        self.outdate(&inode);
+                        self.ask_again(&inode);
                     }
                     if let Err(error) = self.settle(self.daemon, &inode, None) {
                         tracing::debug!(inode = %inode.id, %error, "the mtime of a file could not be sent; trying again");

@@ -87,7 +87,7 @@ impl<J: Journal> Vfs<J> {
         let slot = (!state.unnamed).then(|| self.journal.reserve());
         let done = self.failed(&cells, change(&fd, &before).map_err(Into::into))?;
         state.forget_xattrs();
-        self.outdate(&inode);
+        self.outdate(&inode, caller);
         if closed {
             self.look_again(&inode, &fd);
         }

@@ -172,6 +172,8 @@ struct Current<F> {
     synced: u64,
     /// Appended since it was begun or opened.
     groups: u64,
+    /// Where they begin.
+    first: u64,
     /// Nothing may be appended any more: a write or sync failed behind `end`, or the next segment was begun.
     poisoned: bool,
 }
@@ -180,7 +182,7 @@ impl<F> Current<F> {
     /// What the file after it is prepared for. Groups of a writer that is in a hurry are large, and their segment is written at once: to write
     /// it twice would halve what the disk can take. Small ones are each synced, and a change of metadata would cost each of them.
     fn blocks_of_next(&self) -> Blocks {
-        match self.end / self.groups.max(1) >= LARGE_GROUP_BYTES {
+        match (self.end - self.first) / self.groups.max(1) >= LARGE_GROUP_BYTES {
             true => Blocks::Allocated,
             false => Blocks::Written,
         }
@@ -319,6 +321,7 @@ impl<D: Disk> Log<D> {
             end: segment::HEADER_BYTES,
             synced: segment::HEADER_BYTES,
             groups: 0,
+            first: segment::HEADER_BYTES,
             poisoned: false,
         };
         Ok(())

@@ -27,6 +27,7 @@ impl<D: Disk> Log<D> {
             end: HEADER_BYTES,
             synced: HEADER_BYTES,
             groups: 0,
+            first: HEADER_BYTES,
             poisoned: false,
         };
         let ends = BTreeMap::from([(1, HEADER_BYTES)]);
@@ -68,7 +69,7 @@ impl<D: Disk> Log<D> {
         cut_tail(&file, index, reached.offset, &last)?;
         let len = last.len() as u64;
         let end = reached.offset;
-        let current = Current { file, index, len, end, synced: end, groups: 0, poisoned: false };
+        let current = Current { file, index, len, end, synced: end, groups: 0, first: end, poisoned: false };
         let mut log = Log { disk, options, nonce, ends, current, free, next_free, buffer: Vec::new() };
         while log.free.len() > options.free_max {
             if let Some(name) = log.free.pop() {

@@ -69,6 +69,13 @@ fn after_large_groups_a_segment_is_not_written_before_it_is_used_and_holds_as_mu
         }
     }
     assert!(log.end().segment > 3, "{}", log.end());
+    // What is only allocated is a hole until it is written.
+    let first_hole = |index: u64, from: u64| {
+        let file = std::fs::File::open(directory.path().join(segment_name(index))).expect("there");
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(from)).expect("sought")
+    };
+    assert_eq!(first_hole(1, 0), options.segment_bytes, "written when it was made");
+    assert!(first_hole(log.current.index, log.current.end) < options.segment_bytes, "not written twice");
     let last = std::fs::metadata(directory.path().join(segment_name(log.current.index))).expect("there");
     assert_eq!(last.len(), options.segment_bytes);
     assert!(

@@ -154,6 +154,48 @@ fn acl_of(mode: u32) -> Vec<u8> {
     [&2_u32.to_le_bytes()[..], &[owner, group, other].map(entry).concat()].concat()
 }
 
+/// A listing tells what its names are; who lists a directory beside who changes one in it must not bring back what that was before.
+#[test]
+fn a_directory_shows_its_own_times_whoever_lists_it_with_others_meanwhile() {
+    let toggle = |path: &Path| match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => {}
+        Err(_) => fs::remove_file(path).expect("it was there"),
+    };
+    let times = |path: &Path| {
+        let seen = fs::metadata(path).expect("there");
+        (seen.mtime_nsec(), seen.ctime_nsec(), seen.nlink())
+    };
+    for cache in CACHES {
+        let Some(stage) = Stage::new("letter-listed", cache) else { return };
+        let (parent, below) = (stage.mount.path(), stage.folder.join("dir"));
+        let dir = parent.join("dir");
+        fs::create_dir(&dir).expect("made");
+        (0..40).for_each(|at| drop(File::create(parent.join(format!("{at}"))).expect("made")));
+        let done = AtomicBool::new(false);
+        let otherwise = std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        fs::read_dir(parent).expect("listed").for_each(drop);
+                    }
+                });
+            }
+            let otherwise = (0..400_u64).filter(|round| {
+                // Otherwise the kernel lists from its memory.
+                toggle(&parent.join("new"));
+                std::thread::sleep(Duration::from_micros(round % 300));
+                toggle(&dir.join("new"));
+                std::thread::sleep(Duration::from_millis(2));
+                times(&dir) != times(&below)
+            });
+            let otherwise = otherwise.count();
+            done.store(true, Ordering::Relaxed);
+            otherwise
+        });
+        assert_eq!(otherwise, 0, "cache={cache}");
+    }
+}
+
 /// Makes changes of a file while others ask for its attributes all the time; how often one of the last change's was not what the folder below has.
 fn seen_otherwise(
     stage: &Stage,

@@ -257,7 +257,9 @@ impl LinkCore {
         let (due, first) = match &stream.round {
             None => (self.commit.needs_resync(), true),
             Some(round) => {
-                let reading = round.stage == RoundStage::Reading && !round.plan.is_drained();
+                // A file that waits for bytes is sent again from its beginning if they do not come first; that is less than all files.
+                let drains = !round.plan.is_drained() && !self.commit.is_crowded();
+                let reading = round.stage == RoundStage::Reading && drains;
                 let busy = round.stage == RoundStage::Publishing || round.plan.is_busy() || round.begin.is_some();
                 (!self.commit.is_keeping() && !reading && !busy, false)
             }
