@@ -1,13 +1,14 @@
 //! The door: every connection comes in here, and is brought to the house or to the porch.
 //!
 //! ```text
-//!  accept ─► too many? dropped
+//!  accept ─► too many? the next one that leaves makes room; if none does, dropped
 //!         ─► first byte: TLS ─► handshake ─┬─ certificate of a client that we know ─► house (cut when it is revoked)
 //!                                          └─ no certificate, or one that was revoked ─► porch
 //!                        other ─► loopback, or --insecure: house, among few until it has shown the local secret;   else porch, which says why
 //! ```
 //! Nothing here waits for one peer on behalf of another: each connection shakes hands in a task of its own. Where those are too many, the
-//! oldest that has not finished goes, so that a crowd of silent ones keeps nobody out.
+//! oldest that has not finished goes, so that a crowd of silent ones keeps nobody out. Who has to go is still there until its task is looked
+//! at, so nobody is accepted before those that can run did.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +18,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -31,7 +32,7 @@ use tandem_runtime::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
@@ -54,6 +55,8 @@ const UNPROVEN_MAX: usize = 256;
 const PORCH_STAY: Duration = Duration::from_secs(30);
 /// Connections that wait to be served.
 const READY_MAX: usize = 64;
+/// How long one that was accepted waits for the place of another. Where all are of clients that stay, the others wait in the system's queue.
+const PLACE_WITHIN: Duration = Duration::from_secs(1);
 /// Pause when the system has no descriptor for one more connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Bytes that are read of one connection before the worker looks after others: its buffers may hold some MiB.
@@ -130,11 +133,19 @@ pub struct Guest {
 }
 
 /// One of [`CONNECTIONS_MAX`].
-struct Place(Arc<Door>);
+type Place = OwnedSemaphorePermit;
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+/// Those that are free.
+struct Places(Arc<Semaphore>);
+
+impl Places {
+    fn new(max: usize) -> Places {
+        Places(Arc::new(Semaphore::new(max)))
+    }
+
+    /// The next one, if there is one within [`PLACE_WITHIN`].
+    async fn take(&self) -> Option<Place> {
+        tokio::time::timeout(PLACE_WITHIN, self.0.clone().acquire_owned()).await.ok()?.ok()
     }
 }
 
@@ -144,7 +155,7 @@ pub struct Door {
     tls: RwLock<Tls>,
     insecure: bool,
     keepalive: Option<Duration>,
-    connections: AtomicUsize,
+    places: Places,
     shaking: Crowd,
     porch: Crowd,
     unproven: Crowd,
@@ -178,7 +189,7 @@ impl Door {
             tls: RwLock::new(tls),
             insecure,
             keepalive,
-            connections: AtomicUsize::new(0),
+            places: Places::new(CONNECTIONS_MAX),
             shaking: Crowd::new(SHAKING_MAX),
             porch: Crowd::new(PORCH_MAX),
             unproven: Crowd::new(UNPROVEN_MAX),
@@ -205,12 +216,13 @@ impl Door {
                     continue;
                 }
             };
-            if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-                self.connections.fetch_sub(1, Ordering::Relaxed);
+            // Before its place, which may be that of the oldest.
+            let leave = self.shaking.enter();
+            let Some(place) = self.places.take().await else {
+                tracing::debug!(%from, CONNECTIONS_MAX, "a connection was sent away: there are as many as may be");
                 continue;
-            }
-            let place = Place(self.clone());
-            let (door, leave) = (self.clone(), self.shaking.enter());
+            };
+            let door = self.clone();
             tokio::spawn(async move {
                 let receiving = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.receive(stream, from, place));
                 tokio::select! {
@@ -222,6 +234,7 @@ impl Door {
                     _ = leave => tracing::debug!(%from, "a connection that had not finished its handshake gave way"),
                 }
             });
+            tokio::task::yield_now().await;
         }
     }
 
@@ -372,7 +385,24 @@ impl Connected for Guest {
 
 #[cfg(test)]
 mod tests {
-    use super::Crowd;
+    use std::time::Duration;
+
+    use super::{Crowd, PLACE_WITHIN, Places};
+
+    #[tokio::test]
+    async fn who_comes_when_all_places_are_taken_has_that_of_the_next_one_that_leaves() {
+        let places = Places::new(2);
+        let (first, _second) = (places.take().await.expect("free"), places.take().await);
+        let leaves = async {
+            tokio::time::sleep(PLACE_WITHIN / 20).await;
+            drop(first);
+        };
+        let (third, ()) = tokio::join!(places.take(), leaves);
+        assert!(third.is_some());
+        let waited = std::time::Instant::now();
+        assert!(places.take().await.is_none(), "both stay");
+        assert!(waited.elapsed() >= PLACE_WITHIN - Duration::from_millis(50));
+    }
 
     #[test]
     fn in_a_crowd_the_oldest_that_is_still_there_gives_way() {
