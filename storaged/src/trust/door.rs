@@ -6,9 +6,9 @@
 //!                                          └─ no certificate, or one that was revoked ─► porch
 //!                        other ─► loopback, or --insecure: house, among few until it has shown the local secret;   else porch, which says why
 //! ```
-//! Nothing here waits for one peer on behalf of another: each connection shakes hands in a task of its own. Where those are too many, the
-//! oldest that has not finished goes, so that a crowd of silent ones keeps nobody out. Who has to go is still there until its task is looked
-//! at, so nobody is accepted before those that can run did.
+//! No peer is waited for on behalf of another: each connection shakes hands in a task of its own. Where those are too many, the oldest that has
+//! not finished goes, so that a crowd of silent ones keeps nobody out. Who has to go is still there until its task had its turn, so other tasks
+//! have theirs after each connection that is accepted, and where no place is left the next one waits for it.
 
 use std::{
     collections::VecDeque,

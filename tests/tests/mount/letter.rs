@@ -28,6 +28,10 @@ mod contents;
 
 const CACHES: [&str; 2] = ["strict", "writeback"];
 const SOON: Duration = Duration::from_secs(20);
+/// Within this the kernel is done with attributes that it was told: it stores them under a lock and reads them without (first of all
+/// `fuse_change_attributes_common` says that they are valid), which shows where the processor is taken away in between. Old ones that it takes
+/// for new it keeps, as nobody changes anything meanwhile.
+const STORED_WITHIN: Duration = Duration::from_millis(50);
 
 /// A mount, the folder below it, and a plain directory beside that.
 struct Stage {
@@ -154,16 +158,6 @@ fn acl_of(mode: u32) -> Vec<u8> {
     [&2_u32.to_le_bytes()[..], &[owner, group, other].map(entry).concat()].concat()
 }
 
-/// Whether what is seen is otherwise, and is so when the kernel is done with what it was just told: it stores attributes under a lock and reads
-/// them without (`fuse_change_attributes_common` first says that they are valid), which shows where the processor is taken away in between. What
-/// it takes for new though it is old it keeps, for nobody changes anything meanwhile.
-fn stays_otherwise(same: impl Fn() -> bool) -> bool {
-    !same() && {
-        std::thread::sleep(Duration::from_millis(50));
-        !same()
-    }
-}
-
 /// A listing tells what its names are; who lists a directory beside who changes one in it must not bring back what that was before.
 #[test]
 fn a_directory_shows_its_own_times_whoever_lists_it_with_others_meanwhile() {
@@ -196,7 +190,7 @@ fn a_directory_shows_its_own_times_whoever_lists_it_with_others_meanwhile() {
                 std::thread::sleep(Duration::from_micros(round % 300));
                 toggle(&dir.join("new"));
                 std::thread::sleep(Duration::from_millis(2));
-                stays_otherwise(|| times(&dir) == times(&below))
+                !eventually(STORED_WITHIN, || times(&dir) == times(&below))
             });
             let otherwise = otherwise.count();
             done.store(true, Ordering::Relaxed);
@@ -235,7 +229,7 @@ fn seen_otherwise(
                 let [shown, below] = [&shown, &below].map(|path| look(&fs::metadata(path).expect("there")));
                 shown == below
             };
-            otherwise += u32::from(stays_otherwise(same));
+            otherwise += u32::from(!eventually(STORED_WITHIN, same));
         }
         done.store(true, Ordering::Relaxed);
         otherwise
