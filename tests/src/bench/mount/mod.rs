@@ -6,6 +6,7 @@ pub mod rows;
 pub mod work;
 
 mod bare;
+mod memory;
 mod peers;
 mod places;
 
@@ -52,6 +53,8 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
         let mut done: Vec<(&'static str, usize, Took)> = Vec::new();
         let mut record = |row, took| done.push((row, places.all.len(), took));
         samples.add_request(bare::measure(&bare, plan, &archive, &mut record)?);
+        let mut record = |row, took| done.push((row, places.all.len() + 1, took));
+        bare::measure_within(&bare, plan, &archive, &mut record)?;
         for turn in 0..places.all.len() {
             let at = (turn + run) % places.all.len();
             let place = &places.all[at];
@@ -69,7 +72,7 @@ pub fn measure(lab: &Lab, plan: &Plan) -> io::Result<(Vec<Kind>, Samples)> {
         done.into_iter().for_each(|(row, at, took)| samples.add(row, at, took));
         eprintln!("repetition {} of {}", run + 1, plan.runs);
     }
-    kinds.push(Kind { state: report::BARE.to_owned(), options: String::new() });
+    kinds.extend([report::BARE, report::MEMORY].map(|state| Kind { state: state.to_owned(), options: String::new() }));
     Ok((kinds, samples))
 }
 

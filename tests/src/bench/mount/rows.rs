@@ -28,10 +28,8 @@ pub struct Row {
 /// What a file system behind FUSE cannot do anything about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bounded {
-    /// Each call is a request or several, which it waits for: what a file system that does nothing takes, and the work itself.
+    /// Each call is a request or several, which it waits for.
     ByCalls,
-    /// The same in a program, whose own time is part of either.
-    InProgram,
     /// The kernel answers by itself, from what it keeps of a file.
     ByPageCache,
     /// Several ask at once, or ahead of who wants it.
@@ -63,11 +61,6 @@ impl Row {
         Row { bounded: Bounded::ByNothing, ..self }
     }
 
-    /// A program does it.
-    const fn in_program(self) -> Row {
-        Row { bounded: Bounded::InProgram, ..self }
-    }
-
     /// The kernel has all of it.
     const fn cached(self) -> Row {
         Row { bounded: Bounded::ByPageCache, ..self }
@@ -77,7 +70,7 @@ impl Row {
     pub fn bounded(&self, options: &str) -> Bounded {
         match self.bounded {
             // With a write cache the kernel writes when it likes.
-            Bounded::ByCalls | Bounded::InProgram if options.contains("cache=writeback") => Bounded::ByNothing,
+            Bounded::ByCalls if options.contains("cache=writeback") => Bounded::ByNothing,
             bounded => bounded,
         }
     }
@@ -152,11 +145,11 @@ pub const ROWS: [Row; 18] = [
     time(name::OPEN, 6.0, 6.0),
     time(name::STAT_COLD, 3.0, 3.0),
     time(name::STAT_WARM, 1.05, 1.05).cached(),
-    time(name::TAR, 7.0, 9.0).in_program(),
-    time(name::GIT_ADD, 1.5, 2.0).in_program(),
+    time(name::TAR, 7.0, 9.0),
+    time(name::GIT_ADD, 1.5, 2.0),
     time(name::GIT_STATUS, 1.1, 1.1).overlapping(),
-    time(name::FIND, 2.0, 2.0).in_program(),
+    time(name::FIND, 2.0, 2.0),
     time(name::UNLINK, 4.5, 6.0),
-    time(name::REMOVE_TREE, 4.0, 5.0).in_program(),
+    time(name::REMOVE_TREE, 4.0, 5.0),
     rate(name::PGBENCH, 0.65, 0.50).overlapping(),
 ];
