@@ -20,6 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use tandem_proto::{InodeId, Name, pb};
+use tandem_runtime::priority::{self, Priority};
 use tokio::{
     runtime::Handle,
     sync::{
@@ -74,8 +75,7 @@ pub fn start(volume: Arc<Volume>, rate_bytes: u64) -> Result<ReceiverStream<Resu
     let now = Instant::now();
     let rate = if rate_bytes == 0 { u64::MAX } else { rate_bytes };
     let spawned = std::thread::Builder::new().name("scrub".to_owned()).spawn(move || {
-        // Of this thread only; refused means that it runs at normal priority.
-        let _ = rustix::process::setpriority_process(None, 19);
+        priority::settle(Priority::Spare);
         let files = CatalogFiles::new(theirs.reader.clone());
         let pacer = Pacer::new(rate, now);
         let mut scrub = Scrub {

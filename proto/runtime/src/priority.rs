@@ -7,6 +7,7 @@
 //!  Prompt    asks for short slices: when it is woken it runs at once, before whoever has long ones, and gets no larger share (Linux 6.12)
 //!  Usual     as it was started
 //!  Patient   nicer: beside anything else that wants the processor it gets a third
+//!  Spare     what nobody else wants: who is woken runs at once where it runs, as if the processor had nothing to do (SCHED_IDLE)
 //! ```
 //! It is a hint. What the system refuses stays as it was, and a thread that could not come back from [`Priority::Patient`] is not sent there:
 //! without privileges that takes a limit (`LimitNICE=+0` of systemd's units, `ulimit -e 20`).
@@ -24,6 +25,8 @@ pub enum Priority {
     Usual,
     /// It has much to do, and nobody waits.
     Patient,
+    /// What it does can be done at any time. For a thread that stays so: coming back takes privileges.
+    Spare,
 }
 
 /// How much nicer than the program: a weight of a third. Among others who want the processor it goes on, and they hardly feel it.
@@ -55,11 +58,17 @@ fn get() -> Option<SchedAttr> {
     (answer == 0).then_some(attr)
 }
 
-/// Only what is an ordinary thread is changed: somebody may have given the program another policy.
 fn set(nice: i32, slice_ns: u64) -> bool {
-    let Some(is) = get().filter(|is| is.policy == libc::SCHED_OTHER as u32) else { return false };
+    set_policy(libc::SCHED_OTHER, nice, slice_ns)
+}
+
+/// Only what is an ordinary thread is changed: somebody may have given the program another policy.
+fn set_policy(policy: libc::c_int, nice: i32, slice_ns: u64) -> bool {
+    if get().is_none_or(|is| is.policy != libc::SCHED_OTHER as u32) {
+        return false;
+    }
     let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, nice, runtime: slice_ns, ..SchedAttr::default() };
-    let attr = SchedAttr { policy: is.policy, ..attr };
+    let attr = SchedAttr { policy: policy as u32, ..attr };
     // SAFETY: the structure is live, and its size is in it. 0: this thread.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) == 0 }
 }
@@ -101,7 +110,7 @@ pub fn take(priority: Priority) {
     change(priority, *RETURNS);
 }
 
-/// The same for a thread that nobody waits for anyway: it becomes patient also where that is for good.
+/// The same for a thread that nobody waits for anyway: it becomes so also where that is for good.
 pub fn settle(priority: Priority) {
     change(priority, true);
 }
@@ -115,6 +124,8 @@ fn change(priority: Priority, nicer: bool) {
         Priority::Prompt => _ = set(*STARTED, SHORT_SLICE_NS),
         Priority::Usual => _ = set(*STARTED, 0),
         Priority::Patient => _ = set(nice, 0),
+        // As nice as can be besides: where the policy is refused, and for who looks at it. The policy leaves that as it is.
+        Priority::Spare => _ = set(NICE_MAX, 0) && set_policy(libc::SCHED_IDLE, NICE_MAX, 0),
     }
 }
 
@@ -152,5 +163,16 @@ mod tests {
             nice()
         });
         assert_eq!(seen.join().expect("a thread"), (before + NICER).min(19));
+    }
+    #[test]
+    fn a_thread_takes_what_is_to_spare_and_so_do_those_that_it_starts() {
+        let seen = std::thread::spawn(|| {
+            settle(Priority::Spare);
+            let of_its_own = std::thread::spawn(|| get().expect("what this thread is"));
+            [get().expect("what this thread is"), of_its_own.join().expect("a thread")]
+        });
+        for is in seen.join().expect("a thread") {
+            assert_eq!((is.policy, is.nice), (libc::SCHED_IDLE as u32, 19));
+        }
     }
 }

@@ -19,6 +19,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tandem_proto::position::Position;
+use tandem_runtime::priority::{self, Priority};
 
 use crate::{
     apply::{KEPT_CLOSED as CLOSED, KEPT_OPEN as OPEN},
@@ -149,8 +150,7 @@ struct Keeper {
 
 impl Keeper {
     fn run(mut self, events: &Receiver<Event>) {
-        // Of this thread only; refused means that it runs at normal priority.
-        let _ = rustix::process::setpriority_process(None, 19);
+        priority::settle(Priority::Spare);
         let mut settled = None;
         loop {
             match events.recv_timeout(LOOK_EVERY) {

@@ -29,7 +29,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
     thread::JoinHandle,
@@ -86,6 +86,8 @@ pub struct IndexOptions {
     pub cache_bytes: u64,
     /// A file is read when it was not touched for so long: one read for a burst of writes.
     pub idle: Duration,
+    /// What is due waits at most so much longer for a replica that others are changing.
+    pub stand_back_max: Duration,
     /// Large files must be left alone longer: one second for so many bytes, so that a large file that is written now and then
     /// is not read over and over.
     pub idle_bytes_per_second: u64,
@@ -100,6 +102,7 @@ impl Default for IndexOptions {
         IndexOptions {
             cache_bytes: 32 << 20,
             idle: Duration::from_secs(1),
+            stand_back_max: Duration::from_secs(10),
             idle_bytes_per_second: 256 << 20,
             rebuild_bytes_per_second: 128 << 20,
             waiting_max_files: 128 << 10,
@@ -202,6 +205,8 @@ struct Shared {
     failed: AtomicBool,
     /// Announcements about files that the worker has not looked at.
     announced: AtomicU64,
+    /// Who waits for the worker.
+    awaited: AtomicUsize,
     status: Mutex<IndexStatus>,
 }
 
@@ -252,6 +257,7 @@ impl Index {
             rescan: AtomicBool::new(!current),
             stop: AtomicBool::new(false),
             announced: AtomicU64::new(0),
+            awaited: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             status: Mutex::new(status),
         });
@@ -320,7 +326,13 @@ impl Index {
 
     /// Waits until everything up to `position` is indexed; `false` on timeout, or if the index failed.
     pub fn wait_for(&self, position: Position, timeout: Duration) -> bool {
-        let end = Instant::now() + timeout;
+        self.shared.awaited.fetch_add(1, Ordering::Relaxed);
+        let reached = self.reaches(position, Instant::now() + timeout);
+        self.shared.awaited.fetch_sub(1, Ordering::Relaxed);
+        reached
+    }
+
+    fn reaches(&self, position: Position, end: Instant) -> bool {
         loop {
             // In this order: the worker takes the position away before it takes the flag.
             let known = !self.shared.rescan.load(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Bounds how fast a walk reads. Pure: time is an argument.
+//! Bounds how fast a walk reads, and what the worker takes of a processor beside others. Pure: time is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,44 @@ impl Pacer {
     }
 }
 
+/// It works for so long before it rests.
+const STINT: Duration = Duration::from_millis(5);
+/// And rests so many times as long: who is woken finds a processor idle that it would have to be fetched from, and its memory where it was.
+const RESTS: u32 = 3;
+/// Longest rest.
+const REST_MAX: Duration = Duration::from_millis(100);
+
+/// A worker that takes a quarter of a processor.
+#[derive(Debug, Default)]
+pub struct Stints {
+    worked: Duration,
+}
+
+impl Stints {
+    /// It worked for so long: how long to rest.
+    pub fn worked(&mut self, took: Duration) -> Duration {
+        self.worked += took;
+        if self.worked < STINT {
+            return Duration::ZERO;
+        }
+        (std::mem::take(&mut self.worked) * RESTS).min(REST_MAX)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::Pacer;
+    use super::{Pacer, REST_MAX, Stints};
+
+    #[test]
+    fn three_quarters_of_a_processor_are_left_and_rests_are_few_and_short() {
+        let mut stints = Stints::default();
+        let rests: Vec<Duration> = (0..1000).map(|_| stints.worked(Duration::from_micros(200))).collect();
+        assert_eq!(rests.iter().sum::<Duration>(), 3 * Duration::from_millis(200));
+        assert_eq!(rests.iter().filter(|rest| !rest.is_zero()).count(), 40);
+        assert_eq!(stints.worked(Duration::from_secs(10)), REST_MAX);
+    }
 
     #[test]
     fn a_rate_is_kept_over_any_time_and_little_is_saved_up() {

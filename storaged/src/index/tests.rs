@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tandem_proto::{Chain, Digest, Epoch, InodeId, Position, Seq, chunks};
@@ -290,6 +290,44 @@ fn a_full_queue_ends_in_a_walk_and_loses_no_file() {
     assert!(index.wait_for(at(50), PATIENCE), "{:?}", index.status());
     for number in 0..50 {
         world.assert_finds(&index, &format!("file{number}"));
+    }
+}
+
+/// Announces another file again and again until a file that was announced before is indexed, or so long; whether it is. `None`: this thread
+/// was held up in between.
+fn indexed_beside_changes(stand_back_max: Duration) -> Option<bool> {
+    let world = World::new();
+    let idle = Duration::from_secs(1);
+    let options = IndexOptions { idle, stand_back_max, ..IndexOptions::default() };
+    let index = world.open_with(at(0), &options);
+    assert!(index.wait_for(at(0), PATIENCE));
+    world.write("a", &noise("a", 10_000));
+    index.touched(id("a"));
+    let begun = Instant::now();
+    let mut last = begun;
+    while begun.elapsed() < 2 * idle {
+        index.touched(id("busy"));
+        std::thread::sleep(Duration::from_millis(5));
+        if last.elapsed() > idle / 8 {
+            return None;
+        }
+        if index.recipe(&id("a")).is_some() {
+            return Some(true);
+        }
+        last = Instant::now();
+    }
+    let beside = index.recipe(&id("a")).is_some();
+    index.applied(at(1));
+    assert!(index.wait_for(at(1), PATIENCE), "who waits for it is not kept waiting");
+    world.assert_finds(&index, "a");
+    Some(beside)
+}
+
+#[test]
+fn what_is_due_waits_while_the_replica_is_changed_and_not_for_ever() {
+    for (stand_back_max, expected) in [(PATIENCE, false), (Duration::ZERO, true)] {
+        let seen = (0..10).find_map(|_| indexed_beside_changes(stand_back_max));
+        assert_eq!(seen, Some(expected), "{stand_back_max:?}");
     }
 }
 

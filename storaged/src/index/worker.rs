@@ -1,6 +1,6 @@
 //! The thread behind the index: takes announcements, reads files that were left alone, walks the tree when it must.
 //!
-//! It runs at the lowest priority, reads one file at a time, and takes announcements between reads, so the inbox stays short
+//! It takes what is to spare of the processors, reads one file at a time, and takes announcements between reads, so the inbox stays short
 //! while a large file is read. It alone edits the store.
 
 use std::{
@@ -12,11 +12,12 @@ use std::{
 };
 
 use tandem_proto::{InodeId, Position};
+use tandem_runtime::priority::{self, Priority};
 
 use super::{
     IndexError, IndexOptions, IndexedFile, ReplicaFiles, Shared, WorkerState,
     cutter::{CutError, cut},
-    pacer::Pacer,
+    pacer::{Pacer, Stints},
     queue::{Due, Queue, Task},
     recipe::{Chunk, FileStamp, Header, Summary},
     store::{Edit, part_of},
@@ -28,6 +29,10 @@ const WALK_PAGE: usize = 512;
 const NAP: Duration = Duration::from_millis(100);
 /// Longest sleep while nothing waits.
 const REST: Duration = Duration::from_secs(1);
+/// A replica is being changed if a file was announced within this part of the time after which one is due.
+const CHANGES_PART: u32 = 4;
+/// Where more than this part of the files waits that may, there is no time for manners.
+const MUCH_PART: usize = 4;
 /// How often a position that moved is stored, and the store flushed, at most.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// A walk that cannot list the replica's files is tried again after this.
@@ -88,6 +93,9 @@ pub struct Worker {
     flushed: Instant,
     unflushed: bool,
     pacer: Pacer,
+    stints: Stints,
+    /// When a file was announced last.
+    announced: Option<Instant>,
 }
 
 impl Worker {
@@ -114,13 +122,14 @@ impl Worker {
             summary,
             flushed: now,
             unflushed: false,
+            stints: Stints::default(),
+            announced: None,
         }
     }
 
     /// Works until the index is closed or its store fails.
     pub fn run(mut self) {
-        // Of this thread only. Refused means that it runs at normal priority, which harms nobody.
-        let _ = rustix::process::setpriority_process(None, 19);
+        priority::settle(Priority::Spare);
         let mut result = Ok(());
         while result.is_ok() && !self.stopping() {
             result = self.turn();
@@ -141,9 +150,15 @@ impl Worker {
     fn turn(&mut self) -> Result<(), IndexError> {
         self.drain();
         let now = Instant::now();
+        if self.stands_back(now) {
+            std::thread::park_timeout(NAP.min(self.options.idle));
+            return Ok(());
+        }
         if let Some(due) = self.queue.pop_due(now) {
             self.work_on(due, now)?;
-            return self.show(WorkerState::Indexing);
+            self.show(WorkerState::Indexing)?;
+            self.rest(now);
+            return Ok(());
         }
         if self.walk.is_none() && now >= self.walk_not_before && self.shared.rescan.load(Ordering::SeqCst) {
             let total = self.files.count();
@@ -158,6 +173,28 @@ impl Worker {
         self.show(WorkerState::Idle)?;
         self.sleep(now);
         Ok(())
+    }
+
+    /// Whether there is time: nobody waits for what it does, and not too much waits to be done.
+    fn has_time(&self) -> bool {
+        self.shared.awaited.load(Ordering::Relaxed) == 0
+            && self.queue.len() < self.options.waiting_max_files / MUCH_PART
+    }
+
+    /// Whether files that are due wait on, for a moment: while the replica is changed, its processors and its disk are for that.
+    fn stands_back(&self, now: Instant) -> bool {
+        let recently = self.options.idle / CHANGES_PART;
+        let changes = self.announced.is_some_and(|at| now.saturating_duration_since(at) < recently);
+        let waits = self.queue.next_due().is_some_and(|due| due <= now && now < due + self.options.stand_back_max);
+        changes && waits && self.has_time()
+    }
+
+    /// After work that began then.
+    fn rest(&mut self, begun: Instant) {
+        let rest = self.stints.worked(begun.elapsed());
+        if !rest.is_zero() && self.has_time() {
+            std::thread::park_timeout(rest);
+        }
     }
 
     fn sleep(&mut self, now: Instant) {
@@ -197,6 +234,7 @@ impl Worker {
             self.shared.rescan.store(true, Ordering::SeqCst);
         }
         if about_a_file {
+            self.announced = Some(now);
             // It is in the queue now; for a moment it counts in neither, or twice.
             self.shared.status.lock().files_behind = self.queue.len() as u64;
             self.shared.announced.fetch_sub(1, Ordering::SeqCst);
