@@ -152,7 +152,7 @@ fn open_through_mount<J: Journal>(root: &OwnedFd, vfs: &Vfs<J>, inode: &Inode) -
     let mut bytes = [0; 12];
     bytes[..4].copy_from_slice(&((inode.node >> 32) as u32).to_ne_bytes());
     bytes[4..8].copy_from_slice(&(inode.node as u32).to_ne_bytes());
-    bytes[8..].copy_from_slice(&(inode.generation() as u32).to_ne_bytes());
+    bytes[8..].copy_from_slice(&(inode.generation as u32).to_ne_bytes());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let by_handle = Handle::from_parts(FUSE_HANDLE, &bytes).map(|handle| handle.open(root, flags));
     if let Some(Ok(file)) = by_handle {

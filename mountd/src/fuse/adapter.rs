@@ -296,12 +296,20 @@ impl<J: Journal> Adapter<J> {
         match header.opcode {
             opcode::LOOKUP => {
                 let name = fields.name()?;
-                match self.vfs.lookup(caller(&header), node, name) {
-                    Err(error) if error.errno() == libc::ENOENT && inside::is_entrance(node, name) => {
+                let mut reply = Some(reply);
+                let mut tell = |entry: &Entry| {
+                    if let Some(reply) = reply.take() {
+                        reply.out(&convert::entry(entry));
+                    }
+                };
+                let found = self.vfs.lookup_telling(caller(&header), node, name, Some(&mut tell));
+                match (reply, found) {
+                    (None, _) => {}
+                    (Some(reply), Err(error)) if error.errno() == libc::ENOENT && inside::is_entrance(node, name) => {
                         reply.out(&self.inside.entrance());
                     }
-                    Err(error) if error.errno() == libc::ENOENT => reply.out(&convert::nothing()),
-                    other => answer_entry(reply, other),
+                    (Some(reply), Err(error)) if error.errno() == libc::ENOENT => reply.out(&convert::nothing()),
+                    (Some(reply), other) => answer_entry(reply, other),
                 }
             }
             opcode::SETATTR => {

@@ -11,7 +11,7 @@ use std::{
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use tandem_proto::stage::NodeType;
 
-use super::{Caller, Entry, Journal, Vfs, VfsResult, inodes::Inode};
+use super::{Caller, Entry, Journal, Vfs, VfsError, VfsResult, inodes::Inode};
 use crate::backing::sys::{self, Stat};
 
 /// One entry of a listing.
@@ -61,7 +61,9 @@ impl<J: Journal> Vfs<J> {
             }
             let dir_fd = self.fd(dir)?;
             let changes = self.changes.load(Ordering::SeqCst);
-            let Ok((id, stat)) = self.identify(dir, &dir_fd, listed.name) else {
+            let found = sys::stat_at(&dir_fd, listed.name).map_err(VfsError::from);
+            let found = found.and_then(|stat| Ok((self.identify(dir, (&dir_fd, listed.name), &stat)?, stat)));
+            let Ok((id, stat)) = found else {
                 // It went in between, or cannot be looked at: the name alone, without a promise what it means.
                 return Ok(sink.take(listed, None));
             };

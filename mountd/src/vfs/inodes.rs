@@ -2,6 +2,11 @@
 //!
 //! A node id is the inode number of the backing file (the root is 1). An inode number may be used again while the kernel still
 //! holds the old inode; its lookups are counted per number, as the kernel counts them, and the generation tells the two apart.
+//!
+//! ```text
+//! one thread:      attributes ─► expect ─► answer ─► id ─► Expected::is        the caller runs on meanwhile
+//! any other one:                             get ──── waits ───────┘          nobody has an inode without its id
+//! ```
 
 use std::{
     collections::hash_map,
@@ -14,7 +19,7 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tandem_proto::{InodeId, Timestamp, stage::NodeType};
 use tandem_runtime::map::QuickMap;
@@ -89,6 +94,8 @@ pub struct Inode {
     pub id: InodeId,
     /// Type.
     pub node_type: NodeType,
+    /// Tells inodes of one number apart, for the kernel.
+    pub generation: u64,
     /// Time of birth, which with the number tells a new object from an old one.
     pub born: Option<Timestamp>,
     state: Mutex<InodeState>,
@@ -115,6 +122,7 @@ impl Inode {
             node,
             id,
             node_type: stat.node_type(),
+            generation: stat.btime.map_or_else(|| hash(id.as_bytes()), generation_of),
             born: stat.btime,
             state: Mutex::default(),
             turns: AtomicU64::new(0),
@@ -140,15 +148,6 @@ impl Inode {
             state.unnamed = outside;
             state.written = None;
         }
-    }
-
-    /// Tells inodes of one number apart, for the kernel.
-    pub fn generation(&self) -> u64 {
-        // FNV-1a: the id is short, and differs in a few bytes only.
-        self.id
-            .as_bytes()
-            .iter()
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
     }
 
     /// Locks its cells.
@@ -228,6 +227,20 @@ impl Inode {
     }
 }
 
+/// FNV-1a: what is hashed is short, and differs in a few bytes only.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Of an object that was born then. No number is given to another object in the tick in which it was born, while the kernel has it: what the
+/// mount removes stays until the kernel forgets it.
+fn generation_of(born: Timestamp) -> u64 {
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&born.seconds.to_le_bytes());
+    bytes[8..].copy_from_slice(&born.nanos.to_le_bytes());
+    hash(&bytes)
+}
+
 /// Locks of several inodes, taken in the order of their numbers, so that no two calls wait for each other.
 pub struct Locks<'a> {
     guards: SmallVec<[(u64, MutexGuard<'a, InodeState>); 4]>,
@@ -256,17 +269,47 @@ const MUCH: usize = 50_000;
 /// The inodes that are known.
 pub struct InodeTable {
     root_ino: u64,
-    shards: [Mutex<QuickMap<u64, Known>>; SHARDS],
+    shards: [Shard; SHARDS],
     /// The most that were known when [`InodeTable::shrink`] last looked, since it last shrank.
     most: AtomicUsize,
 }
 
+#[derive(Default)]
+struct Shard {
+    known: Mutex<QuickMap<u64, Known>>,
+    /// One that was expected is there, or is not expected any more.
+    decided: Condvar,
+}
+
 struct Known {
-    inode: Arc<Inode>,
+    /// `None`: it is expected, by its generation.
+    inode: Option<Arc<Inode>>,
+    generation: u64,
+    /// Who is told of it while it is expected.
+    told: u32,
     /// As the kernel counts: lookups that it has not forgotten.
     lookups: u64,
     /// Calls under way that hold it although the kernel may not know it.
     borrows: u32,
+}
+
+impl Known {
+    fn of(inode: Arc<Inode>) -> Known {
+        Known { generation: inode.generation, inode: Some(inode), told: 0, lookups: 0, borrows: 0 }
+    }
+
+    fn is_expected(&self, generation: u64) -> bool {
+        self.inode.is_none() && self.generation == generation
+    }
+
+    /// It is there.
+    fn is(&mut self, inode: Arc<Inode>) {
+        if self.inode.is_none() {
+            inode.asked.note(self.told);
+        }
+        self.generation = inode.generation;
+        self.inode = Some(inode);
+    }
 }
 
 impl InodeTable {
@@ -274,7 +317,7 @@ impl InodeTable {
     pub fn new(root: &Stat) -> InodeTable {
         let table = InodeTable { root_ino: root.ino, shards: Default::default(), most: AtomicUsize::new(0) };
         let inode = Arc::new(Inode::new(ROOT_NODE, InodeId::ROOT, root));
-        table.shard(ROOT_NODE).lock().insert(ROOT_NODE, Known { inode, lookups: 1, borrows: 0 });
+        table.shard(ROOT_NODE).known.lock().insert(ROOT_NODE, Known { lookups: 1, ..Known::of(inode) });
         table
     }
 
@@ -283,9 +326,16 @@ impl InodeTable {
         if ino == self.root_ino { ROOT_NODE } else { ino }
     }
 
-    /// The inode of a node id.
+    /// The inode of a node id. Waits for one that is expected.
     pub fn get(&self, node: u64) -> Option<Arc<Inode>> {
-        self.shard(node).lock().get(&node).map(|known| known.inode.clone())
+        let shard = self.shard(node);
+        let mut known = shard.known.lock();
+        loop {
+            match known.get(&node)? {
+                Known { inode: Some(inode), .. } => return Some(inode.clone()),
+                Known { inode: None, .. } => shard.decided.wait(&mut known),
+            }
+        }
     }
 
     /// The inode of an object that was just looked at, if it is surely the same: same number and same birth.
@@ -304,24 +354,38 @@ impl InodeTable {
         Borrowed { inode: self.enter(id, stat, |known| known.borrows += 1), table: self }
     }
 
+    /// Counts a lookup of an object that the kernel does not know, if it can be told apart without its id. Then this thread may be told at once.
+    /// Who asks for the inode waits until it is there; so ask for no other one before.
+    pub fn expect(&self, stat: &Stat, thread: u32) -> Option<Expected<'_>> {
+        let generation = generation_of(stat.btime?);
+        let node = self.node_of(stat.ino);
+        match self.shard(node).known.lock().entry(node) {
+            hash_map::Entry::Occupied(_) => None,
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert(Known { inode: None, generation, told: thread, lookups: 1, borrows: 0 });
+                Some(Expected { table: self, node, generation })
+            }
+        }
+    }
+
     fn enter(&self, id: InodeId, stat: &Stat, count: impl FnOnce(&mut Known)) -> Arc<Inode> {
         let node = self.node_of(stat.ino);
-        let mut shard = self.shard(node).lock();
-        let known = match shard.entry(node) {
+        let shard = self.shard(node);
+        let mut known = shard.known.lock();
+        let known = match known.entry(node) {
             hash_map::Entry::Occupied(entry) => {
                 let known = entry.into_mut();
-                if known.inode.id != id {
-                    // The number was used again; what the kernel still counts for the old one is counted on.
-                    known.inode = Arc::new(Inode::new(node, id, stat));
+                if known.inode.as_ref().is_none_or(|inode| inode.id != id) {
+                    // It was expected, or the number was used again; what the kernel still counts for the old one is counted on.
+                    known.is(Arc::new(Inode::new(node, id, stat)));
+                    shard.decided.notify_all();
                 }
                 known
             }
-            hash_map::Entry::Vacant(entry) => {
-                entry.insert(Known { inode: Arc::new(Inode::new(node, id, stat)), lookups: 0, borrows: 0 })
-            }
+            hash_map::Entry::Vacant(entry) => entry.insert(Known::of(Arc::new(Inode::new(node, id, stat)))),
         };
         count(known);
-        known.inode.clone()
+        known.inode.clone().expect("it is there now")
     }
 
     /// The kernel forgot so many lookups.
@@ -332,8 +396,9 @@ impl InodeTable {
     }
 
     fn leave(&self, node: u64, count: impl FnOnce(&mut Known)) {
-        let mut shard = self.shard(node).lock();
-        let gone = match shard.get_mut(&node) {
+        let shard = self.shard(node);
+        let mut known = shard.known.lock();
+        let gone = match known.get_mut(&node) {
             Some(known) => {
                 count(known);
                 known.lookups == 0 && known.borrows == 0
@@ -341,12 +406,15 @@ impl InodeTable {
             None => false,
         };
         // Dropped after the lock: it may close a pin, which may free a large file.
-        let dropped = if gone { shard.remove(&node) } else { None };
-        drop(shard);
+        let dropped = if gone { known.remove(&node) } else { None };
+        if dropped.as_ref().is_some_and(|known: &Known| known.inode.is_none()) {
+            shard.decided.notify_all();
+        }
+        drop(known);
         drop(dropped);
     }
 
-    fn shard(&self, node: u64) -> &Mutex<QuickMap<u64, Known>> {
+    fn shard(&self, node: u64) -> &Shard {
         &self.shards[(node % SHARDS as u64) as usize]
     }
 
@@ -358,7 +426,7 @@ impl InodeTable {
         self.most.store(if shrinks { known } else { most }, Ordering::Relaxed);
         if shrinks {
             for shard in &self.shards {
-                shard.lock().shrink_to_fit();
+                shard.known.lock().shrink_to_fit();
             }
         }
         shrinks
@@ -366,12 +434,47 @@ impl InodeTable {
 
     /// How many are known.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.known.lock().len()).sum()
     }
 
     /// Never: the root is known.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// An inode that the kernel is told of, and whose id is still to be found. If it is not, whoever has it is told that it is gone.
+#[must_use]
+pub struct Expected<'a> {
+    table: &'a InodeTable,
+    /// Node id.
+    pub node: u64,
+    /// Tells inodes of one number apart.
+    pub generation: u64,
+}
+
+impl Expected<'_> {
+    /// Its id is this. Nothing changes if somebody else has met the object meanwhile, or the kernel forgot it.
+    pub fn is(self, id: InodeId, stat: &Stat) {
+        let inode = Arc::new(Inode::new(self.node, id, stat));
+        let shard = self.table.shard(self.node);
+        if let Some(known) = shard.known.lock().get_mut(&self.node)
+            && known.is_expected(self.generation)
+        {
+            known.is(inode);
+            shard.decided.notify_all();
+        }
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        let shard = self.table.shard(self.node);
+        let mut known = shard.known.lock();
+        if known.get(&self.node).is_some_and(|known| known.is_expected(self.generation)) {
+            known.remove(&self.node);
+            shard.decided.notify_all();
+        }
     }
 }
 
@@ -399,5 +502,107 @@ impl Deref for Borrowed<'_> {
 impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
         self.table.leave(self.inode.node, |known| known.borrows = known.borrows.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        thread,
+        time::Duration,
+    };
+
+    use tandem_proto::{InodeId, Timestamp};
+
+    use super::{InodeTable, ROOT_NODE};
+    use crate::backing::sys::Stat;
+
+    const NODE: u64 = 20;
+    /// In which a thread that does not wait is done.
+    const MOMENT: Duration = Duration::from_millis(50);
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn seen(born: i64) -> Stat {
+        Stat { btime: Some(Timestamp { seconds: born, nanos: 1 }), ..Stat::of_directory(NODE) }
+    }
+
+    fn id(number: u8) -> InodeId {
+        InodeId::new(&[number; 8]).expect("short")
+    }
+
+    fn table() -> InodeTable {
+        InodeTable::new(&Stat::of_directory(2))
+    }
+
+    /// What `get` says in a thread that begins while the inode is expected, and ends after `act`.
+    fn got_after(table: &InodeTable, act: impl FnOnce()) -> Option<InodeId> {
+        thread::scope(|scope| {
+            let (told, hears) = mpsc::channel();
+            scope.spawn(move || told.send(table.get(NODE).map(|inode| inode.id)));
+            assert!(hears.recv_timeout(MOMENT).is_err(), "it waits");
+            act();
+            hears.recv_timeout(PATIENCE).expect("it waits no longer")
+        })
+    }
+
+    #[test]
+    fn nobody_has_an_inode_that_is_expected_before_its_id_is_known() {
+        let table = table();
+        let expected = table.expect(&seen(7), 1).expect("not known yet");
+        assert!(table.expect(&seen(7), 1).is_none(), "once");
+        let generation = expected.generation;
+        assert_eq!(got_after(&table, || expected.is(id(1), &seen(7))), Some(id(1)));
+        let inode = table.get(NODE).expect("known");
+        assert_eq!((inode.generation, inode.born), (generation, seen(7).btime));
+        assert!(!inode.asked.take_others(1), "who was told is known");
+        assert!(table.expect(&seen(7), 1).is_none());
+        table.forget(NODE, 1);
+        assert_eq!((table.get(NODE).is_none(), table.len()), (true, 1));
+    }
+
+    #[test]
+    fn what_turns_out_to_be_gone_is_told_to_who_waits() {
+        let table = table();
+        let expected = table.expect(&seen(7), 1).expect("not known yet");
+        assert_eq!(got_after(&table, || drop(expected)), None);
+        assert!(table.expect(&seen(7), 1).is_some(), "and may be met again");
+    }
+
+    #[test]
+    fn who_meets_an_expected_object_himself_decides_what_it_is() {
+        let table = table();
+        let expected = table.expect(&seen(7), 5).expect("not known yet");
+        let mut held = None;
+        assert_eq!(got_after(&table, || held = Some(table.borrow(id(1), &seen(7)))), Some(id(1)));
+        expected.is(id(2), &seen(7));
+        let inode = table.get(NODE).expect("known");
+        assert_eq!(inode.id, id(1));
+        assert!(inode.asked.take_others(6), "somebody else was told of it before");
+        drop(held);
+        assert!(table.get(NODE).is_some(), "the kernel knows it");
+        table.forget(NODE, 1);
+        assert!(table.get(NODE).is_none());
+    }
+
+    #[test]
+    fn what_the_kernel_forgot_while_it_was_expected_does_not_come_back() {
+        let table = table();
+        let expected = table.expect(&seen(7), 1).expect("not known yet");
+        assert_eq!(got_after(&table, || table.forget(NODE, 1)), None);
+        // The number is used again.
+        let other = table.expect(&seen(8), 1).expect("not known any more");
+        expected.is(id(1), &seen(7));
+        assert_eq!(got_after(&table, || other.is(id(2), &seen(8))), Some(id(2)));
+    }
+
+    #[test]
+    fn an_object_without_a_time_of_birth_is_not_told_before_its_id_is_known() {
+        let table = table();
+        assert!(table.expect(&Stat { btime: None, ..seen(7) }, 1).is_none());
+        let (one, other) = (Stat { btime: None, ..seen(7) }, Stat { btime: None, ..seen(7) });
+        let generations = [table.remember(id(1), &one).generation, table.remember(id(2), &other).generation];
+        assert_ne!(generations[0], generations[1]);
+        assert_eq!(Arc::strong_count(&table.get(ROOT_NODE).expect("the root")), 2);
     }
 }

@@ -1,6 +1,11 @@
 //! Looking: lookup, attributes, link text, file system figures, and forgetting.
 
-use std::{ffi::OsStr, io, os::fd::AsRawFd as _, sync::atomic::Ordering};
+use std::{
+    ffi::OsStr,
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::atomic::Ordering,
+};
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, StatVfs};
@@ -12,13 +17,30 @@ use crate::backing::sys::{self, Stat};
 impl<J: Journal> Vfs<J> {
     /// What a name means. Counts a lookup.
     pub fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> VfsResult<Entry> {
+        self.lookup_telling(caller, parent, name, None)
+    }
+
+    /// The same. `tell` is called before all is known that is kept of an object that the kernel did not know: the caller need not wait for it.
+    pub fn lookup_telling(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        tell: Option<&mut dyn FnMut(&Entry)>,
+    ) -> VfsResult<Entry> {
         if name.len() > limits::NAME_MAX {
             return Err(VfsError::NameTooLong);
         }
         let dir = self.inode(parent)?;
         let dir_fd = self.fd(&dir)?;
         let changes = self.changes.load(Ordering::SeqCst);
-        let (id, stat) = self.identify(&dir, &dir_fd, name)?;
+        let stat = sys::stat_at(&dir_fd, name)?;
+        if let Some(tell) = tell
+            && let Some(entry) = self.tell_at_once(caller, (changes, stat), (&dir_fd, name), tell)
+        {
+            return Ok(entry);
+        }
+        let id = self.identify(&dir, (&dir_fd, name), &stat)?;
         if self.backing.is_foreign_at(&dir.id, name, &stat) {
             return Err(VfsError::NotFound);
         }
@@ -27,6 +49,35 @@ impl<J: Journal> Vfs<J> {
         self.saw_name(&inode, &dir, name);
         let stat = self.as_told(caller, &inode, (changes, stat), || sys::stat_at(&dir_fd, name));
         Ok(self.entry(&inode, stat))
+    }
+
+    /// Tells of an object that was just looked at, if the kernel does not know it and its name says nothing else about it; then finds out its
+    /// id. Names may change as soon as it is told: whoever changes this one meets the object himself. What comes by another way leaves it unknown
+    /// (ESTALE: the kernel asks for the name again).
+    fn tell_at_once(
+        &self,
+        caller: Caller,
+        (changes, stat): (u64, Stat),
+        (dir_fd, name): (&OwnedFd, &OsStr),
+        tell: &mut dyn FnMut(&Entry),
+    ) -> Option<Entry> {
+        let plain = self.backing.opens_by_handle() && self.backing.excludes().is_empty() && !self.fsync.has_paths();
+        if !plain || self.backing.is_foreign(&stat) {
+            return None;
+        }
+        let expected = self.inodes.expect(&stat, caller.pid)?;
+        // See `as_told`.
+        if self.changes.load(Ordering::SeqCst) != changes {
+            return None;
+        }
+        let entry = Entry { node: expected.node, generation: expected.generation, stat };
+        tell(&entry);
+        let found = self.backing.id_at(dir_fd, name, &stat);
+        match found.and_then(|id| Ok((id, sys::stat_at(dir_fd, name)?))) {
+            Ok((id, again)) if again.ino == stat.ino && again.btime == stat.btime => expected.is(id, &stat),
+            other => tracing::debug!(?other, node = entry.node, "a name meant something else as soon as it was told"),
+        }
+        Some(entry)
     }
 
     /// The kernel forgot so many lookups of a node.

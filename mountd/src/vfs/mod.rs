@@ -395,15 +395,14 @@ impl<J: Journal> Vfs<J> {
         stat.ok().filter(|stat| stat.nlink > 0).map(|stat| mtime_change(dir.id, &stat))
     }
 
-    /// The id of what a name means, and its attributes.
-    fn identify(&self, dir: &Inode, dir_fd: &OwnedFd, name: &OsStr) -> VfsResult<(InodeId, Stat)> {
-        let stat = sys::stat_at(dir_fd, name)?;
-        let id = match self.inodes.same(&stat) {
+    /// The id of what a name means, which was just looked at.
+    fn identify(&self, dir: &Inode, (dir_fd, name): (&OwnedFd, &OsStr), stat: &Stat) -> VfsResult<InodeId> {
+        let id = match self.inodes.same(stat) {
             Some(inode) => inode.id,
-            None => self.backing.id_at(dir_fd, name, &stat)?,
+            None => self.backing.id_at(dir_fd, name, stat)?,
         };
         self.backing.remember(&id, &dir.id, name);
-        Ok((id, stat))
+        Ok(id)
     }
 
     /// What a name means, opened, so that it stays reachable whatever happens to the name.
@@ -446,7 +445,7 @@ impl<J: Journal> Vfs<J> {
     }
 
     fn entry(&self, inode: &Inode, stat: Stat) -> Entry {
-        Entry { node: inode.node, generation: inode.generation(), stat }
+        Entry { node: inode.node, generation: inode.generation, stat }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -22,6 +22,7 @@ use rustix::{
 use tandem_tests::{
     compare,
     harness::{Lab, Mount, MountSpec, Storage, eventually},
+    rng::Rng,
 };
 
 mod contents;
@@ -159,6 +160,82 @@ fn acl_of(mode: u32) -> Vec<u8> {
 }
 
 /// A listing tells what its names are; who lists a directory beside who changes one in it must not bring back what that was before.
+/// A file that says in its content which inode it is.
+fn put_signed(dir: &Path, name: &str) -> io::Result<()> {
+    let new = dir.join("new");
+    let mut file = File::create(&new)?;
+    write!(file, "{name} {}", file.metadata()?.ino())?;
+    fs::rename(new, dir.join(name))
+}
+
+/// What a name meant when it was opened, and what that says it is; `None`: there is none.
+fn signature(dir: &Path, name: &str) -> io::Result<Option<(String, String)>> {
+    let mut file = match File::open(dir.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(Some((format!("{name} {}", file.metadata()?.ino()), text)))
+}
+
+/// The kernel is told what a name means before the daemon knows all that it keeps of it (`InodeTable::expect`).
+#[test]
+fn a_name_that_the_kernel_forgot_never_means_another_object_whoever_replaces_it_meanwhile() {
+    const FOR: Duration = Duration::from_secs(3);
+    let names: Vec<String> = (0..20).map(|at| format!("file-{at}")).collect();
+    let forget = || fs::write("/proc/sys/vm/drop_caches", "2").is_ok();
+    for cache in CACHES {
+        let Some(stage) = Stage::new("letter-cold", cache) else { return };
+        let (dir, begun) = (stage.mount.path(), Instant::now());
+        names.iter().for_each(|name| put_signed(dir, name).expect("made"));
+        if !forget() {
+            eprintln!("SKIPPED: the kernel may not be told to forget what it knows");
+            return;
+        }
+        let looked = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut rng = Rng::new(7);
+                while begun.elapsed() < FOR {
+                    let name = &names[rng.index(names.len())];
+                    match rng.below(4) {
+                        0 => _ = fs::remove_file(dir.join(name)),
+                        _ => put_signed(dir, name).expect("replaced"),
+                    }
+                }
+            });
+            scope.spawn(|| {
+                while begun.elapsed() < FOR {
+                    forget();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let readers: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut looked = 0;
+                        while begun.elapsed() < FOR {
+                            for name in &names {
+                                if let Some((is, says)) = signature(dir, name).expect(name) {
+                                    assert_eq!(is, says);
+                                    looked += 1;
+                                }
+                            }
+                        }
+                        looked
+                    })
+                })
+                .collect();
+            readers.into_iter().map(|reader| reader.join().expect("right")).sum::<u64>()
+        });
+        assert!(looked > 100, "{looked}");
+        for name in names.iter().filter(|name| dir.join(name).exists()) {
+            fs::copy(dir.join(name), stage.plain.join(name)).expect("copied");
+        }
+        stage.end();
+    }
+}
+
 #[test]
 fn a_directory_shows_its_own_times_whoever_lists_it_with_others_meanwhile() {
     let toggle = |path: &Path| match OpenOptions::new().write(true).create_new(true).open(path) {
