@@ -1,13 +1,9 @@
 //! Whether a processor is to spare. Who polls for a request keeps one busy that does nothing: worth it while nobody else wants it, and a
 //! loss for everybody as soon as somebody does.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt as _,
-    sync::OnceLock,
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+pub use tandem_runtime::processors::{are_wanted, count};
 
 use super::preempted::Preempted;
 
@@ -60,33 +56,11 @@ impl Spare {
     }
 }
 
-/// Processors that this program may use; looked up once.
-pub fn count() -> usize {
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// Whether more threads of the machine want to run than there are processors for this program. Where the kernel does not tell, they do.
-pub fn are_wanted() -> bool {
-    runnable().is_none_or(|runnable| runnable > count())
-}
-
-/// Threads that run or could, the asking one among them. Fourth of `/proc/loadavg`; some 2 µs.
-fn runnable() -> Option<usize> {
-    static LOAD: OnceLock<Option<File>> = OnceLock::new();
-    let file = LOAD.get_or_init(|| File::open("/proc/loadavg").ok()).as_ref()?;
-    let mut text = [0; 64];
-    let len = file.read_at(&mut text, 0).ok()?;
-    let fourth = text[..len].split(|byte| *byte == b' ').nth(3)?;
-    let runnable = fourth.split(|byte| *byte == b'/').next()?;
-    std::str::from_utf8(runnable).ok()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{LEFT, LOOK, LOOKS, Spare, runnable};
+    use super::{LEFT, LOOK, LOOKS, Spare};
 
     /// One that was there all the time is given up; when.
     fn given_up(spare: &mut Spare, mut now: Instant) -> Instant {
@@ -129,10 +103,5 @@ mod tests {
             assert!(spare.is_there, "look {look}");
             now += LOOK;
         }
-    }
-
-    #[test]
-    fn the_asking_thread_is_one_of_those_that_run() {
-        assert!(runnable().expect("this system tells") >= 1);
     }
 }

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod mutant;
 pub mod notify;
 pub mod priority;
+pub mod processors;
 pub mod secret;
 pub mod settings;
 pub mod telemetry;

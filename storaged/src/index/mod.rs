@@ -86,7 +86,7 @@ pub struct IndexOptions {
     pub cache_bytes: u64,
     /// A file is read when it was not touched for so long: one read for a burst of writes.
     pub idle: Duration,
-    /// What is due waits at most so much longer for a replica that others are changing.
+    /// What is due waits at most so much longer while the replica is changed, or others use the processors.
     pub stand_back_max: Duration,
     /// Large files must be left alone longer: one second for so many bytes, so that a large file that is written now and then
     /// is not read over and over.

@@ -12,7 +12,10 @@ use std::{
 };
 
 use tandem_proto::{InodeId, Position};
-use tandem_runtime::priority::{self, Priority};
+use tandem_runtime::{
+    priority::{self, Priority},
+    processors,
+};
 
 use super::{
     IndexError, IndexOptions, IndexedFile, ReplicaFiles, Shared, WorkerState,
@@ -181,12 +184,13 @@ impl Worker {
             && self.queue.len() < self.options.waiting_max_files / MUCH_PART
     }
 
-    /// Whether files that are due wait on, for a moment: while the replica is changed, its processors and its disk are for that.
+    /// Whether files that are due wait on, for a moment: while the replica is changed, its processors and its disk are for that; and beside
+    /// programs that run, each answer that they wait for would have to be fetched from a processor that is busy with this.
     fn stands_back(&self, now: Instant) -> bool {
         let recently = self.options.idle / CHANGES_PART;
         let changes = self.announced.is_some_and(|at| now.saturating_duration_since(at) < recently);
         let waits = self.queue.next_due().is_some_and(|due| due <= now && now < due + self.options.stand_back_max);
-        changes && waits && self.has_time()
+        waits && self.has_time() && (changes || processors::are_in_use())
     }
 
     /// After work that began then.
