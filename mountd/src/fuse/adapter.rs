@@ -52,16 +52,16 @@ fn answer_empty(reply: Reply, result: VfsResult<()>) {
 }
 
 fn answer_entry(reply: Reply, result: VfsResult<Entry>) {
-    answer(reply, result, |reply, entry| reply.out(&convert::entry(&entry)));
+    answer(reply, result, |reply, entry| reply.out(convert::entry(&entry)));
 }
 
 fn answer_written(reply: Reply, result: VfsResult<usize>) {
-    answer(reply, result, |reply, written| reply.out(&Out::default().u32(written as u32).u32(0)));
+    answer(reply, result, |reply, written| reply.out(Out::default().u32(written as u32).u32(0)));
 }
 
 fn answer_xattr(reply: Reply, size: u32, result: VfsResult<impl AsRef<[u8]>>) {
     answer(reply, result, |reply, value| match value.as_ref() {
-        value if size == 0 => reply.out(&Out::default().u32(value.len() as u32).u32(0)),
+        value if size == 0 => reply.out(Out::default().u32(value.len() as u32).u32(0)),
         value if value.len() > size as usize => reply.error(libc::ERANGE),
         value => reply.data(value),
     });
@@ -299,16 +299,16 @@ impl<J: Journal> Adapter<J> {
                 let mut reply = Some(reply);
                 let mut tell = |entry: &Entry| {
                     if let Some(reply) = reply.take() {
-                        reply.out(&convert::entry(entry));
+                        reply.out(convert::entry(entry));
                     }
                 };
                 let found = self.vfs.lookup_telling(caller(&header), node, name, Some(&mut tell));
                 match (reply, found) {
                     (None, _) => {}
                     (Some(reply), Err(error)) if error.errno() == libc::ENOENT && inside::is_entrance(node, name) => {
-                        reply.out(&self.inside.entrance());
+                        reply.out(self.inside.entrance());
                     }
-                    (Some(reply), Err(error)) if error.errno() == libc::ENOENT => reply.out(&convert::nothing()),
+                    (Some(reply), Err(error)) if error.errno() == libc::ENOENT => reply.out(convert::nothing()),
                     (Some(reply), other) => answer_entry(reply, other),
                 }
             }
@@ -317,7 +317,7 @@ impl<J: Journal> Adapter<J> {
                 let mut reply = Some(reply);
                 let tell = |stat: &_| {
                     if let Some(reply) = reply.take() {
-                        reply.out(&convert::attributes(stat));
+                        reply.out(convert::attributes(stat));
                     }
                 };
                 let set = self.vfs.setattr_telling(caller(&header), node, handle, set, tell);
@@ -326,7 +326,7 @@ impl<J: Journal> Adapter<J> {
                 }
             }
             opcode::READLINK => answer(reply, self.vfs.readlink(node), |reply, target| reply.data(&target)),
-            opcode::STATFS => answer(reply, self.vfs.statfs(), |reply, fs| reply.out(&convert::statfs(&fs))),
+            opcode::STATFS => answer(reply, self.vfs.statfs(), |reply, fs| reply.out(convert::statfs(&fs))),
             // GETATTR and STATX begin alike.
             _ => {
                 let flags = fields.u32()?;
@@ -335,7 +335,7 @@ impl<J: Journal> Adapter<J> {
                 let stat = self.vfs.getattr(caller(&header), node, (flags & abi::GETATTR_FH != 0).then_some(handle));
                 let statx = header.opcode == opcode::STATX;
                 answer(reply, stat, |reply, stat| {
-                    reply.out(&if statx { convert::statx(&stat) } else { convert::attributes(&stat) });
+                    reply.out(if statx { convert::statx(&stat) } else { convert::attributes(&stat) });
                 });
             }
         }
@@ -345,7 +345,7 @@ impl<J: Journal> Adapter<J> {
     fn file(&self, header: Header, mut fields: Fields<'_>, reply: Reply) -> Called {
         if header.opcode == opcode::OPEN {
             let opened = self.vfs.open(header.node, fields.u32()? as i32);
-            answer(reply, opened, |reply, opened| reply.out(&convert::opened(Out::default(), opened)));
+            answer(reply, opened, |reply, opened| reply.out(convert::opened(Out::default(), opened)));
             return Ok(());
         }
         let handle = fields.u64()?;
@@ -359,7 +359,7 @@ impl<J: Journal> Adapter<J> {
             opcode::LSEEK => {
                 let (offset, whence) = (fields.u64()?, fields.u32()? as i32);
                 answer(reply, self.vfs.lseek(handle, offset, whence), |reply, found| {
-                    reply.out(&Out::default().u64(found))
+                    reply.out(Out::default().u64(found))
                 });
             }
             opcode::COPY_FILE_RANGE => {
@@ -375,7 +375,7 @@ impl<J: Journal> Adapter<J> {
                 } else {
                     let result =
                         self.vfs.ioctl(header.node, command, fields.bytes(in_size as usize)?, out_size as usize);
-                    answer(reply, result, |reply, data| reply.parts(&Out::default().zeroes(16), &data));
+                    answer(reply, result, |reply, data| reply.parts(Out::default().zeroes(16), &data));
                 }
             }
         }
@@ -409,7 +409,7 @@ impl<J: Journal> Adapter<J> {
                     _ => self.vfs.create(making, mode, flags),
                 };
                 answer(reply, created, |reply, (entry, opened)| {
-                    reply.out(&convert::opened(convert::entry(&entry), opened));
+                    reply.out(convert::opened(convert::entry(&entry), opened));
                 });
             }
             opcode::MKNOD => {

@@ -200,7 +200,7 @@ fn shake_hands(device: &Arc<Device>, cache_mode: CacheMode) -> io::Result<()> {
         let (major, minor) = (fields.u32().map_err(io::Error::other)?, fields.u32().map_err(io::Error::other)?);
         if major > abi::MAJOR {
             // It asks again with ours.
-            reply.out(&Out::default().u32(abi::MAJOR).u32(abi::MINOR).zeroes(56));
+            reply.out(Out::default().u32(abi::MAJOR).u32(abi::MINOR).zeroes(56));
             continue;
         }
         if major < abi::MAJOR || minor < abi::MINOR_MIN {
@@ -234,6 +234,6 @@ fn answer_init(reply: Reply, mut fields: Fields<'_>, cache_mode: CacheMode) -> R
     let out = Out::default().u32(abi::MAJOR).u32(abi::MINOR).u32(read_ahead).u32(taken as u32);
     let out = out.u16(BACKGROUND_MAX).u16(BACKGROUND_MAX / 4 * 3).u32(WRITE_MAX);
     // Times count in nanoseconds; pages of a request; no alignment; the rest is for what is not taken.
-    reply.out(&out.u32(1).u16((WRITE_MAX / 4096) as u16).u16(0).u32((taken >> 32) as u32).zeroes(28));
+    reply.out(out.u32(1).u16((WRITE_MAX / 4096) as u16).u16(0).u32((taken >> 32) as u32).zeroes(28));
     Ok(())
 }

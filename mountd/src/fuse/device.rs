@@ -9,7 +9,7 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    abi::{DEV_IOC_CLONE, NOTIFY_INVAL_INODE, OUT_HEADER_BYTES},
+    abi::{DEV_IOC_CLONE, NOTIFY_INVAL_INODE},
     splice::Message,
     wire::Out,
 };
@@ -78,26 +78,22 @@ impl Device {
     pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
         // A negative offset: attributes only.
         let message = Out::default().u64(node).u64((-1i64) as u64).u64(0);
-        self.write(0, NOTIFY_INVAL_INODE, &[message.as_bytes()])
+        self.write(0, NOTIFY_INVAL_INODE, message, &[])
     }
 
     /// An answer out of pages. Nothing was sent if that fails.
     fn splice(&self, unique: u64, message: &mut Message) -> io::Result<()> {
-        let header = Out::default().u32((OUT_HEADER_BYTES + message.len()) as u32).u32(0).u64(unique);
-        message.send(header.as_bytes(), &self.fd)
+        let len = message.len();
+        message.send(Out::default().message(unique, 0, len), &self.fd)
     }
 
-    /// One message: an answer, or with `unique` 0 something that nobody asked for.
-    fn write(&self, unique: u64, code: i32, parts: &[&[u8]]) -> io::Result<()> {
-        let len = OUT_HEADER_BYTES + parts.iter().map(|part| part.len()).sum::<usize>();
-        let header = Out::default().u32(len as u32).u32(code as u32).u64(unique);
-        let mut slices = [IoSlice::new(header.as_bytes()), IoSlice::new(&[]), IoSlice::new(&[])];
-        for (slice, part) in slices[1..].iter_mut().zip(parts) {
-            *slice = IoSlice::new(part);
-        }
-        debug_assert!(parts.len() < slices.len());
-        // The kernel takes a message whole or not at all.
-        rustix::io::writev(&self.fd, &slices[..=parts.len()])?;
+    /// One message, with what follows it. The kernel takes it whole or not at all.
+    fn write(&self, unique: u64, code: i32, mut out: Out, data: &[u8]) -> io::Result<()> {
+        let message = out.message(unique, code, data.len());
+        match data {
+            [] => rustix::io::write(&self.fd, message)?,
+            data => rustix::io::writev(&self.fd, &[IoSlice::new(message), IoSlice::new(data)])?,
+        };
         Ok(())
     }
 }
@@ -127,17 +123,17 @@ impl Reply {
 
     /// Done; nothing to say.
     pub fn ok(self) {
-        self.send(0, &[]);
+        self.send(0, Out::default(), &[]);
     }
 
     /// Refused, or failed.
     pub fn error(self, errno: i32) {
-        self.send(-errno, &[]);
+        self.send(-errno, Out::default(), &[]);
     }
 
     /// Done, with this.
     pub fn data(self, data: &[u8]) {
-        self.send(0, &[data]);
+        self.send(0, Out::default(), data);
     }
 
     /// Done, with the data of this message; back if it cannot be sent so.
@@ -151,13 +147,13 @@ impl Reply {
     }
 
     /// Done, with these two.
-    pub fn parts(self, first: &Out, second: &[u8]) {
-        self.send(0, &[first.as_bytes(), second]);
+    pub fn parts(self, first: Out, second: &[u8]) {
+        self.send(0, first, second);
     }
 
     /// Done, with this structure.
-    pub fn out(self, out: &Out) {
-        self.send(0, &[out.as_bytes()]);
+    pub fn out(self, out: Out) {
+        self.send(0, out, &[]);
     }
 
     /// Some requests are not answered.
@@ -165,9 +161,9 @@ impl Reply {
         self.device = None;
     }
 
-    fn send(mut self, code: i32, parts: &[&[u8]]) {
+    fn send(mut self, code: i32, out: Out, data: &[u8]) {
         let Some(device) = self.device.take() else { return };
-        match device.write(self.unique, code, parts) {
+        match device.write(self.unique, code, out, data) {
             Ok(()) => {}
             // Its process was killed before the request was taken, or the mount is gone.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ECONNABORTED)) => {
@@ -182,7 +178,7 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
             tracing::error!(unique = self.unique, "a request was dropped unanswered");
-            let _ = device.write(self.unique, -libc::EIO, &[]);
+            let _ = device.write(self.unique, -libc::EIO, Out::default(), &[]);
         }
     }
 }

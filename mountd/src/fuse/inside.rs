@@ -94,13 +94,13 @@ impl Inside {
                 match FILES.iter().position(|file| *file == name).filter(|_| node == DIRECTORY) {
                     Some(at) => {
                         let file = DIRECTORY + 1 + at as u64;
-                        reply.out(&convert::entry_for_now(file, &self.stat(file)));
+                        reply.out(convert::entry_for_now(file, &self.stat(file)));
                     }
                     None => reply.error(libc::ENOENT),
                 }
             }
-            opcode::GETATTR => reply.out(&convert::attributes_for_now(&self.stat(node))),
-            opcode::OPEN => reply.out(&convert::opened_uncached()),
+            opcode::GETATTR => reply.out(convert::attributes_for_now(&self.stat(node))),
+            opcode::OPEN => reply.out(convert::opened_uncached()),
             opcode::READ => {
                 let (_handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()? as usize);
                 let text = self.text(node);
@@ -122,10 +122,10 @@ impl Inside {
             opcode::FLUSH | opcode::RELEASE | opcode::RELEASEDIR | opcode::FSYNC | opcode::FSYNCDIR => reply.ok(),
             opcode::GETXATTR | opcode::REMOVEXATTR => reply.error(libc::ENODATA),
             opcode::LISTXATTR => match fields.u32()? {
-                0 => reply.out(&Out::default().u32(0).u32(0)),
+                0 => reply.out(Out::default().u32(0).u32(0)),
                 _ => reply.data(&[]),
             },
-            opcode::STATX => reply.out(&convert::statx_for_now(&self.stat(node))),
+            opcode::STATX => reply.out(convert::statx_for_now(&self.stat(node))),
             _ => reply.error(libc::EROFS),
         }
         Ok(())

@@ -3,9 +3,7 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
-use smallvec::SmallVec;
-
-use super::abi::IN_HEADER_BYTES;
+use super::abi::{IN_HEADER_BYTES, OUT_HEADER_BYTES};
 
 /// The request ends before what it must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,40 +73,77 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// An answer, or a part of one, as long as the longest structure.
-#[derive(Debug, Default)]
+/// Length of the longest structure, `struct fuse_statx_out`.
+const OUT_MAX: usize = 288;
+
+/// An answer, or a part of one. Its header lies before it, and both in one page of memory: the kernel fetches each page that an answer lies in by
+/// itself. So the alignment is as long as it is.
+#[derive(Debug)]
+#[repr(align(512))]
 pub struct Out {
-    bytes: SmallVec<[u8; 160]>,
+    len: usize,
+    bytes: [u8; OUT_HEADER_BYTES + OUT_MAX],
 }
 
+impl Default for Out {
+    fn default() -> Out {
+        Out { len: OUT_HEADER_BYTES, bytes: [0; OUT_HEADER_BYTES + OUT_MAX] }
+    }
+}
+
+// Out of line each field would copy all of it.
+#[allow(clippy::inline_always, reason = "measured: half a microsecond for each answer")]
 impl Out {
-    /// One more field.
-    pub fn u16(mut self, value: u16) -> Out {
-        self.bytes.extend_from_slice(&value.to_ne_bytes());
+    #[inline(always)]
+    fn put<const N: usize>(mut self, field: [u8; N]) -> Out {
+        let room = self.bytes.get_mut(self.len..self.len + N);
+        debug_assert!(room.is_some(), "no structure is as long");
+        if let Some(room) = room {
+            room.copy_from_slice(&field);
+            self.len += N;
+        }
         self
     }
 
     /// One more field.
-    pub fn u32(mut self, value: u32) -> Out {
-        self.bytes.extend_from_slice(&value.to_ne_bytes());
-        self
+    #[inline(always)]
+    pub fn u16(self, value: u16) -> Out {
+        self.put(value.to_ne_bytes())
     }
 
     /// One more field.
-    pub fn u64(mut self, value: u64) -> Out {
-        self.bytes.extend_from_slice(&value.to_ne_bytes());
-        self
+    #[inline(always)]
+    pub fn u32(self, value: u32) -> Out {
+        self.put(value.to_ne_bytes())
+    }
+
+    /// One more field.
+    #[inline(always)]
+    pub fn u64(self, value: u64) -> Out {
+        self.put(value.to_ne_bytes())
     }
 
     /// Fields that are 0.
+    #[inline(always)]
     pub fn zeroes(mut self, len: usize) -> Out {
-        self.bytes.resize(self.bytes.len() + len, 0);
+        debug_assert!(self.len + len <= self.bytes.len(), "no structure is as long");
+        // They are already.
+        self.len = (self.len + len).min(self.bytes.len());
         self
     }
 
-    /// All of it.
+    /// All of it, without a header.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.bytes[OUT_HEADER_BYTES..self.len]
+    }
+
+    /// A message of it (`struct fuse_out_header`), and of so many bytes that follow: an answer, or with `unique` 0 something that nobody asked for.
+    pub fn message(&mut self, unique: u64, code: i32, more: usize) -> &[u8] {
+        let len = (self.len + more) as u32;
+        self.bytes[..4].copy_from_slice(&len.to_ne_bytes());
+        self.bytes[4..8].copy_from_slice(&code.to_ne_bytes());
+        self.bytes[8..OUT_HEADER_BYTES].copy_from_slice(&unique.to_ne_bytes());
+        &self.bytes[..self.len]
     }
 }
 

@@ -57,6 +57,9 @@ fn keep_awake() -> Option<File> {
 
 /// `pages`: also the reads that the kernel answers by itself.
 fn work(dir: &Path, plan: &Plan, archive: &Path, pages: bool, record: Record<'_>) -> io::Result<()> {
+    // As deep as in the mounts: each directory on the way is asked for.
+    let dir = &dir.join("run");
+    fs::create_dir(dir)?;
     let place = Place { dir, quiet: &|| Ok(()), settle: &|| false, requests: &|| None };
     if plan.has("data") {
         if pages {
