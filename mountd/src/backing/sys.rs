@@ -72,6 +72,11 @@ impl Stat {
         }
     }
 
+    /// Whether both are attributes of one object, looked at twice. Without times of birth a number that was used again in between looks the same.
+    pub fn is_same_object(&self, other: &Stat) -> bool {
+        (self.ino, self.dev, self.btime) == (other.ino, other.dev, other.btime)
+    }
+
     /// A directory of which only the number is known.
     pub fn of_directory(ino: u64) -> Stat {
         Stat {

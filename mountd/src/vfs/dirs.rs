@@ -62,7 +62,7 @@ impl<J: Journal> Vfs<J> {
             let dir_fd = self.fd(dir)?;
             let changes = self.changes.load(Ordering::SeqCst);
             let found = sys::stat_at(&dir_fd, listed.name).map_err(VfsError::from);
-            let found = found.and_then(|stat| Ok((self.identify(dir, (&dir_fd, listed.name), &stat)?, stat)));
+            let found = found.and_then(|stat| self.identify(dir, (&dir_fd, listed.name), stat));
             let Ok((id, stat)) = found else {
                 // It went in between, or cannot be looked at: the name alone, without a promise what it means.
                 return Ok(sink.take(listed, None));

@@ -270,6 +270,8 @@ const MUCH: usize = 50_000;
 pub struct InodeTable {
     root_ino: u64,
     shards: [Shard; SHARDS],
+    /// Tells those apart that are expected.
+    tokens: AtomicU64,
     /// The most that were known when [`InodeTable::shrink`] last looked, since it last shrank.
     most: AtomicUsize,
 }
@@ -282,40 +284,55 @@ struct Shard {
 }
 
 struct Known {
-    /// `None`: it is expected, by its generation.
-    inode: Option<Arc<Inode>>,
-    generation: u64,
-    /// Who is told of it while it is expected.
-    told: u32,
+    slot: Slot,
     /// As the kernel counts: lookups that it has not forgotten.
     lookups: u64,
     /// Calls under way that hold it although the kernel may not know it.
     borrows: u32,
 }
 
+enum Slot {
+    Is(Arc<Inode>),
+    /// This thread is told of it; whose [`Expected`] it is.
+    Expected {
+        told: u32,
+        token: u64,
+    },
+    /// It was told of, and not found again. The kernel still counts it.
+    Gone,
+}
+
 impl Known {
     fn of(inode: Arc<Inode>) -> Known {
-        Known { generation: inode.generation, inode: Some(inode), told: 0, lookups: 0, borrows: 0 }
+        Known { slot: Slot::Is(inode), lookups: 0, borrows: 0 }
     }
 
-    fn is_expected(&self, generation: u64) -> bool {
-        self.inode.is_none() && self.generation == generation
+    fn is_expected(&self, by: u64) -> bool {
+        matches!(self.slot, Slot::Expected { token, .. } if token == by)
     }
 
-    /// It is there.
-    fn is(&mut self, inode: Arc<Inode>) {
-        if self.inode.is_none() {
-            inode.asked.note(self.told);
+    /// It is this one.
+    fn becomes(&mut self, inode: Arc<Inode>) {
+        if let Slot::Expected { told, .. } = self.slot {
+            inode.asked.note(told);
         }
-        self.generation = inode.generation;
-        self.inode = Some(inode);
+        self.slot = Slot::Is(inode);
+    }
+
+    fn is_unused(&self) -> bool {
+        self.lookups == 0 && self.borrows == 0
     }
 }
 
 impl InodeTable {
     /// Knows the root only.
     pub fn new(root: &Stat) -> InodeTable {
-        let table = InodeTable { root_ino: root.ino, shards: Default::default(), most: AtomicUsize::new(0) };
+        let table = InodeTable {
+            root_ino: root.ino,
+            shards: Default::default(),
+            tokens: AtomicU64::new(0),
+            most: AtomicUsize::new(0),
+        };
         let inode = Arc::new(Inode::new(ROOT_NODE, InodeId::ROOT, root));
         table.shard(ROOT_NODE).known.lock().insert(ROOT_NODE, Known { lookups: 1, ..Known::of(inode) });
         table
@@ -331,9 +348,10 @@ impl InodeTable {
         let shard = self.shard(node);
         let mut known = shard.known.lock();
         loop {
-            match known.get(&node)? {
-                Known { inode: Some(inode), .. } => return Some(inode.clone()),
-                Known { inode: None, .. } => shard.decided.wait(&mut known),
+            match &known.get(&node)?.slot {
+                Slot::Is(inode) => return Some(inode.clone()),
+                Slot::Gone => return None,
+                Slot::Expected { .. } => shard.decided.wait(&mut known),
             }
         }
     }
@@ -362,8 +380,9 @@ impl InodeTable {
         match self.shard(node).known.lock().entry(node) {
             hash_map::Entry::Occupied(_) => None,
             hash_map::Entry::Vacant(entry) => {
-                entry.insert(Known { inode: None, generation, told: thread, lookups: 1, borrows: 0 });
-                Some(Expected { table: self, node, generation })
+                let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+                entry.insert(Known { slot: Slot::Expected { told: thread, token }, lookups: 1, borrows: 0 });
+                Some(Expected { table: self, node, generation, token })
             }
         }
     }
@@ -373,19 +392,20 @@ impl InodeTable {
         let shard = self.shard(node);
         let mut known = shard.known.lock();
         let known = match known.entry(node) {
-            hash_map::Entry::Occupied(entry) => {
-                let known = entry.into_mut();
-                if known.inode.as_ref().is_none_or(|inode| inode.id != id) {
-                    // It was expected, or the number was used again; what the kernel still counts for the old one is counted on.
-                    known.is(Arc::new(Inode::new(node, id, stat)));
-                    shard.decided.notify_all();
-                }
-                known
-            }
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
             hash_map::Entry::Vacant(entry) => entry.insert(Known::of(Arc::new(Inode::new(node, id, stat)))),
         };
         count(known);
-        known.inode.clone().expect("it is there now")
+        match &known.slot {
+            Slot::Is(inode) if inode.id == id => inode.clone(),
+            // It was expected, or the number was used again; what the kernel still counts for the old one is counted on.
+            _ => {
+                let inode = Arc::new(Inode::new(node, id, stat));
+                known.becomes(inode.clone());
+                shard.decided.notify_all();
+                inode
+            }
+        }
     }
 
     /// The kernel forgot so many lookups.
@@ -401,13 +421,13 @@ impl InodeTable {
         let gone = match known.get_mut(&node) {
             Some(known) => {
                 count(known);
-                known.lookups == 0 && known.borrows == 0
+                known.is_unused()
             }
             None => false,
         };
         // Dropped after the lock: it may close a pin, which may free a large file.
         let dropped = if gone { known.remove(&node) } else { None };
-        if dropped.as_ref().is_some_and(|known: &Known| known.inode.is_none()) {
+        if dropped.as_ref().is_some_and(|known: &Known| matches!(known.slot, Slot::Expected { .. })) {
             shard.decided.notify_all();
         }
         drop(known);
@@ -451,30 +471,50 @@ pub struct Expected<'a> {
     pub node: u64,
     /// Tells inodes of one number apart.
     pub generation: u64,
+    token: u64,
 }
 
 impl Expected<'_> {
     /// Its id is this. Nothing changes if somebody else has met the object meanwhile, or the kernel forgot it.
     pub fn is(self, id: InodeId, stat: &Stat) {
         let inode = Arc::new(Inode::new(self.node, id, stat));
+        self.decide(|known| {
+            if known.is_expected(self.token) {
+                known.becomes(inode);
+            }
+        });
+    }
+
+    /// The kernel was not told of it after all.
+    pub fn withdraw(self) {
+        self.decide(|known| {
+            known.lookups = known.lookups.saturating_sub(1);
+            if known.is_expected(self.token) {
+                known.slot = Slot::Gone;
+            }
+        });
+    }
+
+    fn decide(&self, act: impl FnOnce(&mut Known)) {
         let shard = self.table.shard(self.node);
-        if let Some(known) = shard.known.lock().get_mut(&self.node)
-            && known.is_expected(self.generation)
-        {
-            known.is(inode);
+        let mut known = shard.known.lock();
+        if let Some(found) = known.get_mut(&self.node) {
+            act(found);
+            let dropped = if found.is_unused() { known.remove(&self.node) } else { None };
             shard.decided.notify_all();
+            drop(known);
+            drop(dropped);
         }
     }
 }
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        let shard = self.table.shard(self.node);
-        let mut known = shard.known.lock();
-        if known.get(&self.node).is_some_and(|known| known.is_expected(self.generation)) {
-            known.remove(&self.node);
-            shard.decided.notify_all();
-        }
+        self.decide(|known| {
+            if known.is_expected(self.token) {
+                known.slot = Slot::Gone;
+            }
+        });
     }
 }
 
@@ -562,11 +602,29 @@ mod tests {
     }
 
     #[test]
-    fn what_turns_out_to_be_gone_is_told_to_who_waits() {
+    fn what_turns_out_to_be_gone_is_told_to_who_waits_and_counts_until_the_kernel_forgets_it() {
         let table = table();
         let expected = table.expect(&seen(7), 1).expect("not known yet");
         assert_eq!(got_after(&table, || drop(expected)), None);
-        assert!(table.expect(&seen(7), 1).is_some(), "and may be met again");
+        // The number is used again, and the kernel forgets the one before only then.
+        table.remember(id(2), &seen(8));
+        table.forget(NODE, 1);
+        assert_eq!(table.get(NODE).map(|inode| inode.id), Some(id(2)));
+        table.forget(NODE, 1);
+        assert!(table.expect(&seen(7), 1).is_some(), "nobody counts it any more");
+    }
+
+    #[test]
+    fn what_the_kernel_was_not_told_of_does_not_count() {
+        let table = table();
+        let expected = table.expect(&seen(7), 1).expect("not known yet");
+        assert_eq!(got_after(&table, || expected.withdraw()), None);
+        let expected = table.expect(&seen(7), 1).expect("not known again");
+        table.remember(id(1), &seen(7));
+        expected.withdraw();
+        assert_eq!(table.get(NODE).map(|inode| inode.id), Some(id(1)), "the kernel was told by another answer");
+        table.forget(NODE, 1);
+        assert!(table.get(NODE).is_none());
     }
 
     #[test]

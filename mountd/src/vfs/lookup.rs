@@ -40,7 +40,7 @@ impl<J: Journal> Vfs<J> {
         {
             return Ok(entry);
         }
-        let id = self.identify(&dir, (&dir_fd, name), &stat)?;
+        let (id, stat) = self.identify(&dir, (&dir_fd, name), stat)?;
         if self.backing.is_foreign_at(&dir.id, name, &stat) {
             return Err(VfsError::NotFound);
         }
@@ -68,14 +68,21 @@ impl<J: Journal> Vfs<J> {
         let expected = self.inodes.expect(&stat, caller.pid)?;
         // See `as_told`.
         if self.changes.load(Ordering::SeqCst) != changes {
+            expected.withdraw();
             return None;
         }
         let entry = Entry { node: expected.node, generation: expected.generation, stat };
         tell(&entry);
         let found = self.backing.id_at(dir_fd, name, &stat);
         match found.and_then(|id| Ok((id, sys::stat_at(dir_fd, name)?))) {
-            Ok((id, again)) if again.ino == stat.ino && again.btime == stat.btime => expected.is(id, &stat),
-            other => tracing::debug!(?other, node = entry.node, "a name meant something else as soon as it was told"),
+            Ok((id, again)) if again.is_same_object(&stat) => expected.is(id, &stat),
+            Ok(_) => tracing::debug!(
+                node = entry.node,
+                "a name means something else since it was told: changed around the mount"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, node = entry.node, "what a name means was told, and cannot be reached")
+            }
         }
         Some(entry)
     }

@@ -203,7 +203,7 @@ impl<J: Journal> Vfs<J> {
             return stat;
         }
         match look() {
-            Ok(again) if again.ino == stat.ino && again.btime == stat.btime => again,
+            Ok(again) if again.is_same_object(&stat) => again,
             _ => {
                 self.ask_again(inode);
                 stat
@@ -395,14 +395,22 @@ impl<J: Journal> Vfs<J> {
         stat.ok().filter(|stat| stat.nlink > 0).map(|stat| mtime_change(dir.id, &stat))
     }
 
-    /// The id of what a name means, which was just looked at.
-    fn identify(&self, dir: &Inode, (dir_fd, name): (&OwnedFd, &OsStr), stat: &Stat) -> VfsResult<InodeId> {
-        let id = match self.inodes.same(stat) {
-            Some(inode) => inode.id,
-            None => self.backing.id_at(dir_fd, name, stat)?,
+    /// The id of what a name means, and its attributes; they were just looked at.
+    fn identify(&self, dir: &Inode, (dir_fd, name): (&OwnedFd, &OsStr), mut stat: Stat) -> VfsResult<(InodeId, Stat)> {
+        let id = loop {
+            if let Some(inode) = self.inodes.same(&stat) {
+                break inode.id;
+            }
+            let id = self.backing.id_at(dir_fd, name, &stat)?;
+            // Another object may have got the name in between: its id must not go with these attributes.
+            let again = sys::stat_at(dir_fd, name)?;
+            if again.is_same_object(&stat) {
+                break id;
+            }
+            stat = again;
         };
         self.backing.remember(&id, &dir.id, name);
-        Ok(id)
+        Ok((id, stat))
     }
 
     /// What a name means, opened, so that it stays reachable whatever happens to the name.
@@ -435,8 +443,7 @@ impl<J: Journal> Vfs<J> {
         match (sys::stat_at(dir_fd, name), expected) {
             (Ok(found), Some(child)) => {
                 let before = child.stat.replace(found);
-                let same = found.ino == before.ino && found.btime == before.btime;
-                Ok(same)
+                Ok(found.is_same_object(&before))
             }
             (Ok(_), None) => Ok(false),
             (Err(error), expected) if error.kind() == io::ErrorKind::NotFound => Ok(expected.is_none()),

@@ -7,8 +7,11 @@
 //!  Prompt    asks for short slices: when it is woken it runs at once, before whoever has long ones, and gets no larger share (Linux 6.12)
 //!  Usual     as it was started
 //!  Patient   nicer: beside anything else that wants the processor it gets a third
-//!  Spare     what nobody else wants: who is woken runs at once where it runs, as if the processor had nothing to do (SCHED_IDLE)
+//!  Spare     the nicest there is: beside anything else that wants the processor it gets next to nothing
 //! ```
+//! Nobody runs at SCHED_IDLE, which would be nicer still: who is sent away from a processor there while it holds a lock gets it back when
+//! nobody else wants one, and others wait for the lock.
+//!
 //! It is a hint. What the system refuses stays as it was, and a thread that could not come back from [`Priority::Patient`] is not sent there:
 //! without privileges that takes a limit (`LimitNICE=+0` of systemd's units, `ulimit -e 20`).
 
@@ -25,7 +28,7 @@ pub enum Priority {
     Usual,
     /// It has much to do, and nobody waits.
     Patient,
-    /// What it does can be done at any time. For a thread that stays so: coming back takes privileges.
+    /// What it does can be done at any time.
     Spare,
 }
 
@@ -58,17 +61,11 @@ fn get() -> Option<SchedAttr> {
     (answer == 0).then_some(attr)
 }
 
-fn set(nice: i32, slice_ns: u64) -> bool {
-    set_policy(libc::SCHED_OTHER, nice, slice_ns)
-}
-
 /// Only what is an ordinary thread is changed: somebody may have given the program another policy.
-fn set_policy(policy: libc::c_int, nice: i32, slice_ns: u64) -> bool {
-    if get().is_none_or(|is| is.policy != libc::SCHED_OTHER as u32) {
-        return false;
-    }
+fn set(nice: i32, slice_ns: u64) -> bool {
+    let Some(is) = get().filter(|is| is.policy == libc::SCHED_OTHER as u32) else { return false };
     let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, nice, runtime: slice_ns, ..SchedAttr::default() };
-    let attr = SchedAttr { policy: policy as u32, ..attr };
+    let attr = SchedAttr { policy: is.policy, ..attr };
     // SAFETY: the structure is live, and its size is in it. 0: this thread.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) == 0 }
 }
@@ -124,8 +121,7 @@ fn change(priority: Priority, nicer: bool) {
         Priority::Prompt => _ = set(*STARTED, SHORT_SLICE_NS),
         Priority::Usual => _ = set(*STARTED, 0),
         Priority::Patient => _ = set(nice, 0),
-        // As nice as can be besides: where the policy is refused, and for who looks at it. The policy leaves that as it is.
-        Priority::Spare => _ = set(NICE_MAX, 0) && set_policy(libc::SCHED_IDLE, NICE_MAX, 0),
+        Priority::Spare => _ = set(if nicer { NICE_MAX } else { *STARTED }, 0),
     }
 }
 
@@ -168,11 +164,8 @@ mod tests {
     fn a_thread_takes_what_is_to_spare_and_so_do_those_that_it_starts() {
         let seen = std::thread::spawn(|| {
             settle(Priority::Spare);
-            let of_its_own = std::thread::spawn(|| get().expect("what this thread is"));
-            [get().expect("what this thread is"), of_its_own.join().expect("a thread")]
+            [nice(), std::thread::spawn(nice).join().expect("a thread")]
         });
-        for is in seen.join().expect("a thread") {
-            assert_eq!((is.policy, is.nice), (libc::SCHED_IDLE as u32, 19));
-        }
+        assert_eq!(seen.join().expect("a thread"), [19, 19]);
     }
 }

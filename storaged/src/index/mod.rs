@@ -102,7 +102,7 @@ impl Default for IndexOptions {
         IndexOptions {
             cache_bytes: 32 << 20,
             idle: Duration::from_secs(1),
-            stand_back_max: Duration::from_secs(30),
+            stand_back_max: Duration::from_secs(10),
             idle_bytes_per_second: 256 << 20,
             rebuild_bytes_per_second: 128 << 20,
             waiting_max_files: 128 << 10,

@@ -123,23 +123,29 @@ impl Queue {
 
     /// The next file that was left alone long enough. It no longer waits.
     pub fn pop_due(&mut self, now: Instant) -> Option<Due> {
+        let since = self.due_since(now)?;
+        let (_, id) = self.order.pop_first().filter(|(filed, _)| *filed == since)?;
+        let pending = self.pending.remove(&id).expect("what is in order is pending");
+        self.touched.remove(pending.since);
+        Some(Due { id, task: pending.task, since: pending.since, last: pending.last })
+    }
+
+    /// Since when a file was left alone long enough that waits on.
+    pub fn due_since(&mut self, now: Instant) -> Option<Instant> {
         loop {
             let (filed, id) = *self.order.first()?;
             if filed > now {
                 return None;
             }
-            self.order.pop_first();
             let pending = self.pending.get_mut(&id).expect("what is in order is pending");
             let due = pending.last + pending.idle;
-            if pending.task != Task::Forget && due > now {
-                pending.filed = due;
-                self.order.insert((due, id));
-                continue;
+            if pending.task == Task::Forget || due <= now {
+                return Some(filed);
             }
-            let due = Due { id, task: pending.task, since: pending.since, last: pending.last };
-            self.pending.remove(&id);
-            self.touched.remove(due.since);
-            return Some(due);
+            // It was touched since it was filed.
+            self.order.pop_first();
+            pending.filed = due;
+            self.order.insert((due, id));
         }
     }
 

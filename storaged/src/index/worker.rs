@@ -1,6 +1,6 @@
 //! The thread behind the index: takes announcements, reads files that were left alone, walks the tree when it must.
 //!
-//! It takes what is to spare of the processors, reads one file at a time, and takes announcements between reads, so the inbox stays short
+//! It takes what others leave of the processors, reads one file at a time, and takes announcements between reads, so the inbox stays short
 //! while a large file is read. It alone edits the store.
 
 use std::{
@@ -97,6 +97,8 @@ pub struct Worker {
     unflushed: bool,
     pacer: Pacer,
     stints: Stints,
+    /// See [`Worker::rest`].
+    begun: Instant,
     /// When a file was announced last.
     announced: Option<Instant>,
 }
@@ -126,6 +128,7 @@ impl Worker {
             flushed: now,
             unflushed: false,
             stints: Stints::default(),
+            begun: now,
             announced: None,
         }
     }
@@ -153,14 +156,12 @@ impl Worker {
     fn turn(&mut self) -> Result<(), IndexError> {
         self.drain();
         let now = Instant::now();
-        if self.stands_back(now) {
-            std::thread::park_timeout(NAP.min(self.options.idle));
-            return Ok(());
-        }
-        if let Some(due) = self.queue.pop_due(now) {
+        self.begun = now;
+        let stands_back = self.stands_back(now);
+        if !stands_back && let Some(due) = self.queue.pop_due(now) {
             self.work_on(due, now)?;
             self.show(WorkerState::Indexing)?;
-            self.rest(now);
+            self.rest();
             return Ok(());
         }
         if self.walk.is_none() && now >= self.walk_not_before && self.shared.rescan.load(Ordering::SeqCst) {
@@ -173,6 +174,11 @@ impl Worker {
             return self.walk_on();
         }
         self.record(false)?;
+        if stands_back {
+            self.show(WorkerState::Indexing)?;
+            std::thread::park_timeout(NAP.min(self.options.idle));
+            return Ok(());
+        }
         self.show(WorkerState::Idle)?;
         self.sleep(now);
         Ok(())
@@ -186,19 +192,20 @@ impl Worker {
 
     /// Whether files that are due wait on, for a moment: while the replica is changed, its processors and its disk are for that; and beside
     /// programs that run, each answer that they wait for would have to be fetched from a processor that is busy with this.
-    fn stands_back(&self, now: Instant) -> bool {
+    fn stands_back(&mut self, now: Instant) -> bool {
         let recently = self.options.idle / CHANGES_PART;
         let changes = self.announced.is_some_and(|at| now.saturating_duration_since(at) < recently);
-        let waits = self.queue.next_due().is_some_and(|due| due <= now && now < due + self.options.stand_back_max);
+        let waits = self.queue.due_since(now).is_some_and(|since| now < since + self.options.stand_back_max);
         waits && self.has_time() && (changes || processors::are_in_use())
     }
 
-    /// After work that began then.
-    fn rest(&mut self, begun: Instant) {
-        let rest = self.stints.worked(begun.elapsed());
-        if !rest.is_zero() && self.has_time() {
+    /// After work that began when it last rested, or took something to do.
+    fn rest(&mut self) {
+        let rest = self.stints.worked(self.begun.elapsed());
+        if !rest.is_zero() && self.has_time() && !self.stopping() {
             std::thread::park_timeout(rest);
         }
+        self.begun = Instant::now();
     }
 
     fn sleep(&mut self, now: Instant) {
@@ -316,8 +323,9 @@ impl Worker {
                 part.push(*chunk);
                 count += 1;
             }
-            if paced {
-                self.pace(found.iter().map(|chunk| u64::from(chunk.len)).sum());
+            match paced {
+                true => self.pace(found.iter().map(|chunk| u64::from(chunk.len)).sum()),
+                false => self.rest(),
             }
             self.drain();
             let go_on = !self.stopping() && !self.queue.contains(id);
