@@ -327,6 +327,9 @@ impl Index {
     /// Waits until everything up to `position` is indexed; `false` on timeout, or if the index failed.
     pub fn wait_for(&self, position: Position, timeout: Duration) -> bool {
         self.shared.awaited.fetch_add(1, Ordering::Relaxed);
+        if let Some(worker) = &*self.worker.lock() {
+            worker.thread().unpark();
+        }
         let reached = self.reaches(position, Instant::now() + timeout);
         self.shared.awaited.fetch_sub(1, Ordering::Relaxed);
         reached

@@ -332,6 +332,29 @@ fn what_is_due_waits_while_the_replica_is_changed_and_not_for_ever() {
 }
 
 #[test]
+fn a_walk_goes_on_while_files_that_are_due_wait_for_who_changes_others() {
+    let world = World::new();
+    let idle = Duration::from_secs(1);
+    let options = IndexOptions { idle, stand_back_max: Duration::from_secs(3600), ..IndexOptions::default() };
+    let index = world.open_with(at(0), &options);
+    assert!(index.wait_for(at(0), PATIENCE));
+    ["a", "b"].iter().for_each(|name| world.write(name, &noise(name, 10_000)));
+    index.touched(id("a"));
+    let begun = Instant::now();
+    let mut rescanned = false;
+    // `b` was never announced.
+    while index.recipe(&id("b")).is_none() {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", index.status());
+        index.touched(id("busy"));
+        std::thread::sleep(Duration::from_millis(5));
+        if !rescanned && begun.elapsed() > 2 * idle {
+            index.rescan();
+            rescanned = true;
+        }
+    }
+}
+
+#[test]
 fn files_that_wait_when_the_index_is_closed_are_found_at_the_next_open() {
     let world = World::new();
     let options = IndexOptions { idle: Duration::from_secs(3600), ..IndexOptions::default() };

@@ -159,7 +159,6 @@ fn acl_of(mode: u32) -> Vec<u8> {
     [&2_u32.to_le_bytes()[..], &[owner, group, other].map(entry).concat()].concat()
 }
 
-/// A listing tells what its names are; who lists a directory beside who changes one in it must not bring back what that was before.
 /// A file that says in its content which inode it is.
 fn put_signed(dir: &Path, name: &str) -> io::Result<()> {
     let new = dir.join("new");
@@ -236,6 +235,7 @@ fn a_name_that_the_kernel_forgot_never_means_another_object_whoever_replaces_it_
     }
 }
 
+/// A listing tells what its names are; who lists a directory beside who changes one in it must not bring back what that was before.
 #[test]
 fn a_directory_shows_its_own_times_whoever_lists_it_with_others_meanwhile() {
     let toggle = |path: &Path| match OpenOptions::new().write(true).create_new(true).open(path) {

@@ -76,31 +76,40 @@ impl Samples {
         self.request_seconds.push(seconds);
     }
 
-    /// What no file system behind FUSE does better, whatever it does.
+    /// About what no file system behind FUSE does better: it takes the way there, and does the work.
     pub fn floor(&self, row: &Row, kinds: &[Kind], at: usize) -> Option<Floor> {
-        let native = self.seconds(row, 0)?.median;
         let of = |state| {
-            let found = kinds.iter().position(|kind| kind.state == state).and_then(|at| self.seconds(row, at));
-            found.map(|spread| spread.median)
+            let found = kinds.iter().position(|kind| kind.state == state);
+            found.and_then(|at| self.seconds.get(&(row.name, at)))
         };
-        let (bare, memory) = (of(BARE), of(MEMORY));
-        let (seconds, why) = match row.bounded(&kinds[at].options) {
-            Bounded::ByCalls => {
-                // What the caller does by itself is in all three.
-                let way = bare.zip(memory).map(|(bare, memory)| {
+        let (native, bare) = (self.seconds.get(&(row.name, 0))?, of(BARE));
+        let ratio = |seconds: Vec<f64>| {
+            spread(native.iter().zip(seconds).map(|(native, seconds)| row.ratio(*native, seconds)).collect())
+        };
+        match row.bounded(&kinds[at].options) {
+            Bounded::ByCalls => match bare.zip(of(MEMORY)) {
+                Some((bare, memory)) => {
+                    // What the caller does by itself is in all three.
+                    let ways = bare.iter().zip(memory).map(|(bare, memory)| (bare - memory).max(0.0));
+                    let ratio = ratio(ways.zip(native).map(|(way, native)| native + way).collect())?;
                     let why = "the way to a file system in memory, beside the work itself,".to_owned();
-                    (native + (bare - memory).max(0.0), why)
-                });
-                let trips = self.trips(row, native, at);
-                way.into_iter().chain(trips).max_by(|one, other| one.0.total_cmp(&other.0))?
+                    Some(Floor { ratio: ratio.median, why })
+                }
+                None => {
+                    let native = self.seconds(row, 0)?.median;
+                    let (seconds, why) = self.trips(row, native, at)?;
+                    Some(Floor { ratio: row.ratio(native, seconds), why })
+                }
+            },
+            Bounded::ByPageCache => {
+                let why = "the kernel's cache of files behind FUSE alone".to_owned();
+                Some(Floor { ratio: ratio(bare?.clone())?.median, why })
             }
-            Bounded::ByPageCache => (bare?, "the kernel's cache of files behind FUSE alone".to_owned()),
-            Bounded::ByNothing => return None,
-        };
-        Some(Floor { ratio: row.ratio(native, seconds), why })
+            Bounded::ByNothing => None,
+        }
     }
 
-    /// The work itself, and the round trips that were counted, each of the shortest kind.
+    /// Where there is no file system in memory: the work itself, and the round trips that were counted, each of the shortest kind.
     fn trips(&self, row: &Row, native: f64, at: usize) -> Option<(f64, String)> {
         let requests = spread(self.requests.get(&(row.name, at))?.clone())?.median;
         let each = spread(self.request_seconds.clone())?.median;
