@@ -174,4 +174,16 @@ mod tests {
         assert!(request(&bytes(40, b"")[..39]).is_err());
         assert!(request(&bytes(40, b"")).is_ok());
     }
+
+    #[test]
+    fn an_answer_lies_behind_its_header_in_one_page() {
+        let mut out = Out::default().u16(1).u16(2).u32(3).u64(4).zeroes(8);
+        assert_eq!(out.as_bytes().len(), 24);
+        let message = out.message(7, -5, 100).to_vec();
+        let header = [140_u32.to_ne_bytes(), (-5_i32).to_ne_bytes()].concat();
+        assert_eq!((&message[..8], &message[8..16]), (&header[..], &7_u64.to_ne_bytes()[..]));
+        assert_eq!(&message[16..], out.as_bytes());
+        assert!(size_of::<Out>() <= align_of::<Out>(), "so it crosses no page");
+        assert_eq!(4096 % align_of::<Out>(), 0);
+    }
 }
