@@ -30,6 +30,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tandem_proto::{Name, pb};
+use tandem_runtime::priority::{self, Priority};
 
 use self::{pass::Pass, record::Record};
 use crate::{commit::Commit, resync::StateReader, vfs::Vfs};
@@ -202,8 +203,7 @@ impl Worker {
                 // In a thread of its own, because a lower priority cannot be taken back by everybody.
                 std::thread::scope(|scope| {
                     scope.spawn(|| {
-                        // Of that thread only; refused means that it runs at normal priority.
-                        let _ = rustix::process::setpriority_process(None, 19);
+                        priority::settle(Priority::Spare);
                         Pass::in_background(&mut self).run(&[]);
                     });
                 });

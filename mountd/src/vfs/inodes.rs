@@ -411,26 +411,23 @@ impl InodeTable {
     /// The kernel forgot so many lookups.
     pub fn forget(&self, node: u64, lookups: u64) {
         if node != ROOT_NODE {
-            self.leave(node, |known| known.lookups = known.lookups.saturating_sub(lookups));
+            self.change(node, |known| known.lookups = known.lookups.saturating_sub(lookups));
         }
     }
 
-    fn leave(&self, node: u64, count: impl FnOnce(&mut Known)) {
+    /// Changes what is kept of a node, if anything is, and keeps nothing of what nobody uses.
+    fn change(&self, node: u64, change: impl FnOnce(&mut Known)) {
         let shard = self.shard(node);
-        let mut known = shard.known.lock();
-        let gone = match known.get_mut(&node) {
-            Some(known) => {
-                count(known);
-                known.is_unused()
-            }
-            None => false,
-        };
+        let mut inodes = shard.known.lock();
+        let Some(known) = inodes.get_mut(&node) else { return };
+        let was_expected = matches!(known.slot, Slot::Expected { .. });
+        change(known);
         // Dropped after the lock: it may close a pin, which may free a large file.
-        let dropped = if gone { known.remove(&node) } else { None };
-        if dropped.as_ref().is_some_and(|known: &Known| matches!(known.slot, Slot::Expected { .. })) {
+        let dropped = if known.is_unused() { inodes.remove(&node) } else { None };
+        if was_expected {
             shard.decided.notify_all();
         }
-        drop(known);
+        drop(inodes);
         drop(dropped);
     }
 
@@ -478,7 +475,7 @@ impl Expected<'_> {
     /// Its id is this. Nothing changes if somebody else has met the object meanwhile, or the kernel forgot it.
     pub fn is(self, id: InodeId, stat: &Stat) {
         let inode = Arc::new(Inode::new(self.node, id, stat));
-        self.decide(|known| {
+        self.table.change(self.node, |known| {
             if known.is_expected(self.token) {
                 known.becomes(inode);
             }
@@ -487,30 +484,14 @@ impl Expected<'_> {
 
     /// The kernel was not told of it after all.
     pub fn withdraw(self) {
-        self.decide(|known| {
-            known.lookups = known.lookups.saturating_sub(1);
-            if known.is_expected(self.token) {
-                known.slot = Slot::Gone;
-            }
-        });
-    }
-
-    fn decide(&self, act: impl FnOnce(&mut Known)) {
-        let shard = self.table.shard(self.node);
-        let mut known = shard.known.lock();
-        if let Some(found) = known.get_mut(&self.node) {
-            act(found);
-            let dropped = if found.is_unused() { known.remove(&self.node) } else { None };
-            shard.decided.notify_all();
-            drop(known);
-            drop(dropped);
-        }
+        // If nobody else has met it, this was the only one.
+        self.table.change(self.node, |known| known.lookups = known.lookups.saturating_sub(1));
     }
 }
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        self.decide(|known| {
+        self.table.change(self.node, |known| {
             if known.is_expected(self.token) {
                 known.slot = Slot::Gone;
             }
@@ -541,7 +522,7 @@ impl Deref for Borrowed<'_> {
 
 impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
-        self.table.leave(self.inode.node, |known| known.borrows = known.borrows.saturating_sub(1));
+        self.table.change(self.inode.node, |known| known.borrows = known.borrows.saturating_sub(1));
     }
 }
 

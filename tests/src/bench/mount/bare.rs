@@ -13,6 +13,7 @@ use rustix::{
     io::Errno as Refused,
     mount::{MountFlags, UnmountFlags},
 };
+use tandem_runtime::processors;
 
 use super::{
     Plan, memory,
@@ -47,7 +48,7 @@ pub fn measure_within(dir: &Path, plan: &Plan, archive: &Path, record: Record<'_
 
 /// Processors do not sleep until this is dropped, as they do not while a mount is asked quickly (on few processors, and as root).
 fn keep_awake() -> Option<File> {
-    if !(2..=8).contains(&std::thread::available_parallelism().map_or(1, usize::from)) {
+    if !(2..=8).contains(&processors::count()) {
         return None;
     }
     let mut device = OpenOptions::new().write(true).open("/dev/cpu_dma_latency").ok()?;
