@@ -34,7 +34,7 @@ use crate::{
     mount::read_ahead,
     replication::DEFAULT_WINDOW_BYTES,
     verify,
-    vfs::{CacheMode, FsyncRules},
+    vfs::{CacheMode, FsyncRules, ReadRules},
 };
 
 /// How long written data waits in the kernel with `cache=writeback`.
@@ -112,6 +112,9 @@ impl Layers {
                 .map_err(|UsageError(why)| UsageError(format!("{why} ({})", one.origin)))?;
         }
         settings.own.complete().map_err(UsageError)?;
+        if settings.passthrough.pass_any() && settings.cache_mode == CacheMode::Writeback {
+            return usage("passthrough and cache=writeback exclude each other in the kernel: leave one of them out");
+        }
         let origins = settings::origins(&all);
         let shown = KEYS.iter().map(|(name, ..)| Setting {
             key: (*name).to_owned(),
@@ -138,6 +141,8 @@ pub struct Settings {
     pub reconnect_max: Duration,
     /// `fsync=local|durable[:PATH]`, any number.
     pub fsync: FsyncRules,
+    /// `passthrough=PATH`, any number.
+    pub passthrough: ReadRules,
     /// `fsync_timeout=SECONDS`; `None`: wait for ever.
     pub fsync_timeout: Option<Duration>,
     /// `cache=strict|writeback`.
@@ -207,6 +212,7 @@ impl Default for Settings {
             keepalive: Some(KEEPALIVE),
             reconnect_max: BACKOFF_MAX,
             fsync: FsyncRules::default(),
+            passthrough: ReadRules::default(),
             fsync_timeout: None,
             cache_mode: CacheMode::default(),
             flush_interval: FLUSH_INTERVAL,

@@ -217,6 +217,7 @@ fn serve(
     let fuse_failed = |source| RunError::Fuse { dir: place.dir.clone(), source };
     let vfs = Vfs::new(place.backing.clone(), replication.commit.clone(), settings.fsync.clone());
     let vfs = vfs.map_err(system("looking at the backing directory"))?.with_cache_mode(settings.cache_mode);
+    let vfs = vfs.with_passthrough(settings.passthrough.clone());
     let vfs = Arc::new(vfs);
     let (fuse, detached) = match prepared {
         Some(Prepared { fuse, detached }) => (fuse, Some(detached)),
@@ -289,6 +290,9 @@ fn start_flusher(
 
 fn open_place(options: &Options) -> Result<Place, RunError> {
     let settings = &options.settings;
+    if settings.passthrough.pass_any() && !rustix::process::geteuid().is_root() {
+        return Err(RunError::NeedsRoot("passthrough"));
+    }
     let (dir, mut present) = mount::survey(&options.dir)?;
     // A change would wait for a mark in a file that waits for the change.
     for (key, path) in [("state", &settings.state), ("runtime", &settings.runtime)] {

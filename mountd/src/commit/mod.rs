@@ -29,6 +29,7 @@ pub mod window;
 
 use std::{
     io, mem,
+    ops::Deref,
     path::Path,
     sync::{
         Arc,
@@ -118,8 +119,8 @@ pub struct Commit {
 
 /// Keeps marks from being cleared until it is dropped; drop it after the op's slot is filled.
 #[must_use]
-pub struct MarkGuard<'a> {
-    commit: &'a Commit,
+pub struct MarkGuard<C: Deref<Target = Commit>> {
+    commit: C,
     pins: Pins,
     /// In the shadow the change counts as dirty until then.
     intent: Option<Intent>,
@@ -210,7 +211,18 @@ impl Commit {
 
     /// Step 1 of a change. Returns at once when all cells are hot (or covered by the mark of the directory they were born in);
     /// else makes their marks durable. Blocks on the local disk only.
-    pub fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<'_>, CommitError> {
+    pub fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<&Commit>, CommitError> {
+        let (pins, intent) = self.pin(cells)?;
+        Ok(MarkGuard { commit: self, pins, intent })
+    }
+
+    /// The same for longer than a call.
+    pub fn keep_marked(self: &Arc<Self>, cells: &[MarkCell]) -> Result<MarkGuard<Arc<Commit>>, CommitError> {
+        let (pins, intent) = self.pin(cells)?;
+        Ok(MarkGuard { commit: self.clone(), pins, intent })
+    }
+
+    fn pin(&self, cells: &[MarkCell]) -> Result<(Pins, Option<Intent>), CommitError> {
         loop {
             {
                 let mut inner = self.inner.lock();
@@ -224,8 +236,7 @@ impl Commit {
                 let now = self.begun.elapsed();
                 match inner.marks.check(cells, now) {
                     Check::Covered(pins) => {
-                        let intent = inner.intend(cells);
-                        return Ok(MarkGuard { commit: self, pins, intent });
+                        return Ok((pins, inner.intend(cells)));
                     }
                     Check::Cold(cold) => {
                         let (since, since_seq) = inner.born_since_now();
@@ -524,7 +535,7 @@ impl Drop for Slot<'_> {
     }
 }
 
-impl Drop for MarkGuard<'_> {
+impl<C: Deref<Target = Commit>> Drop for MarkGuard<C> {
     fn drop(&mut self) {
         let mut inner = self.commit.inner.lock();
         let last = inner.window.last_reserved();

@@ -79,5 +79,10 @@ pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 /// Code of the message that makes the kernel forget attributes.
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 
+/// `FUSE_DEV_IOC_BACKING_OPEN`: `_IOW(229, 1, struct fuse_backing_map)`, Linux 6.9.
+pub const DEV_IOC_BACKING_OPEN: libc::Ioctl = 0x4010_e501u32 as libc::Ioctl;
+/// `FUSE_DEV_IOC_BACKING_CLOSE`: `_IOW(229, 2, uint32_t)`.
+pub const DEV_IOC_BACKING_CLOSE: libc::Ioctl = 0x4004_e502u32 as libc::Ioctl;
+
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
 pub const DEV_IOC_CLONE: libc::Ioctl = 0x8004_e500u32 as libc::Ioctl;

@@ -11,7 +11,7 @@ use super::{
     awake::Awake,
     buffers::Buffers,
     crew::Crew,
-    device::{Device, Reply},
+    device::{Device, Passing, Reply},
     dying,
     gate::Gate,
     inside::{Inside, Tell},
@@ -50,6 +50,10 @@ const _: () = assert!(BUFFER_BYTES >= FUSE_MIN_READ_BUFFER);
 /// Without these, permissions of what is made would be wrong.
 const NEEDS: InitFlags = InitFlags::FUSE_DONT_MASK.union(InitFlags::FUSE_POSIX_ACL);
 
+/// How many file systems may lie on each other, ours included, where the kernel reads backing files itself (`max_stack_depth`): what is no overlay can be
+/// read so, and an overlay may be made over the mount.
+const BACKING_DEPTH: u32 = 1;
+
 /// What the kernel is asked for beyond that, as far as it has it.
 const WISHES: [InitFlags; 13] = [
     InitFlags::FUSE_ASYNC_READ,
@@ -81,7 +85,9 @@ impl<J: Journal> Connection<J> {
     /// Takes over a FUSE descriptor whose superblock exists, and shakes hands.
     pub fn open(fuse: OwnedFd, vfs: Arc<Vfs<J>>) -> io::Result<Connection<J>> {
         let device = Arc::new(Device::new(fuse));
-        shake_hands(&device, vfs.cache_mode())?;
+        let needs = needs(vfs.cache_mode(), vfs.passes_reads());
+        shake_hands(&device, needs)?;
+        vfs.pass_through(Box::new(Passing(device.clone())));
         let invalidating = device.clone();
         vfs.when_attributes_change(Box::new(move |node| {
             if let Err(error) = invalidating.forget_attributes(node) {
@@ -185,8 +191,16 @@ fn watch<J: Journal>(adapter: &Adapter<J>) {
     }
 }
 
+/// What the kernel must have for this mount.
+fn needs(cache_mode: CacheMode, passes_reads: bool) -> InitFlags {
+    let mut needs = NEEDS;
+    needs.set(InitFlags::FUSE_WRITEBACK_CACHE, cache_mode == CacheMode::Writeback);
+    needs.set(InitFlags::FUSE_PASSTHROUGH, passes_reads);
+    needs
+}
+
 /// INIT: versions, capabilities, limits.
-fn shake_hands(device: &Arc<Device>, cache_mode: CacheMode) -> io::Result<()> {
+fn shake_hands(device: &Arc<Device>, needs: InitFlags) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let Some(len) = device.take(&mut buffer)? else {
@@ -207,11 +221,11 @@ fn shake_hands(device: &Arc<Device>, cache_mode: CacheMode) -> io::Result<()> {
             reply.error(libc::EPROTO);
             return Err(io::Error::other(format!("this kernel speaks FUSE {major}.{minor}, which is too old")));
         }
-        return answer_init(reply, fields, cache_mode).map_err(io::Error::other);
+        return answer_init(reply, fields, needs).map_err(io::Error::other);
     }
 }
 
-fn answer_init(reply: Reply, mut fields: Fields<'_>, cache_mode: CacheMode) -> Result<(), String> {
+fn answer_init(reply: Reply, mut fields: Fields<'_>, needs: InitFlags) -> Result<(), String> {
     let (read_ahead, low) = match (fields.u32(), fields.u32()) {
         (Ok(read_ahead), Ok(low)) => (read_ahead, u64::from(low)),
         _ => return Err("the kernel's INIT is too short".to_owned()),
@@ -219,10 +233,6 @@ fn answer_init(reply: Reply, mut fields: Fields<'_>, cache_mode: CacheMode) -> R
     let extended = low & InitFlags::FUSE_INIT_EXT.bits() != 0;
     let high = if extended { fields.u32().unwrap_or_default() } else { 0 };
     let offered = InitFlags::from_bits_retain(low | u64::from(high) << 32);
-    let needs = match cache_mode {
-        CacheMode::Strict => NEEDS,
-        CacheMode::Writeback => NEEDS | InitFlags::FUSE_WRITEBACK_CACHE,
-    };
     if !offered.contains(needs) {
         reply.error(libc::EPROTO);
         return Err(format!("this kernel's FUSE lacks {:?}", needs - offered));
@@ -233,7 +243,8 @@ fn answer_init(reply: Reply, mut fields: Fields<'_>, cache_mode: CacheMode) -> R
     let taken = taken.bits();
     let out = Out::default().u32(abi::MAJOR).u32(abi::MINOR).u32(read_ahead).u32(taken as u32);
     let out = out.u16(BACKGROUND_MAX).u16(BACKGROUND_MAX / 4 * 3).u32(WRITE_MAX);
+    let depth = if needs.contains(InitFlags::FUSE_PASSTHROUGH) { BACKING_DEPTH } else { 0 };
     // Times count in nanoseconds; pages of a request; no alignment; the rest is for what is not taken.
-    reply.out(out.u32(1).u16((WRITE_MAX / 4096) as u16).u16(0).u32((taken >> 32) as u32).zeroes(28));
+    reply.out(out.u32(1).u16((WRITE_MAX / 4096) as u16).u16(0).u32((taken >> 32) as u32).u32(depth).zeroes(24));
     Ok(())
 }

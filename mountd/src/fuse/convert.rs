@@ -91,11 +91,15 @@ pub fn nothing() -> Out {
 /// costs no round trip. With `cache=writeback` the kernel asks for a FLUSH all the same; were it answered that there is none, it would not write its pages at
 /// close any more.
 pub fn opened(out: Out, opened: Opened) -> Out {
-    let mut flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-    if opened.access == Access::Direct {
-        flags |= FopenFlags::FOPEN_DIRECT_IO;
-    }
-    out.u64(opened.handle).u32(flags.bits()).u32(0)
+    let flags = FopenFlags::FOPEN_NOFLUSH
+        | match opened.access {
+            Access::Cached => FopenFlags::FOPEN_KEEP_CACHE,
+            Access::Direct => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_DIRECT_IO,
+            Access::Passthrough => FopenFlags::FOPEN_PASSTHROUGH,
+            // The kernel lets that one decide, and passthrough allow it.
+            Access::Beside => FopenFlags::FOPEN_PASSTHROUGH | FopenFlags::FOPEN_DIRECT_IO,
+        };
+    out.u64(opened.handle).u32(flags.bits()).u32(opened.backing)
 }
 
 /// `struct fuse_statfs_out`.

@@ -2,17 +2,18 @@
 
 use std::{
     io::{self, IoSlice},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    abi::{DEV_IOC_CLONE, NOTIFY_INVAL_INODE},
+    abi::{DEV_IOC_BACKING_CLOSE, DEV_IOC_BACKING_OPEN, DEV_IOC_CLONE, NOTIFY_INVAL_INODE},
     splice::Message,
     wire::Out,
 };
+use crate::vfs::BackingFiles;
 
 /// What a look for a request finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +96,27 @@ impl Device {
             data => rustix::io::writev(&self.fd, &[IoSlice::new(message), IoSlice::new(data)])?,
         };
         Ok(())
+    }
+}
+
+/// The connection, as [`BackingFiles`].
+pub struct Passing(pub Arc<Device>);
+
+impl BackingFiles for Passing {
+    fn add(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
+        // `struct fuse_backing_map`: descriptor, flags, padding.
+        let mut map = [file.as_raw_fd(), 0, 0, 0];
+        // SAFETY: the ioctl reads 16 bytes from the pointer.
+        let number = unsafe { libc::ioctl(self.0.fd.as_raw_fd(), DEV_IOC_BACKING_OPEN, map.as_mut_ptr()) };
+        u32::try_from(number).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn remove(&self, number: u32) {
+        let mut number = number;
+        // SAFETY: the ioctl reads one u32 from the pointer.
+        if unsafe { libc::ioctl(self.0.fd.as_raw_fd(), DEV_IOC_BACKING_CLOSE, &raw mut number) } < 0 {
+            tracing::debug!(error = %io::Error::last_os_error(), "the kernel keeps a backing file");
+        }
     }
 }
 

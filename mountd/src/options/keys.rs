@@ -59,6 +59,11 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
         Some("strict|writeback"),
         "strict: every write arrives in order; writeback: small writes are faster, order at fsync and close only",
     ),
+    (
+        "passthrough",
+        Some("PATH"),
+        "let the kernel read what is at or below PATH (/: everything) by itself, at native speed; needs root; see SEMANTICS.md; repeatable",
+    ),
     ("flush_interval", Some("SECONDS"), "with cache=writeback: how long written data may wait in the kernel (0.2)"),
     ("dirty_budget", Some("PERCENT"), "with cache=writeback: share of the kernel's dirty memory for this mount (60)"),
     (
@@ -99,7 +104,7 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("foreground", None, "stay in the foreground and log to standard error (also -f)"),
 ];
 /// Keys that may have several values.
-pub const LISTS: &[&str] = &["fsync", "exclude"];
+pub const LISTS: &[&str] = &["fsync", "passthrough", "exclude"];
 /// Beginning of the names of environment variables.
 pub const PREFIX: &str = "TANDEM_MOUNTD_";
 /// The configuration file that is read if none is named, and if it is there.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     commit::throttle::Congestion,
     link::start::Init,
-    vfs::{CacheMode, FsyncMode, FsyncRules},
+    vfs::{CacheMode, FsyncMode, FsyncRules, Reads},
 };
 
 impl Settings {
@@ -49,6 +49,11 @@ impl Settings {
             ("exclude", Some(value)) => {
                 let text = value.to_str().ok_or_else(|| UsageError("option exclude: a pattern is UTF-8".to_owned()))?;
                 self.exclude.add(text).map_err(|why| UsageError(format!("option exclude: {why}")))?;
+            }
+            ("passthrough", Some(path)) => {
+                self.passthrough.set_below(path.as_bytes(), Reads::Passthrough).map_err(|why| {
+                    UsageError(format!("option passthrough={}: {why}; for example passthrough=/media", path.display()))
+                })?;
             }
             ("verify_every", Some(value)) => self.verify.every = seconds(key, &value)?,
             ("verify_rate", Some(value)) => self.verify.rate_bytes = size(key, &value, 64 << 10, "64K")? as u64,
@@ -104,6 +109,7 @@ impl Settings {
             "init" => self.init.map_or("", |init| if init == Init::Pull { "pull" } else { "push" }).to_owned(),
             "takeover" => self.takeover.to_string(),
             "fsync" => self.fsync.to_string(),
+            "passthrough" => self.passthrough.passing().join(","),
             "fsync_timeout" => shown_seconds(self.fsync_timeout),
             "keepalive" => shown_seconds(self.keepalive),
             "reconnect_max" => shown_seconds(Some(self.reconnect_max)),

@@ -22,6 +22,9 @@ pub enum RunError {
     /// The mount may not start like this.
     #[error(transparent)]
     Refused(#[from] StartRefused),
+    /// An option that only root may use.
+    #[error("option {0} needs root: leave it out, or mount as root")]
+    NeedsRoot(&'static str),
     /// Filling the folder.
     #[error(transparent)]
     Pull(#[from] pull::PullError),

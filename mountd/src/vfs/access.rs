@@ -3,6 +3,7 @@
 //! What is opened for writing only can neither be read nor mapped through that descriptor, so its writes need not pass the cache: that
 //! saves a copy, and the question whether the first write takes privileges away. What can be read may be mapped, which needs the cache.
 //! In `cache=writeback` the kernel owns what is written, so nothing may pass its pages by.
+//! Where a file may be read past the daemon, [`super::passthrough`] decides.
 
 use super::CacheMode;
 
@@ -13,9 +14,23 @@ pub enum Access {
     Cached,
     /// Each write is a request.
     Direct,
+    /// The kernel reads the backing file itself.
+    Passthrough,
+    /// Each read and write is a request, beside who reads like that.
+    Beside,
 }
 
 impl Access {
+    /// Whether it goes together with reads that pass the daemon by.
+    pub fn is_around(self) -> bool {
+        matches!(self, Access::Passthrough | Access::Beside)
+    }
+
+    /// Whether writes pass the kernel's cache by.
+    pub fn is_uncached(self) -> bool {
+        matches!(self, Access::Direct | Access::Beside)
+    }
+
     /// Of a file that is opened with these flags.
     pub fn of(flags: i32, cache_mode: CacheMode) -> Access {
         match cache_mode {

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicI32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -44,6 +44,8 @@ pub struct Opened {
     pub handle: u64,
     /// How the kernel reads and writes it.
     pub access: Access,
+    /// The number of the backing file, for the kernel, if that is around the daemon; else 0.
+    pub backing: u32,
 }
 
 /// Name of the xattr that holds file capabilities.
@@ -103,9 +105,9 @@ impl<J: Journal> Vfs<J> {
         if !writable && self.backing.opens_by_handle() && inode.was_opened() {
             // What the kernel has in its cache it does not ask for, so most of these are never read here. That it can be opened is known; who
             // removes it leaves a descriptor of it.
-            let (access, failures) = (Access::of(flags, self.cache_mode), inode.failures());
+            let ((access, backing), failures) = (self.enter(&inode, flags), inode.failures());
             let handle = self.handles.insert_unopened(Unopened { inode, flags: wide, access, failures });
-            return Ok(Opened { handle, access });
+            return Ok(Opened { handle, access, backing });
         }
         let mut appends = false;
         let opened = match self.open_inode(&inode, wide) {
@@ -143,14 +145,14 @@ impl<J: Journal> Vfs<J> {
 
     fn opened_as(&self, fd: Arc<OwnedFd>, inode: Arc<Inode>, flags: i32, readable: bool, appends: bool) -> Opened {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let access = Access::of(flags, self.cache_mode);
+        let (access, backing) = self.enter(&inode, flags);
         inode.note_open(&fd);
         if readable {
             inode.note_readable();
         }
         let owed = AtomicI32::new(0);
         let file = OpenFile { fd, inode, writable, readable, access, appends, owed };
-        Opened { handle: self.handles.insert(file), access }
+        Opened { handle: self.handles.insert(file), access, backing }
     }
 
     /// The file of a handle. What was opened for reading gets its descriptor now, if it has none yet.
@@ -174,7 +176,7 @@ impl<J: Journal> Vfs<J> {
 
     /// Opens the object behind an inode. Not to be called under its lock.
     pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<OwnedFd> {
-        self.sparing(|| reached(inode, || self.open_locked(inode, flags)))
+        self.sparing(|| past_leases(|| reached(inode, || self.open_locked(inode, flags))))
     }
 
     /// The same under its lock.
@@ -194,7 +196,7 @@ impl<J: Journal> Vfs<J> {
     /// Whether who writes through this handle and wants that synced (`RWF_DSYNC`) leaves it to us: around its cache the kernel does not
     /// ask for it afterwards.
     pub fn syncs_writes(&self, handle: u64) -> bool {
-        self.file(handle).is_ok_and(|file| file.access == Access::Direct)
+        self.file(handle).is_ok_and(|file| file.access.is_uncached())
     }
 
     /// Reads into `buffer`; how much. Less only at the end of the file.
@@ -425,7 +427,15 @@ impl<J: Journal> Vfs<J> {
 
     /// The last descriptor of the handle is closed.
     pub fn release(&self, caller: Caller, handle: u64) -> VfsResult<()> {
-        let Some(file) = self.handles.remove(handle) else { return Ok(()) };
+        let file = match self.handles.remove(handle) {
+            None => return Ok(()),
+            Some(Handle::Unopened(file)) => {
+                self.leave(&file.inode, file.access);
+                return Ok(());
+            }
+            Some(Handle::Open(file)) => file,
+        };
+        self.leave(&file.inode, file.access);
         if !file.writable {
             return Ok(());
         }
@@ -539,6 +549,23 @@ impl<J: Journal> Vfs<J> {
         };
         Ok(rustix::fs::seek(&file.fd, position)?)
     }
+}
+
+/// How often an open is tried again that meets a lease.
+const LEASE_TRIES: usize = 10;
+
+/// Opens, also where somebody has a lease on the file: the daemon has one for microseconds ([`sys::is_unwritten`]), others give theirs back when
+/// they are asked to.
+fn past_leases<T>(open: impl Fn() -> VfsResult<T>) -> VfsResult<T> {
+    for _ in 1..LEASE_TRIES {
+        match open() {
+            Err(VfsError::Backing(error)) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            other => return other,
+        }
+    }
+    open()
 }
 
 /// Writes where it is told to. Linux's `pwrite` to a descriptor that appends does not: it is asked to at the end only.

@@ -151,20 +151,17 @@ impl HandleTable {
         Some(file)
     }
 
-    /// Takes one out; it closes with its last user. None also if it had no descriptor.
-    pub fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
+    /// Takes one out; it closes with its last user.
+    pub fn remove(&self, handle: u64) -> Option<Handle> {
         let mut slots = self.slots.write();
         let removed = slots.handles.get_mut(handle as usize)?.take()?;
         slots.free.push(handle);
         // What goes with it may take a while.
         drop(slots);
-        match removed {
-            Handle::Open(file) => {
-                self.writers.fetch_sub(usize::from(file.writable), Ordering::Relaxed);
-                Some(file)
-            }
-            Handle::Unopened(_) => None,
+        if let Handle::Open(file) = &removed {
+            self.writers.fetch_sub(usize::from(file.writable), Ordering::Relaxed);
         }
+        Some(removed)
     }
 
     /// How many files are open.
@@ -178,11 +175,13 @@ impl HandleTable {
         self.writers.load(Ordering::Relaxed) > 0
     }
 
-    /// The inodes that are open for reading and writing, which a shared mapping needs; each once.
+    /// The inodes that are open for reading and writing, which a shared mapping needs, through the kernel's cache; each once.
     pub fn mappable(&self) -> Vec<Arc<Inode>> {
         let slots = self.slots.read();
         let open = slots.handles.iter().filter_map(|handle| match handle {
-            Some(Handle::Open(file)) if file.writable && file.readable => Some(file.inode.clone()),
+            Some(Handle::Open(file)) if file.writable && file.readable && file.access == Access::Cached => {
+                Some(file.inode.clone())
+            }
             _ => None,
         });
         let mut inodes: Vec<_> = open.collect();

@@ -112,8 +112,10 @@ pub struct Inode {
     outside: AtomicBool,
     /// Who was told its attributes.
     pub(super) asked: super::asked::Asked,
-    /// See [`super::promise`].
-    pub(super) names: Mutex<super::promise::Names>,
+    /// See [`super::passthrough`].
+    pub(super) opens: Mutex<super::passthrough::Opens>,
+    /// See [`super::rules`].
+    pub(super) names: Mutex<super::rules::Names>,
 }
 
 impl Inode {
@@ -132,6 +134,7 @@ impl Inode {
             failures: AtomicU64::new(0),
             outside: AtomicBool::new(false),
             asked: super::asked::Asked::default(),
+            opens: Mutex::default(),
             names: Mutex::default(),
         }
     }

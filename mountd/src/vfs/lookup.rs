@@ -61,7 +61,7 @@ impl<J: Journal> Vfs<J> {
         (dir_fd, name): (&OwnedFd, &OsStr),
         tell: &mut dyn FnMut(&Entry),
     ) -> Option<Entry> {
-        let plain = self.backing.opens_by_handle() && self.backing.excludes().is_empty() && !self.fsync.has_paths();
+        let plain = self.backing.opens_by_handle() && self.backing.excludes().is_empty() && !self.has_path_rules();
         if !plain || self.backing.is_foreign(&stat) {
             return None;
         }

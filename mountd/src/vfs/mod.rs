@@ -26,9 +26,11 @@ mod dirs;
 mod extents;
 mod handles;
 mod lookup;
+mod passthrough;
 mod promise;
 mod remove;
 mod rename;
+mod rules;
 mod setattr;
 mod settle;
 pub mod still;
@@ -70,6 +72,7 @@ pub use self::{
     error::{VfsError, VfsResult},
     extents::CopyRange,
     journal::{Journal, Reserved},
+    passthrough::{BackingFiles, ReadRules, Reads},
     promise::{FsyncMode, FsyncRules},
     rename::Place,
     setattr::{SetAttr, SetTime},
@@ -100,6 +103,8 @@ pub struct Vfs<J> {
     handles: HandleTable,
     settler: Settler,
     fsync: FsyncRules,
+    /// See [`passthrough`].
+    passthrough: Option<passthrough::Passthrough>,
     cache_mode: CacheMode,
     /// So many files may be open: what is only read may wait for its descriptor, and there will be one.
     open_max: usize,
@@ -138,6 +143,7 @@ impl<J: Journal> Vfs<J> {
             backing,
             journal,
             fsync: fsync.into(),
+            passthrough: None,
             cache_mode: CacheMode::default(),
             open_max: open_max(),
         })
@@ -232,9 +238,14 @@ impl<J: Journal> Vfs<J> {
         &self.fsync
     }
 
+    /// Whether names have to be known.
+    fn has_path_rules(&self) -> bool {
+        self.fsync.has_paths() || self.passthrough.as_ref().is_some_and(passthrough::Passthrough::has_paths)
+    }
+
     /// A name of an inode was seen; only rules for paths need to know.
     fn saw_name(&self, inode: &Arc<Inode>, dir: &Arc<Inode>, name: &OsStr) {
-        if self.fsync.has_paths() {
+        if self.has_path_rules() {
             inode.named(dir, name.as_bytes());
         }
     }

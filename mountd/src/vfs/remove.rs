@@ -56,7 +56,7 @@ impl<J: Journal> Vfs<J> {
     pub(super) fn lost_name(&self, locks: &mut Locks<'_>, child: &Child<'_>, dir: &Inode, name: &OsStr) {
         let Child { inode, stat, fd } = child;
         let stat = stat.get();
-        if self.fsync.has_paths() {
+        if self.has_path_rules() {
             inode.unnamed_at(dir, name.as_bytes());
         }
         if stat.is_dir() || stat.nlink <= 1 {

@@ -112,7 +112,7 @@ impl<J: Journal> Vfs<J> {
                 moved.inode.set_outside(outside, locks.of(&moved.inode));
             }
             self.backing.remember(&moved.inode.id, &new_dir.id, to.name);
-            if self.fsync.has_paths() {
+            if self.has_path_rules() {
                 let (old, new) = ((&old_dir, from.name.as_bytes()), (&new_dir, to.name.as_bytes()));
                 moved.inode.arc().renamed((old.0, old.1), new);
                 if let Some(target) = target.as_ref().filter(|_| exchange) {

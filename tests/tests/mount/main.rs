@@ -29,6 +29,7 @@ mod ordinary;
 mod outages;
 mod own_certificates;
 mod page;
+mod passthrough;
 mod past;
 mod posix;
 mod promises;

@@ -3,15 +3,23 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{FileExt as _, PermissionsExt as _, symlink},
+    io,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{FileExt as _, PermissionsExt as _, symlink},
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    ptr,
 };
 
-use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use rustix::{
+    fs::{CWD, FileType, Mode, XattrFlags},
+    io::Errno,
+};
 use tandem_tests::{
     compare,
     harness::{Lab, Mount, Storage},
@@ -183,5 +191,62 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// What a call answered: a number, or why not.
+pub type Answer = Result<u64, Errno>;
+
+/// What a call answered that tells a failure by -1.
+pub fn answer(done: isize) -> Answer {
+    let error = || Errno::from_io_error(&io::Error::last_os_error()).expect("a call of the system failed");
+    u64::try_from(done).map_err(|_| error())
+}
+
+/// A mapping of the first two pages of a file.
+pub struct Map(*mut u8);
+
+/// Length of a [`Map`].
+pub const MAP_LEN: usize = 2 * 4096;
+
+impl Map {
+    /// With `PROT_*` and `MAP_*`.
+    pub fn new(file: &File, protection: i32, flags: i32) -> Result<Map, Errno> {
+        // SAFETY: a fresh mapping at an address that the kernel chooses; nobody else knows of it.
+        let base = unsafe { libc::mmap(ptr::null_mut(), MAP_LEN, protection, flags, file.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED { Err(answer(-1).expect_err("-1")) } else { Ok(Map(base.cast())) }
+    }
+
+    /// What is there.
+    pub fn read(&self, at: usize) -> u8 {
+        assert!(at < MAP_LEN);
+        // SAFETY: within the mapping, which is readable and not longer than the file.
+        unsafe { self.0.add(at).read_volatile() }
+    }
+
+    /// Stores a byte.
+    pub fn store(&self, at: usize, byte: u8) {
+        assert!(at < MAP_LEN);
+        // SAFETY: within the mapping, which is writable and not longer than the file.
+        unsafe { self.0.add(at).write_volatile(byte) }
+    }
+
+    /// Has it written, and waits.
+    pub fn sync(&self) -> Answer {
+        // SAFETY: the address and length of the mapping.
+        answer(unsafe { libc::msync(self.0.cast(), MAP_LEN, libc::MS_SYNC) } as isize)
+    }
+
+    /// Changes `PROT_*`.
+    pub fn protect(&self, protection: i32) -> Answer {
+        // SAFETY: the address and length of the mapping; it stays readable.
+        answer(unsafe { libc::mprotect(self.0.cast(), MAP_LEN, protection) } as isize)
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is not used after this.
+        unsafe { libc::munmap(self.0.cast(), MAP_LEN) };
     }
 }

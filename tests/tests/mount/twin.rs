@@ -48,6 +48,11 @@ fn mount_answers_as_a_plain_directory_does() {
 }
 
 #[test]
+fn mount_whose_files_the_kernel_reads_itself_answers_as_a_plain_directory_does() {
+    run("passthrough=/", 2, true, &[0, 0x10, 0x20, 0x08, 0x40, 0x80, 0x1_0000, 0xC8]);
+}
+
+#[test]
 fn mount_with_the_kernels_write_cache_answers_as_a_plain_directory_does() {
     // Within one tick of its clock the kernel takes a time of its own for the one that the folder has.
     // Flags that forbid a write are known too late in this mode (SEMANTICS, P5), so none of them.

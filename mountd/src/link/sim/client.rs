@@ -32,7 +32,7 @@ impl Random {
 }
 
 struct Pending {
-    guard: MarkGuard<'static>,
+    guard: MarkGuard<&'static Commit>,
     slot: Slot<'static>,
     changes: Changes,
     locks: Vec<InodeId>,

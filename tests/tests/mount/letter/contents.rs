@@ -22,19 +22,11 @@ use tandem_tests::{
 };
 
 use super::{CACHES, SOON, Stage, new_file};
-use crate::support::Image;
+use crate::support::{Answer, Image, MAP_LEN, Map, answer};
 
 const PAGE: u64 = 4096;
 /// The largest file of ext4 with blocks of 4 KiB.
 const EXT4_MAX: u64 = (16 << 40) - PAGE;
-
-/// What a call answered: a number, or why not.
-type Answer = Result<u64, Errno>;
-
-fn answer(done: isize) -> Answer {
-    let error = || Errno::from_io_error(&io::Error::last_os_error()).expect("a call of the system failed");
-    u64::try_from(done).map_err(|_| error())
-}
 
 fn pwrite(file: &File, bytes: &[u8], offset: u64) -> Answer {
     // SAFETY: the bytes live through the call. The offset may be negative for the kernel, which is what is tried.
@@ -205,48 +197,6 @@ fn ranges_are_allocated_punched_zeroed_and_moved_as_below() {
             assert!(mount == plain, "{cache}: {name}: the contents differ");
         }
         stage.end();
-    }
-}
-
-/// A mapping of the first two pages of a file.
-struct Map(*mut u8);
-
-const MAP_LEN: usize = 2 * PAGE as usize;
-
-impl Map {
-    fn new(file: &File, protection: i32, flags: i32) -> Result<Map, Errno> {
-        // SAFETY: a fresh mapping at an address that the kernel chooses; nobody else knows of it.
-        let base = unsafe { libc::mmap(ptr::null_mut(), MAP_LEN, protection, flags, file.as_raw_fd(), 0) };
-        if base == libc::MAP_FAILED { Err(answer(-1).expect_err("-1")) } else { Ok(Map(base.cast())) }
-    }
-
-    fn read(&self, at: usize) -> u8 {
-        assert!(at < MAP_LEN);
-        // SAFETY: within the mapping, which is readable and not longer than the file.
-        unsafe { self.0.add(at).read_volatile() }
-    }
-
-    fn store(&self, at: usize, byte: u8) {
-        assert!(at < MAP_LEN);
-        // SAFETY: within the mapping, which is writable and not longer than the file.
-        unsafe { self.0.add(at).write_volatile(byte) }
-    }
-
-    fn sync(&self) -> Answer {
-        // SAFETY: the address and length of the mapping.
-        answer(unsafe { libc::msync(self.0.cast(), MAP_LEN, libc::MS_SYNC) } as isize)
-    }
-
-    fn protect(&self, protection: i32) -> Answer {
-        // SAFETY: the address and length of the mapping; it stays readable.
-        answer(unsafe { libc::mprotect(self.0.cast(), MAP_LEN, protection) } as isize)
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is not used after this.
-        unsafe { libc::munmap(self.0.cast(), MAP_LEN) };
     }
 }
 

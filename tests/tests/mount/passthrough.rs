@@ -1,0 +1,162 @@
+//! Files that the kernel reads by itself (`passthrough=PATH`): nothing that is read passes the daemon, and everything that is written does, or is
+//! found.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::Path,
+    time::Duration,
+};
+
+use tandem_tests::{
+    compare,
+    harness::{Lab, Mount, MountSpec, eventually},
+    rng::content,
+};
+
+use crate::support::{MAP_LEN, Map, assert_equal_and_unmount, assert_replica_equal};
+
+const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const SOON: Duration = Duration::from_secs(30);
+
+fn reads(mount: &Mount) -> u64 {
+    mount.status().ops.iter().filter(|op| op.op == "read").map(|op| op.count).sum()
+}
+
+fn open_both(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).expect("there")
+}
+
+#[test]
+fn what_is_below_the_path_is_read_without_the_daemon_and_the_rest_through_it() {
+    let Some(lab) = Lab::new("passthrough") else { return };
+    let storage = lab.storage();
+    let spec =
+        MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/media,passthrough=/models/big");
+    let mount = lab.mount_with(&spec);
+    mount.settle();
+    let bytes = content(1, 3 << 20);
+    for dir in ["media", "models", "models/big", "else"] {
+        fs::create_dir(mount.path().join(dir)).expect("writable");
+    }
+    let paths = ["media/a", "models/big/b", "models/c", "else/d"].map(|name| mount.path().join(name));
+    for path in &paths {
+        fs::write(path, &bytes).expect("writable");
+    }
+    let passes = |path: &Path| {
+        let before = reads(&mount);
+        assert!(fs::read(path).expect("readable") == bytes, "{}", path.display());
+        reads(&mount) == before
+    };
+    // Who wrote a file is known to have closed it a moment later only, and until then readers stand beside a writer.
+    let passes_at_last = |name: &str| eventually(SOON, || passes(&mount.path().join(name)));
+    assert!(passes_at_last("media/a") && passes_at_last("models/big/b"));
+    assert!(!passes(&paths[2]) && !passes(&paths[3]));
+    // Where it is counts, not where it was made; also for what is in a directory that moves.
+    fs::rename(&paths[0], mount.path().join("else/a")).expect("rename");
+    fs::rename(mount.path().join("models/big"), mount.path().join("big")).expect("rename");
+    fs::rename(&paths[3], mount.path().join("media/d")).expect("rename");
+    assert!(!passes(&mount.path().join("else/a")) && !passes(&mount.path().join("big/b")));
+    assert!(passes_at_last("media/d"));
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn who_reads_past_the_daemon_sees_what_others_write_and_they_what_he_does() {
+    let Some(lab) = Lab::new("beside") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
+    mount.settle();
+    let path = mount.path().join("file");
+    fs::write(&path, content(2, MAP_LEN)).expect("writable");
+    let reader = File::open(&path).expect("there");
+    let seen = |at: u64| {
+        let mut byte = [0];
+        reader.read_exact_at(&mut byte, at).expect("within");
+        byte[0]
+    };
+    let mapped = Map::new(&reader, libc::PROT_READ, libc::MAP_SHARED).expect("to be read");
+    let (writer, both) = (OpenOptions::new().write(true).open(&path).expect("there"), open_both(&path));
+    writer.write_all_at(b"w", 100).expect("writable");
+    both.write_all_at(b"b", 5000).expect("writable");
+    assert_eq!((seen(100), seen(5000), mapped.read(100), mapped.read(5000)), (b'w', b'b', b'w', b'b'));
+    assert_replica_equal(&mount, &storage, "vol");
+    // What is cut off and made longer is seen, too.
+    writer.set_len(50).expect("writable");
+    assert_eq!(reader.metadata().expect("open").len(), 50);
+    writer.set_len(MAP_LEN as u64).expect("writable");
+    assert_eq!((seen(100), reader.metadata().expect("open").len()), (0, MAP_LEN as u64));
+    // Appended, synced at once, and after the name is gone.
+    let mut appending = OpenOptions::new().append(true).custom_flags(libc::O_SYNC).open(&path).expect("there");
+    appending.write_all(b"end").expect("writable");
+    assert_eq!(seen(MAP_LEN as u64), b'e');
+    assert_replica_equal(&mount, &storage, "vol");
+    fs::remove_file(&path).expect("there");
+    writer.write_all_at(b"z", 7).expect("it is open");
+    assert_eq!((seen(7), mapped.read(7)), (b'z', b'z'));
+    drop((reader, mapped, writer, both, appending));
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn stores_through_a_mapping_past_the_daemon_are_found() {
+    let Some(lab) = Lab::new("stores") else { return };
+    let storage = lab.storage();
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
+    mount.settle();
+    let path = mount.path().join("file");
+    fs::write(&path, content(3, MAP_LEN)).expect("writable");
+    let replica = storage.tree("vol").join("file");
+    let on_replica =
+        |at: usize, byte: u8| eventually(SOON, || fs::read(&replica).is_ok_and(|bytes| bytes.get(at) == Some(&byte)));
+    let reader = File::open(&path).expect("there");
+    let both = open_both(&path);
+    let mapped = Map::new(&both, BOTH, libc::MAP_SHARED).expect("to be written");
+    mapped.store(10, b'1');
+    assert!(on_replica(10, b'1'), "a store is found while the file is open");
+    // A mapping needs no descriptor.
+    drop(both);
+    mapped.store(5000, b'2');
+    assert!(on_replica(5000, b'2'), "a store is found after the descriptor was closed");
+    // Whoever opens it meanwhile sees the same.
+    let mut byte = [0];
+    open_both(&path).read_exact_at(&mut byte, 5000).expect("within");
+    assert_eq!(byte, *b"2");
+    drop(reader);
+    // In a page that is dirty already: no time tells of it, so it is found when the mapping is gone.
+    mapped.store(5001, b'3');
+    drop(mapped);
+    assert!(on_replica(5001, b'3'), "the last store is found");
+    // Then it is an ordinary file again, and stores arrive as requests.
+    let both = open_both(&path);
+    let mapped = Map::new(&both, BOTH, libc::MAP_SHARED).expect("to be written");
+    mapped.store(11, b'4');
+    drop((mapped, both));
+    assert_eq!(fs::read(&path).expect("readable")[11], b'4');
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn stores_past_a_daemon_that_is_killed_are_found_by_the_next_one() {
+    let Some(lab) = Lab::new("stores-kill") else { return };
+    lab.allow_lost_peers();
+    let storage = lab.storage();
+    let folder = lab.new_dir("folder");
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &folder).options("passthrough=/"));
+    mount.settle();
+    let path = mount.path().join("file");
+    fs::write(&path, content(4, MAP_LEN)).expect("writable");
+    let reader = File::open(&path).expect("there");
+    let both = open_both(&path);
+    let mapped = Map::new(&both, BOTH, libc::MAP_SHARED).expect("to be written");
+    mount.settle();
+    mount.kill();
+    mapped.store(10, !content(4, MAP_LEN)[10]);
+    drop((mapped, both, reader));
+    mount.start_again().expect("it starts");
+    mount.settle();
+    assert_eq!(fs::read(&path).expect("readable")[10], !content(4, MAP_LEN)[10]);
+    compare::assert_equal(mount.path(), &storage.tree("vol"));
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
