@@ -158,30 +158,6 @@ pub fn write_pages(fd: impl AsFd) -> rustix::io::Result<()> {
     }
 }
 
-/// `F_SETSIG` of fcntl(2), which the libc crate does not have for every target.
-const F_SETSIG: libc::c_int = 10;
-
-/// Whether nobody has a file open for writing, or mapped so: also what has no descriptor any more. `file` is open for reading only. By a lease that
-/// is given back at once (`F_SETLEASE`, fcntl(2)): whoever opens the file for writing in that moment waits for microseconds, or is told EAGAIN if he
-/// does not want to. An error if the file system knows no leases, or the file is another user's and the daemon is not root.
-pub fn is_unwritten(file: impl AsFd) -> io::Result<bool> {
-    let fd = file.as_fd().as_raw_fd();
-    let fcntl = |command, argument: libc::c_int| {
-        // SAFETY: these commands take a number, no pointer; the descriptor is open.
-        match unsafe { libc::fcntl(fd, command, argument) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    };
-    // Who opens it meanwhile has the kernel send this signal, which nobody minds; by default it would be one that ends the process.
-    fcntl(F_SETSIG, libc::SIGURG)?;
-    match fcntl(libc::F_SETLEASE, libc::F_RDLCK) {
-        Ok(()) => fcntl(libc::F_SETLEASE, libc::F_UNLCK).map(|()| true),
-        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// Length of the file behind a descriptor. Unlike [`stat`] it does not ask for times, so the file's next write need not be told from its
 /// last one: since Linux 6.13 that costs a change of the inode, which the next fsync writes.
 pub fn size(fd: impl AsFd) -> io::Result<u64> {

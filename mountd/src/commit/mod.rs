@@ -29,7 +29,6 @@ pub mod window;
 
 use std::{
     io, mem,
-    ops::Deref,
     path::Path,
     sync::{
         Arc,
@@ -119,8 +118,8 @@ pub struct Commit {
 
 /// Keeps marks from being cleared until it is dropped; drop it after the op's slot is filled.
 #[must_use]
-pub struct MarkGuard<C: Deref<Target = Commit>> {
-    commit: C,
+pub struct MarkGuard<'a> {
+    commit: &'a Commit,
     pins: Pins,
     /// In the shadow the change counts as dirty until then.
     intent: Option<Intent>,
@@ -211,18 +210,7 @@ impl Commit {
 
     /// Step 1 of a change. Returns at once when all cells are hot (or covered by the mark of the directory they were born in);
     /// else makes their marks durable. Blocks on the local disk only.
-    pub fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<&Commit>, CommitError> {
-        let (pins, intent) = self.pin(cells)?;
-        Ok(MarkGuard { commit: self, pins, intent })
-    }
-
-    /// The same for longer than a call.
-    pub fn keep_marked(self: &Arc<Self>, cells: &[MarkCell]) -> Result<MarkGuard<Arc<Commit>>, CommitError> {
-        let (pins, intent) = self.pin(cells)?;
-        Ok(MarkGuard { commit: self.clone(), pins, intent })
-    }
-
-    fn pin(&self, cells: &[MarkCell]) -> Result<(Pins, Option<Intent>), CommitError> {
+    pub fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<'_>, CommitError> {
         loop {
             {
                 let mut inner = self.inner.lock();
@@ -236,7 +224,8 @@ impl Commit {
                 let now = self.begun.elapsed();
                 match inner.marks.check(cells, now) {
                     Check::Covered(pins) => {
-                        return Ok((pins, inner.intend(cells)));
+                        let intent = inner.intend(cells);
+                        return Ok(MarkGuard { commit: self, pins, intent });
                     }
                     Check::Cold(cold) => {
                         let (since, since_seq) = inner.born_since_now();
@@ -535,7 +524,7 @@ impl Drop for Slot<'_> {
     }
 }
 
-impl<C: Deref<Target = Commit>> Drop for MarkGuard<C> {
+impl Drop for MarkGuard<'_> {
     fn drop(&mut self) {
         let mut inner = self.commit.inner.lock();
         let last = inner.window.last_reserved();

@@ -104,7 +104,7 @@ impl Commit {
         self.filled.notify_one();
     }
 
-    /// A comparison found that the replica has something else, or something was changed without a request: these cells are sent again.
+    /// A comparison found that the replica has something else: these cells are sent again.
     pub fn mismatched(&self, cells: &DirtySet) {
         self.insert_dirty(cells);
         // A live link sends it now.

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicI32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -105,7 +105,7 @@ impl<J: Journal> Vfs<J> {
         if !writable && self.backing.opens_by_handle() && inode.was_opened() {
             // What the kernel has in its cache it does not ask for, so most of these are never read here. That it can be opened is known; who
             // removes it leaves a descriptor of it.
-            let ((access, backing), failures) = (self.enter(&inode, flags), inode.failures());
+            let ((access, backing), failures) = (self.enter(&inode, flags)?, inode.failures());
             let handle = self.handles.insert_unopened(Unopened { inode, flags: wide, access, failures });
             return Ok(Opened { handle, access, backing });
         }
@@ -130,7 +130,7 @@ impl<J: Journal> Vfs<J> {
             }
             other => (other?, true),
         };
-        Ok(self.opened_as(Arc::new(fd), inode, flags, readable, appends))
+        self.opened_as(Arc::new(fd), inode, flags, readable, appends)
     }
 
     /// Whether there is a descriptor for one more open file. An open is where a program expects to be told that there is none.
@@ -139,20 +139,27 @@ impl<J: Journal> Vfs<J> {
     }
 
     /// Keeps what was made for a handle.
-    pub(super) fn opened(&self, fd: impl Into<Arc<OwnedFd>>, inode: Arc<Inode>, flags: i32) -> Opened {
+    pub(super) fn opened(&self, fd: impl Into<Arc<OwnedFd>>, inode: Arc<Inode>, flags: i32) -> VfsResult<Opened> {
         self.opened_as(fd.into(), inode, flags, true, false)
     }
 
-    fn opened_as(&self, fd: Arc<OwnedFd>, inode: Arc<Inode>, flags: i32, readable: bool, appends: bool) -> Opened {
+    fn opened_as(
+        &self,
+        fd: Arc<OwnedFd>,
+        inode: Arc<Inode>,
+        flags: i32,
+        readable: bool,
+        appends: bool,
+    ) -> VfsResult<Opened> {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let (access, backing) = self.enter(&inode, flags);
+        let (access, backing) = self.enter(&inode, flags)?;
         inode.note_open(&fd);
         if readable {
             inode.note_readable();
         }
         let owed = AtomicI32::new(0);
         let file = OpenFile { fd, inode, writable, readable, access, appends, owed };
-        Opened { handle: self.handles.insert(file), access, backing }
+        Ok(Opened { handle: self.handles.insert(file), access, backing })
     }
 
     /// The file of a handle. What was opened for reading gets its descriptor now, if it has none yet.
@@ -176,7 +183,7 @@ impl<J: Journal> Vfs<J> {
 
     /// Opens the object behind an inode. Not to be called under its lock.
     pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> VfsResult<OwnedFd> {
-        self.sparing(|| past_leases(|| reached(inode, || self.open_locked(inode, flags))))
+        self.sparing(|| reached(inode, || self.open_locked(inode, flags)))
     }
 
     /// The same under its lock.
@@ -549,23 +556,6 @@ impl<J: Journal> Vfs<J> {
         };
         Ok(rustix::fs::seek(&file.fd, position)?)
     }
-}
-
-/// How often an open is tried again that meets a lease.
-const LEASE_TRIES: usize = 10;
-
-/// Opens, also where somebody has a lease on the file: the daemon has one for microseconds ([`sys::is_unwritten`]), others give theirs back when
-/// they are asked to.
-fn past_leases<T>(open: impl Fn() -> VfsResult<T>) -> VfsResult<T> {
-    for _ in 1..LEASE_TRIES {
-        match open() {
-            Err(VfsError::Backing(error)) if error.raw_os_error() == Some(libc::EAGAIN) => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            other => return other,
-        }
-    }
-    open()
 }
 
 /// Writes where it is told to. Linux's `pwrite` to a descriptor that appends does not: it is asked to at the end only.

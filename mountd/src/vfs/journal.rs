@@ -1,7 +1,5 @@
 //! What the vfs needs of the commit: the three steps of a change, as a trait, so that tests can record ops.
 
-use std::sync::Arc;
-
 use tandem_proto::{Changes, InodeId, Origin, Position, Seq};
 
 use crate::commit::{Commit, CommitError, MarkCell, MarkGuard, Slot, dirty::DirtySet, waiters::Ticket};
@@ -22,10 +20,6 @@ pub trait Journal: Send + Sync + 'static {
 
     /// See [`Commit::mark`].
     fn mark(&self, cells: &[MarkCell]) -> Result<Self::Guard<'_>, CommitError>;
-    /// See [`Commit::keep_marked`].
-    fn keep_marked(self: &Arc<Self>, _cells: &[MarkCell]) -> Result<Option<Box<dyn Send>>, CommitError> {
-        Ok(None)
-    }
     /// See [`Commit::reserve`].
     fn reserve(&self) -> Self::Slot<'_>;
     /// See [`Commit::last_reserved`].
@@ -62,8 +56,6 @@ pub trait Journal: Send + Sync + 'static {
     fn hurry(&self) {}
     /// See [`Commit::resend`].
     fn resend(&self, _cells: &DirtySet) {}
-    /// See [`Commit::mismatched`].
-    fn changed_around(&self, _cells: &DirtySet) {}
 }
 
 /// A reserved place in the order of ops. Dropped, it is void.
@@ -77,15 +69,11 @@ pub trait Reserved {
 }
 
 impl Journal for Commit {
-    type Guard<'a> = MarkGuard<&'a Commit>;
+    type Guard<'a> = MarkGuard<'a>;
     type Slot<'a> = Slot<'a>;
 
-    fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<&Commit>, CommitError> {
+    fn mark(&self, cells: &[MarkCell]) -> Result<MarkGuard<'_>, CommitError> {
         Commit::mark(self, cells)
-    }
-
-    fn keep_marked(self: &Arc<Self>, cells: &[MarkCell]) -> Result<Option<Box<dyn Send>>, CommitError> {
-        Ok(Some(Box::new(Commit::keep_marked(self, cells)?)))
     }
 
     fn reserve(&self) -> Slot<'_> {
@@ -150,10 +138,6 @@ impl Journal for Commit {
 
     fn resend(&self, cells: &DirtySet) {
         Commit::resend(self, cells);
-    }
-
-    fn changed_around(&self, cells: &DirtySet) {
-        Commit::mismatched(self, cells);
     }
 }
 

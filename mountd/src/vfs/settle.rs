@@ -136,7 +136,6 @@ impl<J: Journal> Vfs<J> {
                 self.settler.wake.wait_for(&mut queue, TICK);
             }
             self.settle_older_than(REST);
-            self.look_at_watched(false);
             self.forget_backing_files();
             if self.inodes.shrink() {
                 memory::give_back();
@@ -153,7 +152,6 @@ impl<J: Journal> Vfs<J> {
     /// Settles all files now.
     pub fn settle_all(&self) {
         self.settle_older_than(Duration::ZERO);
-        self.look_at_watched(true);
     }
 
     fn settle_older_than(&self, rest: Duration) {

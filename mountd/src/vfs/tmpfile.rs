@@ -45,7 +45,8 @@ impl<J: Journal> Vfs<J> {
         let fd = Arc::new(fd);
         inode.pin(Some(fd.clone()));
         let entry = self.entry(&inode, stat);
-        Ok((entry, self.opened(fd, inode, flags)))
+        let opened = self.opened(fd, inode, flags).inspect_err(|_| self.forget(entry.node, 1))?;
+        Ok((entry, opened))
     }
 
     /// Gives a file without names its first one. The locks of both are held, and `state` is the file's.

@@ -1,11 +1,11 @@
-//! Files that the kernel reads by itself (`passthrough=PATH`): nothing that is read passes the daemon, and everything that is written does, or is
-//! found.
+//! Files that the kernel reads by itself (`passthrough=PATH`): nothing that is read passes the daemon, and everything that is written does.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
+    thread,
     time::Duration,
 };
 
@@ -19,9 +19,18 @@ use crate::support::{MAP_LEN, Map, assert_equal_and_unmount, assert_replica_equa
 
 const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const SOON: Duration = Duration::from_secs(30);
+/// After so long what was written may be read past the daemon.
+const AT_REST: Duration = Duration::from_millis(300);
 
 fn reads(mount: &Mount) -> u64 {
     mount.status().ops.iter().filter(|op| op.op == "read").map(|op| op.count).sum()
+}
+
+/// The kernel has no page of it any more, neither of the mount nor of the backing file.
+fn forget_pages(path: &Path) {
+    let file = File::open(path).expect("there");
+    rustix::fs::fsync(&file).expect("synced");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advised");
 }
 
 fn open_both(path: &Path) -> File {
@@ -45,6 +54,8 @@ fn what_is_below_the_path_is_read_without_the_daemon_and_the_rest_through_it() {
         fs::write(path, &bytes).expect("writable");
     }
     let passes = |path: &Path| {
+        // Else what the mount's cache has is no request either.
+        forget_pages(path);
         let before = reads(&mount);
         assert!(fs::read(path).expect("readable") == bytes, "{}", path.display());
         reads(&mount) == before
@@ -70,6 +81,7 @@ fn who_reads_past_the_daemon_sees_what_others_write_and_they_what_he_does() {
     mount.settle();
     let path = mount.path().join("file");
     fs::write(&path, content(2, MAP_LEN)).expect("writable");
+    thread::sleep(AT_REST);
     let reader = File::open(&path).expect("there");
     let seen = |at: u64| {
         let mut byte = [0];
@@ -77,9 +89,10 @@ fn who_reads_past_the_daemon_sees_what_others_write_and_they_what_he_does() {
         byte[0]
     };
     let mapped = Map::new(&reader, libc::PROT_READ, libc::MAP_SHARED).expect("to be read");
-    let (writer, both) = (OpenOptions::new().write(true).open(&path).expect("there"), open_both(&path));
+    let open = || OpenOptions::new().write(true).open(&path).expect("there");
+    let (writer, other) = (open(), open());
     writer.write_all_at(b"w", 100).expect("writable");
-    both.write_all_at(b"b", 5000).expect("writable");
+    other.write_all_at(b"b", 5000).expect("writable");
     assert_eq!((seen(100), seen(5000), mapped.read(100), mapped.read(5000)), (b'w', b'b', b'w', b'b'));
     assert_replica_equal(&mount, &storage, "vol");
     // What is cut off and made longer is seen, too.
@@ -95,68 +108,65 @@ fn who_reads_past_the_daemon_sees_what_others_write_and_they_what_he_does() {
     fs::remove_file(&path).expect("there");
     writer.write_all_at(b"z", 7).expect("it is open");
     assert_eq!((seen(7), mapped.read(7)), (b'z', b'z'));
-    drop((reader, mapped, writer, both, appending));
+    drop((reader, mapped, writer, other, appending));
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
 #[test]
-fn stores_through_a_mapping_past_the_daemon_are_found() {
-    let Some(lab) = Lab::new("stores") else { return };
+fn who_may_map_it_for_writing_is_refused_while_a_file_is_read_past_the_daemon_and_loses_no_store_after() {
+    let Some(lab) = Lab::new("busy") else { return };
     let storage = lab.storage();
     let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
     mount.settle();
     let path = mount.path().join("file");
     fs::write(&path, content(3, MAP_LEN)).expect("writable");
-    let replica = storage.tree("vol").join("file");
-    let on_replica =
-        |at: usize, byte: u8| eventually(SOON, || fs::read(&replica).is_ok_and(|bytes| bytes.get(at) == Some(&byte)));
+    thread::sleep(AT_REST);
     let reader = File::open(&path).expect("there");
-    let both = open_both(&path);
-    let mapped = Map::new(&both, BOTH, libc::MAP_SHARED).expect("to be written");
-    mapped.store(10, b'1');
-    assert!(on_replica(10, b'1'), "a store is found while the file is open");
-    // A mapping needs no descriptor.
-    drop(both);
-    mapped.store(5000, b'2');
-    assert!(on_replica(5000, b'2'), "a store is found after the descriptor was closed");
-    // Whoever opens it meanwhile sees the same.
-    let mut byte = [0];
-    open_both(&path).read_exact_at(&mut byte, 5000).expect("within");
-    assert_eq!(byte, *b"2");
+    let refused = OpenOptions::new().read(true).write(true).truncate(true).open(&path).expect_err("it is read");
+    assert_eq!(refused.raw_os_error(), Some(libc::ETXTBSY));
+    assert!(fs::read(&path).expect("readable") == content(3, MAP_LEN), "who was refused changed nothing");
+    // Not him who was going already: the next one is not refused for a release that is on its way.
     drop(reader);
-    // In a page that is dirty already: no time tells of it, so it is found when the mapping is gone.
-    mapped.store(5001, b'3');
-    drop(mapped);
-    assert!(on_replica(5001, b'3'), "the last store is found");
-    // Then it is an ordinary file again, and stores arrive as requests.
+    for at in 0..200 {
+        File::open(&path).expect("there");
+        open_both(&path).write_all_at(b"n", at).expect("writable");
+        thread::sleep(if at % 20 == 0 { AT_REST } else { Duration::ZERO });
+    }
     let both = open_both(&path);
     let mapped = Map::new(&both, BOTH, libc::MAP_SHARED).expect("to be written");
-    mapped.store(11, b'4');
-    drop((mapped, both));
-    assert_eq!(fs::read(&path).expect("readable")[11], b'4');
+    drop(both);
+    // A mapping needs no descriptor, and readers go through the mount as long as it is there.
+    let reader = File::open(&path).expect("there");
+    mapped.store(5000, b'2');
+    let mut byte = [0];
+    reader.read_exact_at(&mut byte, 5000).expect("within");
+    assert_eq!(byte, *b"2");
+    drop((mapped, reader));
+    assert_replica_equal(&mount, &storage, "vol");
+    assert_eq!(fs::read(storage.tree("vol").join("file")).expect("readable")[5000], b'2');
     assert_equal_and_unmount(&mount, &storage, "vol");
 }
 
 #[test]
-fn stores_past_a_daemon_that_is_killed_are_found_by_the_next_one() {
-    let Some(lab) = Lab::new("stores-kill") else { return };
+fn what_is_written_beside_a_reader_while_the_daemon_is_killed_is_told_or_refused() {
+    let Some(lab) = Lab::new("beside-kill") else { return };
     lab.allow_lost_peers();
     let storage = lab.storage();
-    let folder = lab.new_dir("folder");
-    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &folder).options("passthrough=/"));
+    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
     mount.settle();
     let path = mount.path().join("file");
     fs::write(&path, content(4, MAP_LEN)).expect("writable");
+    thread::sleep(AT_REST);
     let reader = File::open(&path).expect("there");
-    let both = open_both(&path);
-    let mapped = Map::new(&both, BOTH, libc::MAP_SHARED).expect("to be written");
-    mount.settle();
+    let writer = OpenOptions::new().write(true).open(&path).expect("there");
+    writer.write_all_at(b"told", 10).expect("writable");
     mount.kill();
-    mapped.store(10, !content(4, MAP_LEN)[10]);
-    drop((mapped, both, reader));
+    assert!(writer.write_all_at(b"lost", 20).is_err(), "no write goes around the daemon");
+    drop((writer, reader));
     mount.start_again().expect("it starts");
     mount.settle();
-    assert_eq!(fs::read(&path).expect("readable")[10], !content(4, MAP_LEN)[10]);
+    let bytes = fs::read(&path).expect("readable");
+    assert!(bytes[10..14] == *b"told" && bytes[20..24] == content(4, MAP_LEN)[20..24]);
     compare::assert_equal(mount.path(), &storage.tree("vol"));
     assert_equal_and_unmount(&mount, &storage, "vol");
 }

@@ -32,7 +32,7 @@ impl Random {
 }
 
 struct Pending {
-    guard: MarkGuard<&'static Commit>,
+    guard: MarkGuard<'static>,
     slot: Slot<'static>,
     changes: Changes,
     locks: Vec<InodeId>,
