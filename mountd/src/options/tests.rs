@@ -72,6 +72,25 @@ fn fsync_takes_a_rule_for_the_mount_and_any_number_for_paths() {
 }
 
 #[test]
+fn passthrough_takes_any_number_of_paths_and_no_write_cache() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("mount.toml");
+    std::fs::write(&file, "passthrough = [\"/media\", \"/models/big/\"]\n").expect("write");
+    for line in [
+        "h:/v /m -o passthrough=/media,passthrough=/models//big".to_owned(),
+        "h:/v /m --passthrough /media --passthrough /models/big".to_owned(),
+        format!("h:/v /m --config {}", file.display()),
+    ] {
+        assert_eq!(options(&line).settings.passthrough.passing(), ["/media", "/models/big"], "{line}");
+    }
+    assert_eq!(options("h:/v /m -o passthrough=/").settings.passthrough.passing(), ["/"]);
+    assert!(!options("h:/v /m").settings.passthrough.pass_any());
+    assert!(refused("h:/v /m -o passthrough=media").contains("begins with /"));
+    assert!(refused("h:/v /m -o passthrough=/media/../etc").contains("passthrough=/media"));
+    assert!(refused("h:/v /m -o passthrough=/media,cache=writeback").contains("exclude each other"));
+}
+
+#[test]
 fn what_is_unknown_is_refused_with_the_nearest_known() {
     assert!(refused("h:/v /m -o bakcing=/x").contains("did you mean backing?"));
     assert!(refused("h:/v /m -o fsyncc=local").contains("did you mean fsync?"));
@@ -125,6 +144,7 @@ fn every_option_is_a_flag_a_key_of_the_file_and_a_variable_and_later_ones_win() 
         (_, Some("LEVEL")) => ["warn", "debug"],
         (_, Some("ADDR:PORT|off")) => ["127.0.0.1:1", "off"],
         (_, Some("GLOB")) => ["*.o", "*.o"],
+        (_, Some("PATH")) => ["/one", "/one"],
         (_, Some("MODE[:PATH]")) => ["durable", "local"],
         (_, Some(choices)) => {
             let (one, two) = choices.split_once('|').expect("a choice");
