@@ -256,7 +256,8 @@ impl Poll {
 
     /// How long to poll before sleeping, of at most `limit`.
     pub fn patience(&mut self, limit: Duration, now: Instant) -> Duration {
-        if self.is_quick() && self.spare.is_there(now, processors::are_wanted) { limit } else { Duration::ZERO }
+        let is_spare = self.is_quick() && self.spare.is_there(now, processors::are_wanted, processors::move_over);
+        if is_spare { limit } else { Duration::ZERO }
     }
 
     /// A request came after this time.
@@ -358,7 +359,7 @@ mod tests {
     #[test]
     fn polling_begins_when_it_would_have_paid_and_ends_when_it_does_not() {
         let (limit, mut poll, now) = (Duration::from_micros(40), Poll::default(), Instant::now());
-        assert!(poll.spare.is_there(now, || false));
+        assert!(poll.spare.is_there(now, || false, || {}));
         assert_eq!(poll.patience(limit, now), Duration::ZERO);
         poll.handle_waited(limit / 2, limit);
         poll.handle_waited(limit / 2, limit);

@@ -1,4 +1,4 @@
-//! Whether a thread lost its processor to another one: then a call that took long was not slow by itself.
+//! How often a thread lost its processor to another one: then a call that took long was not slow by itself.
 
 use std::{cell::RefCell, mem};
 
@@ -10,15 +10,16 @@ pub struct Preempted {
 }
 
 impl Preempted {
-    /// Whether this thread had to make room for another since this was last asked. Where the kernel does not tell, it had not.
-    pub fn since_last_time(&mut self) -> bool {
+    /// How often this thread had to make room for another since this was last asked; where the kernel does not tell, never.
+    pub fn since_last_time(&mut self) -> u64 {
         // SAFETY: plain integers, for which zero is a value.
         let mut usage: libc::rusage = unsafe { mem::zeroed() };
         // SAFETY: the kernel writes one `rusage`, which is ours.
         if unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) } < 0 {
-            return false;
+            return 0;
         }
-        mem::replace(&mut self.seen, usage.ru_nivcsw) < usage.ru_nivcsw
+        let before = mem::replace(&mut self.seen, usage.ru_nivcsw);
+        usage.ru_nivcsw.saturating_sub(before).unsigned_abs()
     }
 }
 
@@ -28,7 +29,7 @@ thread_local! {
 
 /// Whether this thread had to make room for another since it last asked, about its calls.
 pub fn since_last_call() -> bool {
-    OF_CALLS.with_borrow_mut(Preempted::since_last_time)
+    OF_CALLS.with_borrow_mut(Preempted::since_last_time) > 0
 }
 
 #[cfg(test)]
@@ -57,7 +58,7 @@ mod tests {
             let begun = Instant::now();
             let mut lost = false;
             while !lost && begun.elapsed() < Duration::from_secs(30) {
-                lost = preempted.since_last_time();
+                lost = preempted.since_last_time() > 0;
             }
             stop.store(true, Ordering::Relaxed);
             assert!(lost, "it shared the processors for 30 s and never made room");

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 pub use tandem_runtime::processors::{are_wanted, count};
 
 use super::preempted::Preempted;
@@ -14,6 +15,8 @@ const LOOK: Duration = Duration::from_millis(2);
 const LOOKS: u32 = 3;
 /// How long one is left to them once they do, at first and at most.
 const LEFT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+/// Who loses its processor so often between two looks shares it with those who wait for its answers: each answer wakes one, who takes it.
+const SHARED: u64 = 16;
 
 /// Follows whether a processor is to spare, for one thread.
 #[derive(Debug)]
@@ -35,14 +38,24 @@ impl Default for Spare {
 }
 
 impl Spare {
-    /// Whether one is to spare now. `are_wanted`: whether more threads want to run than there are processors.
-    pub fn is_there(&mut self, now: Instant, are_wanted: impl FnOnce() -> bool) -> bool {
+    /// Whether one is to spare now. `are_wanted`: whether more threads want to run than there are processors. `move_over`: goes to another one.
+    pub fn is_there(&mut self, now: Instant, are_wanted: impl FnOnce() -> bool, move_over: impl FnOnce()) -> bool {
         if self.again.is_none_or(|again| now >= again) {
-            // Who lost its processor while it polled was in somebody's way.
-            let wanted = self.preempted.since_last_time() && self.is_there || are_wanted();
-            self.looked(now, wanted);
+            let lost = self.preempted.since_last_time();
+            self.look(now, lost, are_wanted(), move_over);
         }
         self.is_there
+    }
+
+    /// The thread lost its processor so often since the last look.
+    fn look(&mut self, now: Instant, lost: u64, are_wanted: bool, move_over: impl FnOnce()) {
+        // Nobody but those who ask wants one, so there is one that does nothing: not this one.
+        let shares = self.is_there && lost >= SHARED && !are_wanted;
+        if shares {
+            move_over();
+        }
+        // Who lost its processor while it polled was in somebody's way.
+        self.looked(now, are_wanted || self.is_there && lost > 0 && !shares);
     }
 
     fn looked(&mut self, now: Instant, wanted: bool) {
@@ -56,43 +69,61 @@ impl Spare {
     }
 }
 
+/// Takes this thread to another processor than the one it is on, if it may run on another. The scheduler puts who answers beside who asks, and
+/// leaves them there for a while also where the processor beside them is idle.
+pub fn move_over() {
+    let Ok(all) = sched_getaffinity(None) else { return };
+    let mut others = all;
+    others.unset(sched_getcpu());
+    if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+        // It stays where it is now until the scheduler has a reason.
+        if let Err(error) = sched_setaffinity(None, &all) {
+            tracing::debug!(%error, "this thread may not run on all processors any more");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{LEFT, LOOK, LOOKS, Spare};
+    use rustix::thread::{sched_getaffinity, sched_getcpu};
+
+    use super::{LEFT, LOOK, LOOKS, SHARED, Spare, move_over};
+
+    fn stay() {}
 
     /// One that was there all the time is given up; when.
     fn given_up(spare: &mut Spare, mut now: Instant) -> Instant {
         for _ in 1..LOOKS {
             now += LOOK;
-            assert!(spare.is_there(now, || true), "they may be gone soon");
+            assert!(spare.is_there(now, || true, stay), "they may be gone soon");
         }
         now += LOOK;
-        assert!(!spare.is_there(now, || true));
+        assert!(!spare.is_there(now, || true, stay));
         now
     }
 
     #[test]
     fn a_processor_is_left_to_others_for_longer_each_time_and_they_are_forgotten_slowly() {
         let (mut spare, mut now) = (Spare::default(), Instant::now());
-        assert!(spare.is_there(now, || false));
-        assert!(spare.is_there(now + LOOK / 2, || true), "it does not look that often");
+        assert!(spare.is_there(now, || false, stay));
+        assert!(spare.is_there(now + LOOK / 2, || true, stay), "it does not look that often");
         let mut left = LEFT[0];
         now = given_up(&mut spare, now);
         for _ in 0..10 {
-            assert!(!spare.is_there(now + left - Duration::from_micros(1), || false));
+            assert!(!spare.is_there(now + left - Duration::from_micros(1), || false, stay));
             left = (left * 2).min(LEFT[1]);
             now += LEFT[1];
-            assert!(!spare.is_there(now, || true), "who left it leaves it again at the first sight of others");
+            assert!(!spare.is_there(now, || true, stay), "who left it leaves it again at the first sight of others");
         }
         now += LEFT[1];
         for _ in 0..100 {
-            assert!(spare.is_there(now, || false));
+            assert!(spare.is_there(now, || false, stay));
             now += LOOK;
         }
         now = given_up(&mut spare, now);
-        assert!(spare.is_there(now + LEFT[0], || false));
+        assert!(spare.is_there(now + LEFT[0], || false, stay));
     }
 
     #[test]
@@ -103,5 +134,38 @@ mod tests {
             assert!(spare.is_there, "look {look}");
             now += LOOK;
         }
+    }
+
+    #[test]
+    fn who_shares_a_processor_with_those_who_ask_moves_over_and_polls_on() {
+        let (mut spare, now, mut moved) = (Spare::default(), Instant::now(), 0);
+        assert!(spare.is_there(now, || false, stay));
+        for look in 1..10 {
+            spare.look(now + look * LOOK, SHARED, false, || moved += 1);
+            assert!(spare.is_there);
+        }
+        assert_eq!(moved, 9);
+        // There is none to move to; or it was somebody else, for a moment.
+        for (lost, are_wanted) in [(SHARED, true), (SHARED - 1, false)] {
+            let mut spare = Spare { is_there: true, ..Spare::default() };
+            (0..LOOKS).for_each(|look| spare.look(now + look * LOOK, lost, are_wanted, || panic!("moved")));
+            assert!(!spare.is_there);
+        }
+        // Who does not poll is in nobody's way.
+        Spare::default().look(now, SHARED, false, || panic!("moved"));
+    }
+
+    #[test]
+    fn who_moves_over_may_run_where_it_could() {
+        let all = sched_getaffinity(None).expect("told");
+        move_over();
+        assert!(sched_getaffinity(None).expect("told") == all);
+        // The scheduler may take it back at once, so it is tried a few times.
+        let moved = (0..100).any(|_| {
+            let before = sched_getcpu();
+            move_over();
+            sched_getcpu() != before
+        });
+        assert!(moved || all.count() == 1, "it stays where it is");
     }
 }
