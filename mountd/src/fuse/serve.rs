@@ -106,6 +106,7 @@ pub fn serve<J: Journal>(
     adapter.vfs.journal().hold_news();
     let rest = || {
         buffers.trim();
+        adapter.vfs.rest();
         memory::give_back();
     };
     while crew.enter(rest) {

@@ -40,7 +40,7 @@ impl<J: Journal> Vfs<J> {
     /// Lists names from `offset` on.
     pub fn readdir(&self, node: u64, offset: u64, sink: &mut dyn Sink) -> VfsResult<()> {
         let crossable = self.backing.may_hold_foreign();
-        self.list(node, offset, &mut |dir, listed| {
+        self.list(node, offset, OFlags::empty(), &mut |dir, listed| {
             let looked_at = crossable && matches!(listed.node_type, None | Some(NodeType::Directory));
             if looked_at && !matches!(listed.name.as_bytes(), b"." | b"..") {
                 // If it cannot be looked at, it is listed as below.
@@ -55,7 +55,7 @@ impl<J: Journal> Vfs<J> {
 
     /// Lists names with what they mean. Each entry that was taken, but `.` and `..`, counts a lookup.
     pub fn readdir_plus(&self, caller: Caller, node: u64, offset: u64, sink: &mut dyn Sink) -> VfsResult<()> {
-        self.list(node, offset, &mut |dir, listed| {
+        self.list(node, offset, OFlags::empty(), &mut |dir, listed| {
             if matches!(listed.name.as_bytes(), b"." | b"..") {
                 return Ok(sink.take(listed, Some(&self.dot_entry(&listed))));
             }
@@ -88,14 +88,16 @@ impl<J: Journal> Vfs<J> {
         Entry { node: self.inodes.node_of(listed.ino), generation: 0, stat }
     }
 
-    fn list(
+    /// Each entry of a directory, from `offset` on, until `each` says that it is enough. `flags`: for its open.
+    pub(super) fn list(
         &self,
         node: u64,
         offset: u64,
+        flags: OFlags,
         each: &mut dyn FnMut(&Arc<Inode>, Listed<'_>) -> VfsResult<bool>,
     ) -> VfsResult<()> {
         let inode = self.inode(node)?;
-        let fd = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let fd = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY | flags)?;
         if offset != 0 {
             rustix::fs::seek(&fd, SeekFrom::Start(offset))?;
         }

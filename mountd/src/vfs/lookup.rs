@@ -36,7 +36,7 @@ impl<J: Journal> Vfs<J> {
         let changes = self.changes.load(Ordering::SeqCst);
         let stat = sys::stat_at(&dir_fd, name)?;
         if let Some(tell) = tell
-            && let Some(entry) = self.tell_at_once(caller, (changes, stat), (&dir_fd, name), tell)
+            && let Some(entry) = self.tell_at_once(caller, (changes, stat), (parent, &dir_fd, name), tell)
         {
             return Ok(entry);
         }
@@ -58,7 +58,7 @@ impl<J: Journal> Vfs<J> {
         &self,
         caller: Caller,
         (changes, stat): (u64, Stat),
-        (dir_fd, name): (&OwnedFd, &OsStr),
+        (dir, dir_fd, name): (u64, &OwnedFd, &OsStr),
         tell: &mut dyn FnMut(&Entry),
     ) -> Option<Entry> {
         let plain = self.backing.opens_by_handle() && self.backing.excludes().is_empty() && !self.has_path_rules();
@@ -84,6 +84,7 @@ impl<J: Journal> Vfs<J> {
                 tracing::warn!(%error, node = entry.node, "what a name means was told, and cannot be reached")
             }
         }
+        self.look_ahead(dir, dir_fd, name);
         Some(entry)
     }
 

@@ -13,6 +13,7 @@
 //! `dirs`; `settle` replicates the mtime of files under write.
 
 pub mod access;
+mod ahead;
 mod asked;
 pub mod cache_mode;
 pub mod caller;
@@ -51,7 +52,7 @@ use std::{
     },
 };
 
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 use tandem_proto::{AttrPatch, Change, InodeId, Name, Position, limits};
 
 use crate::{
@@ -106,6 +107,8 @@ pub struct Vfs<J> {
     /// See [`passthrough`].
     passthrough: Option<passthrough::Passthrough>,
     cache_mode: CacheMode,
+    /// See [`ahead`].
+    ahead: Mutex<ahead::Ahead>,
     /// So many files may be open: what is only read may wait for its descriptor, and there will be one.
     open_max: usize,
     daemon: Caller,
@@ -145,6 +148,7 @@ impl<J: Journal> Vfs<J> {
             fsync: fsync.into(),
             passthrough: None,
             cache_mode: CacheMode::default(),
+            ahead: Mutex::default(),
             open_max: open_max(),
         })
     }
