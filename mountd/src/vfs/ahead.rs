@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::fs::OFlags;
+use tandem_proto::stage::NodeType;
 
 use super::{Journal, Vfs, VfsError, VfsResult};
 use crate::backing::sys;
@@ -102,9 +103,11 @@ impl Ahead {
     /// Somebody asked for a name of a directory that the kernel did not know.
     fn asked(&mut self, dir: u64, name: &[u8]) -> Todo<'_> {
         let Some(at) = self.0.iter().position(|track| track.dir == dir) else {
-            self.0.truncate(DIRECTORIES - 1);
-            let track = Track { dir, last: name.to_vec(), run: 1, misses: 0, names: None, next: 0 };
-            self.0.insert(0, track);
+            let oldest = if self.0.len() < DIRECTORIES { None } else { self.0.pop() };
+            let mut last = oldest.map_or_else(Vec::new, |track| track.last);
+            last.clear();
+            last.extend_from_slice(name);
+            self.0.insert(0, Track { dir, last, run: 1, misses: 0, names: None, next: 0 });
             return Todo::Nothing;
         };
         self.0[..=at].rotate_right(1);
@@ -172,7 +175,8 @@ impl<J: Journal> Vfs<J> {
         }
     }
 
-    /// None if there are too many. The directory's own times are left as they are.
+    /// None if there are too many. Without directories, which may be where something else is mounted that does not answer. The directory's own times
+    /// are left as they are.
     fn names_of(&self, dir: u64, dir_fd: impl AsFd) -> VfsResult<Names> {
         let mut names = Names::default();
         let mut fits = sys::size(dir_fd)? <= SIZE_MAX;
@@ -180,8 +184,8 @@ impl<J: Journal> Vfs<J> {
             return Ok(names);
         }
         self.list(dir, 0, OFlags::NOATIME, &mut |_, listed| {
-            let name = listed.name.as_bytes();
-            fits = matches!(name, b"." | b"..") || names.take(name);
+            let is_dir = matches!(listed.node_type, None | Some(NodeType::Directory));
+            fits = is_dir || names.take(listed.name.as_bytes());
             Ok::<_, VfsError>(!fits)
         })?;
         Ok(if fits { names } else { Names::default() })
@@ -189,7 +193,9 @@ impl<J: Journal> Vfs<J> {
 
     /// Nobody asks for anything: what is kept to look ahead is let go of.
     pub fn rest(&self) {
-        *self.ahead.lock() = Ahead::default();
+        if let Some(mut ahead) = self.ahead.try_lock() {
+            *ahead = Ahead::default();
+        }
     }
 }
 

@@ -44,6 +44,46 @@ fn names_of_any_bytes_and_any_depth_arrive() {
 }
 
 #[test]
+fn names_that_are_asked_for_in_order_mean_what_they_mean_when_they_are_asked_for() {
+    let Some(lab) = Lab::new("in-order") else { return };
+    let storage = lab.storage();
+    let folder = lab.new_dir("folder");
+    let name = |at: usize| format!("{at:04}");
+    for at in 0..500 {
+        fs::write(folder.join(name(at)), content(at as u64, at)).expect("writable");
+    }
+    // The kernel knows none of them yet, so each is asked for; and the daemon may have looked at the next one before.
+    let mount = lab.mount(&storage, "vol", &folder);
+    let mut removed = 0;
+    for at in 0..500 {
+        let next = mount.path().join(name(at + 1));
+        let found = fs::symlink_metadata(mount.path().join(name(at)));
+        match (at % 50).checked_sub(40) {
+            Some(0) => fs::remove_file(&next).expect("there"),
+            Some(1) => {
+                assert_eq!(found.expect_err("removed").raw_os_error(), Some(libc::ENOENT));
+                removed += 1;
+                continue;
+            }
+            Some(2) => fs::rename(mount.path().join(name(at - 2)), &next).expect("there"),
+            Some(3) => {
+                assert_eq!(found.expect("renamed").len(), at as u64 - 3, "{at}");
+                continue;
+            }
+            Some(4) => File::options().append(true).open(&next).expect("there").write_all(b"more").expect("writable"),
+            Some(5) => {
+                assert_eq!(found.expect("there").len(), at as u64 + 4, "{at}");
+                continue;
+            }
+            _ => {}
+        }
+        assert_eq!(found.expect("there").len(), at as u64, "{at}");
+    }
+    assert_eq!(removed, 10);
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
 fn file_that_is_open_while_it_is_renamed_or_unlinked_stays_usable() {
     let Some(lab) = Lab::new("open-files") else { return };
     let storage = lab.storage();
