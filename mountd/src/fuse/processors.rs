@@ -1,9 +1,12 @@
 //! Whether a processor is to spare. Who polls for a request keeps one busy that does nothing: worth it while nobody else wants it, and a
 //! loss for everybody as soon as somebody does.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
-use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 pub use tandem_runtime::processors::{are_wanted, count};
 
 use super::preempted::Preempted;
@@ -15,7 +18,8 @@ const LOOK: Duration = Duration::from_millis(2);
 const LOOKS: u32 = 3;
 /// How long one is left to them once they do, at first and at most.
 const LEFT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
-/// Who loses its processor so often between two looks shares it with those who wait for its answers: each answer wakes one, who takes it.
+/// Who loses its processor at least so often between two looks, and with three of four answers, shares it with those who wait for its answers: each
+/// answer wakes one, who takes it. Others, who have work of their own, take it at other times.
 const SHARED: u64 = 16;
 
 /// Follows whether a processor is to spare, for one thread.
@@ -28,18 +32,31 @@ pub struct Spare {
     again: Option<Instant>,
     /// How long to leave it to others the next time.
     left: Duration,
+    /// So often in a row it moved over and shares its processor again.
+    moved: u32,
+    /// Answers since the last look.
+    answers: u64,
     preempted: Preempted,
 }
 
 impl Default for Spare {
     fn default() -> Spare {
-        Spare { is_there: false, wanted: 0, again: None, left: LEFT[0], preempted: Preempted::default() }
+        Spare {
+            is_there: false,
+            wanted: 0,
+            again: None,
+            left: LEFT[0],
+            moved: 0,
+            answers: 0,
+            preempted: Preempted::default(),
+        }
     }
 }
 
 impl Spare {
-    /// Whether one is to spare now. `are_wanted`: whether more threads want to run than there are processors. `move_over`: goes to another one.
+    /// Whether one is to spare now; to be asked after each answer. `are_wanted`: whether more threads want to run than there are processors. `move_over`: goes to another one.
     pub fn is_there(&mut self, now: Instant, are_wanted: impl FnOnce() -> bool, move_over: impl FnOnce()) -> bool {
+        self.answers += 1;
         if self.again.is_none_or(|again| now >= again) {
             let lost = self.preempted.since_last_time();
             self.look(now, lost, are_wanted(), move_over);
@@ -50,7 +67,11 @@ impl Spare {
     /// The thread lost its processor so often since the last look.
     fn look(&mut self, now: Instant, lost: u64, are_wanted: bool, move_over: impl FnOnce()) {
         // Nobody but those who ask wants one, so there is one that does nothing: not this one.
-        let shares = self.is_there && lost >= SHARED && !are_wanted;
+        let answers = mem::take(&mut self.answers);
+        let shared = lost >= SHARED && lost.saturating_mul(4) >= answers.saturating_mul(3);
+        let shared = shared && self.is_there && !are_wanted;
+        let shares = shared && self.moved < LOOKS;
+        self.moved = if shared { (self.moved + 1).min(LOOKS) } else { 0 };
         if shares {
             move_over();
         }
@@ -69,15 +90,22 @@ impl Spare {
     }
 }
 
-/// Takes this thread to another processor than the one it is on, if it may run on another. The scheduler puts who answers beside who asks, and
-/// leaves them there for a while also where the processor beside them is idle.
+/// Takes this thread to another processor than the one it is on. The scheduler puts who answers beside who asks, and leaves them there for a while
+/// also where the processor beside them is idle. Whoever may not run on all processors of the machine stays: what it is allowed is somebody
+/// else's to say, and can be taken back later only if nobody here set it.
 pub fn move_over() {
-    let Ok(all) = sched_getaffinity(None) else { return };
-    let mut others = all;
+    let Ok(mut others) = sched_getaffinity(None) else { return };
+    // SAFETY: it reads a number.
+    let all = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    if i64::from(others.count()) != all {
+        return;
+    }
     others.unset(sched_getcpu());
     if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
-        // It stays where it is now until the scheduler has a reason.
-        if let Err(error) = sched_setaffinity(None, &all) {
+        // It stays where it is now until the scheduler has a reason. Also those that are not there yet.
+        let mut every = CpuSet::new();
+        (0..CpuSet::MAX_CPU).for_each(|processor| every.set(processor));
+        if let Err(error) = sched_setaffinity(None, &every) {
             tracing::debug!(%error, "this thread may not run on all processors any more");
         }
     }
@@ -140,15 +168,27 @@ mod tests {
     fn who_shares_a_processor_with_those_who_ask_moves_over_and_polls_on() {
         let (mut spare, now, mut moved) = (Spare::default(), Instant::now(), 0);
         assert!(spare.is_there(now, || false, stay));
-        for look in 1..10 {
-            spare.look(now + look * LOOK, SHARED, false, || moved += 1);
+        for look in 1..30 {
+            // Now and then it has the processor for itself.
+            spare.look(now + look * LOOK, if look % 3 == 0 { 0 } else { SHARED }, false, || moved += 1);
             assert!(spare.is_there);
         }
-        assert_eq!(moved, 9);
-        // There is none to move to; or it was somebody else, for a moment.
-        for (lost, are_wanted) in [(SHARED, true), (SHARED - 1, false)] {
+        assert_eq!(moved, 20);
+        // Where that is in vain, it gives up.
+        let gives_up = (30..30 + 3 * LOOKS).any(|look| {
+            spare.look(now + look * LOOK, SHARED, false, || moved += 1);
+            !spare.is_there
+        });
+        assert!(gives_up && moved <= 20 + LOOKS, "{moved}");
+        // There is none to move to; or it was somebody else, for a moment, or again and again.
+        for (lost, are_wanted, answers) in
+            [(SHARED, true, SHARED), (SHARED - 1, false, SHARED), (3 * SHARED, false, 5 * SHARED)]
+        {
             let mut spare = Spare { is_there: true, ..Spare::default() };
-            (0..LOOKS).for_each(|look| spare.look(now + look * LOOK, lost, are_wanted, || panic!("moved")));
+            for look in 0..LOOKS {
+                spare.answers = answers;
+                spare.look(now + look * LOOK, lost, are_wanted, || panic!("moved"));
+            }
             assert!(!spare.is_there);
         }
         // Who does not poll is in nobody's way.
@@ -166,6 +206,8 @@ mod tests {
             move_over();
             sched_getcpu() != before
         });
-        assert!(moved || all.count() == 1, "it stays where it is");
+        // SAFETY: it reads a number.
+        let restricted = i64::from(all.count()) != unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        assert!(moved || restricted || all.count() == 1, "it stays where it is");
     }
 }

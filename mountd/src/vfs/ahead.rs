@@ -14,8 +14,10 @@ use tandem_proto::stage::NodeType;
 use super::{Journal, Vfs, VfsError, VfsResult};
 use crate::backing::sys;
 
-/// So many names in a row that sort after the one before are an order.
-const RUN: u32 = 4;
+/// So many names in a row that sort after the one before are an order; and so many at most, as each time that it was none doubles it.
+const RUN: [u32; 2] = [4, 64];
+/// So many looks that were right prove an order.
+const PROOF: u32 = 32;
 /// Names that are passed over, or answered by another thread meanwhile, keep the order, up to so many.
 const STEP: usize = 8;
 /// So many names in a row that are out of order end it.
@@ -28,8 +30,18 @@ const NAMES_BYTES: usize = 256 << 10;
 const SIZE_MAX: u64 = 8 * NAMES_BYTES as u64;
 
 /// What directories are looked through, and how far; one that has been asked about lately comes first.
-#[derive(Debug, Default)]
-pub(super) struct Ahead(Vec<Track>);
+#[derive(Debug)]
+pub(super) struct Ahead {
+    tracks: Vec<Track>,
+    /// So many names in a row are an order, see [`RUN`].
+    run: u32,
+}
+
+impl Default for Ahead {
+    fn default() -> Ahead {
+        Ahead { tracks: Vec::new(), run: RUN[0] }
+    }
+}
 
 /// A directory that is looked through.
 #[derive(Debug)]
@@ -41,6 +53,8 @@ struct Track {
     run: u32,
     /// So many names in a row that do not.
     misses: u32,
+    /// So many names came when they were expected.
+    hits: u32,
     /// All of them, once there is an order.
     names: Option<Names>,
     /// Which one is next.
@@ -102,21 +116,22 @@ fn slice(bytes: &[u8], (begin, end): (u32, u32)) -> &[u8] {
 impl Ahead {
     /// Somebody asked for a name of a directory that the kernel did not know.
     fn asked(&mut self, dir: u64, name: &[u8]) -> Todo<'_> {
-        let Some(at) = self.0.iter().position(|track| track.dir == dir) else {
-            let oldest = if self.0.len() < DIRECTORIES { None } else { self.0.pop() };
+        let Some(at) = self.tracks.iter().position(|track| track.dir == dir) else {
+            let oldest = if self.tracks.len() < DIRECTORIES { None } else { self.tracks.pop() };
             let mut last = oldest.map_or_else(Vec::new, |track| track.last);
             last.clear();
             last.extend_from_slice(name);
-            self.0.insert(0, Track { dir, last, run: 1, misses: 0, names: None, next: 0 });
+            self.tracks.insert(0, Track { dir, last, run: 1, misses: 0, hits: 0, names: None, next: 0 });
             return Todo::Nothing;
         };
-        self.0[..=at].rotate_right(1);
-        self.0[0].asked(name)
+        self.tracks[..=at].rotate_right(1);
+        let Ahead { tracks, run } = self;
+        tracks[0].asked(name, run)
     }
 
     /// What [`Todo::List`] asks for. None: they are not to be had, and not asked for again.
     fn listed(&mut self, dir: u64, mut names: Names) -> Todo<'_> {
-        let Some(track) = self.0.iter_mut().find(|track| track.dir == dir) else { return Todo::Nothing };
+        let Some(track) = self.tracks.iter_mut().find(|track| track.dir == dir) else { return Todo::Nothing };
         names.sort();
         track.next = names.find(&track.last).map_or(0, |at| at + 1);
         track.names = Some(names);
@@ -125,18 +140,22 @@ impl Ahead {
 }
 
 impl Track {
-    fn asked(&mut self, name: &[u8]) -> Todo<'_> {
+    /// `run`: so many names in a row are an order.
+    fn asked(&mut self, name: &[u8], run: &mut u32) -> Todo<'_> {
         let Some(names) = &self.names else {
             self.run = if name > &*self.last { self.run + 1 } else { 1 };
             self.last.clear();
             self.last.extend_from_slice(name);
-            return if self.run == RUN { Todo::List } else { Todo::Nothing };
+            return if self.run >= *run { Todo::List } else { Todo::Nothing };
         };
         let found = if names.get(self.next) == Some(name) { Some(self.next) } else { names.find(name) };
         if let Some(at) = found
             && at.abs_diff(self.next) <= STEP
         {
-            self.misses = 0;
+            (self.misses, self.hits) = (0, self.hits + 1);
+            if self.hits == PROOF {
+                *run = RUN[0];
+            }
             self.next = self.next.max(at + 1);
             return self.look();
         }
@@ -144,7 +163,10 @@ impl Track {
         self.next = found.map_or(self.next, |at| at + 1);
         if self.misses >= MISSES && !names.is_empty() {
             // Another order, or other names by now: from the beginning.
-            (self.names, self.run, self.misses) = (None, 0, 0);
+            if self.hits < PROOF {
+                *run = (*run * 2).min(RUN[1]);
+            }
+            (self.names, self.run, self.misses, self.hits) = (None, 0, 0, 0);
         }
         Todo::Nothing
     }
@@ -201,7 +223,7 @@ impl<J: Journal> Vfs<J> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ahead, DIRECTORIES, MISSES, NAMES_BYTES, Names, RUN, STEP, Todo};
+    use super::{Ahead, DIRECTORIES, MISSES, NAMES_BYTES, Names, PROOF, RUN, STEP, Todo};
 
     fn name(at: usize) -> Vec<u8> {
         format!("file-{at:05}").into_bytes()
@@ -217,18 +239,18 @@ mod tests {
     /// One that follows a directory of so many names, of which the first few were asked for.
     fn following(count: usize) -> Ahead {
         let mut ahead = Ahead::default();
-        for at in 0..RUN as usize - 1 {
+        for at in 0..RUN[0] as usize - 1 {
             assert_eq!(ahead.asked(1, &name(at)), Todo::Nothing);
         }
-        assert_eq!(ahead.asked(1, &name(RUN as usize - 1)), Todo::List);
-        assert_eq!(ahead.listed(1, names(count)), Todo::Look(&name(RUN as usize)));
+        assert_eq!(ahead.asked(1, &name(RUN[0] as usize - 1)), Todo::List);
+        assert_eq!(ahead.listed(1, names(count)), Todo::Look(&name(RUN[0] as usize)));
         ahead
     }
 
     #[test]
     fn each_name_in_order_is_followed_by_a_look_at_the_next_one() {
         let mut ahead = following(1000);
-        for at in RUN as usize..999 {
+        for at in RUN[0] as usize..999 {
             assert_eq!(ahead.asked(1, &name(at)), Todo::Look(&name(at + 1)));
         }
         assert_eq!(ahead.asked(1, &name(999)), Todo::Nothing, "it was the last one");
@@ -255,9 +277,30 @@ mod tests {
         for at in 0..MISSES as usize {
             assert_eq!(ahead.asked(1, &name(900 - at * 100)), Todo::Nothing);
         }
-        assert!(ahead.0[0].names.is_none(), "the names are let go of");
-        (0..RUN as usize - 1).for_each(|at| assert_eq!(ahead.asked(1, &name(at)), Todo::Nothing));
+        assert!(ahead.tracks[0].names.is_none(), "the names are let go of");
+        // The next time it takes more to be an order.
+        (0..2 * RUN[0] as usize - 1).for_each(|at| assert_eq!(ahead.asked(1, &name(at)), Todo::Nothing));
         assert_eq!(ahead.asked(1, &name(900)), Todo::List);
+    }
+
+    #[test]
+    fn what_is_asked_for_at_random_is_hardly_ever_listed() {
+        let (mut ahead, mut at, mut listed) = (Ahead::default(), 1, 0);
+        for _ in 0..100_000 {
+            // All numbers below 4999, which is prime, as the powers of 3.
+            at = at * 3 % 4999;
+            if ahead.asked(1, &name(at)) == Todo::List {
+                listed += 1;
+                ahead.listed(1, names(5000));
+            }
+        }
+        assert!(listed <= 3, "{listed}");
+        // Who asks in order after that is followed again, and the next one at once.
+        assert!((0..=RUN[1] as usize).any(|at| ahead.asked(2, &name(at)) == Todo::List));
+        ahead.listed(2, names(5000));
+        let from = ahead.tracks[0].next;
+        (from..from + PROOF as usize).for_each(|at| assert_eq!(ahead.asked(2, &name(at)), Todo::Look(&name(at + 1))));
+        assert_eq!(ahead.run, RUN[0]);
     }
 
     #[test]
@@ -270,19 +313,19 @@ mod tests {
         for dir in 10..10 + DIRECTORIES as u64 {
             ahead.asked(dir, b"a");
         }
-        assert_eq!(ahead.0.len(), DIRECTORIES);
-        assert!(ahead.0.iter().all(|track| track.names.is_none()), "the least lately used one went");
+        assert_eq!(ahead.tracks.len(), DIRECTORIES);
+        assert!(ahead.tracks.iter().all(|track| track.names.is_none()), "the least lately used one went");
         assert_eq!(ahead.listed(1, names(10)), Todo::Nothing, "nobody follows it any more");
         let mut large = Names::default();
         while large.take(&[b'x'; 255]) {}
         assert!(large.bytes.len() <= NAMES_BYTES);
         // What is too large comes empty.
         let mut ahead = Ahead::default();
-        for at in 0..RUN as usize {
+        for at in 0..RUN[0] as usize {
             ahead.asked(1, &name(at));
         }
         assert_eq!(ahead.listed(1, Names::default()), Todo::Nothing);
-        for at in RUN as usize..100 {
+        for at in RUN[0] as usize..100 {
             assert_eq!(ahead.asked(1, &name(at)), Todo::Nothing, "nor is it listed again");
         }
     }

@@ -14,7 +14,10 @@
 use std::{
     io, mem,
     os::fd::{AsFd as _, BorrowedFd},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -99,10 +102,10 @@ impl Opens {
 
 /// So many files keep their numbers for a while, at most: the kernel has each of them open.
 const RESTING_MAX: usize = 1024;
-/// So long an open waits for those that it does not fit to: their releases may be on their way.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// So long an open waits for those that it does not fit to: their releases came before it, and are in another thread's hands.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// Time between two looks meanwhile.
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK: Duration = Duration::from_micros(200);
 /// What was changed more lately is read through the mount: its author may not be done, and who just made it must get it open.
 const REST: Duration = Duration::from_millis(100);
 
@@ -113,6 +116,10 @@ pub(super) struct Passthrough {
     kernel: OnceLock<Box<dyn BackingFiles>>,
     /// Files that keep their numbers for a while, as the next open may come soon, and to get one takes as long as to open.
     resting: Mutex<Vec<Arc<Inode>>>,
+    /// Who waits for others to close a file; one at a time, so that all but one thread answer meanwhile.
+    waits: Mutex<()>,
+    /// The kernel reads no backing file of this file system.
+    unavailable: AtomicBool,
 }
 
 impl Passthrough {
@@ -133,21 +140,40 @@ impl Passthrough {
         if resting.len() < RESTING_MAX {
             opens.resting = true;
             resting.push(inode.clone());
-        } else if let Some(kernel) = self.kernel.get() {
+        } else {
             drop(resting);
+            self.remove(opens);
+        }
+    }
+
+    /// Takes its number back, if it has one; nobody is around.
+    fn remove(&self, opens: &mut Opens) {
+        if let Some(kernel) = self.kernel.get()
+            && opens.backing != 0
+        {
             kernel.remove(mem::take(&mut opens.backing));
+        }
+    }
+
+    /// The kernel does not take a backing file.
+    fn note_refusal(&self, inode: &Inode, error: &io::Error) {
+        let for_all = matches!(error.raw_os_error(), Some(libc::EPERM | libc::ELOOP | libc::EOPNOTSUPP));
+        if for_all && !self.unavailable.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "the kernel reads no file of this folder's file system by itself (it is an overlay, or this root is not the machine's): \
+                passthrough= has no effect");
+        } else {
+            tracing::debug!(inode = %inode.id, %error, "the kernel cannot read this file itself; it is read through the mount");
         }
     }
 
     /// Takes the numbers back that nobody needed since they rest.
     fn remove_resting(&self) {
-        let Some(kernel) = self.kernel.get() else { return };
         let resting = mem::take(&mut *self.resting.lock());
         for inode in resting {
             let mut opens = inode.opens.lock();
             opens.resting = false;
-            if opens.around == 0 && opens.backing != 0 {
-                kernel.remove(mem::take(&mut opens.backing));
+            if opens.around == 0 {
+                self.remove(&mut opens);
             }
         }
     }
@@ -178,16 +204,18 @@ impl<J: Journal> Vfs<J> {
     /// daemon. Not to be called under the inode's lock.
     pub(super) fn enter(&self, inode: &Arc<Inode>, flags: i32) -> VfsResult<(Access, u32)> {
         let Some(passthrough) = &self.passthrough else { return Ok((Access::of(flags, self.cache_mode), 0)) };
+        if let Some(entered) = self.enter_now(passthrough, inode, flags) {
+            return Ok(entered);
+        }
         let begun = Instant::now();
-        loop {
+        let waits = passthrough.waits.try_lock();
+        while waits.is_some() && begun.elapsed() < PATIENCE {
+            thread::sleep(LOOK);
             if let Some(entered) = self.enter_now(passthrough, inode, flags) {
                 return Ok(entered);
             }
-            if begun.elapsed() > PATIENCE {
-                return Err(rustix::io::Errno::TXTBSY.into());
-            }
-            thread::sleep(LOOK);
         }
+        Err(rustix::io::Errno::TXTBSY.into())
     }
 
     fn enter_now(&self, passthrough: &Passthrough, inode: &Arc<Inode>, flags: i32) -> Option<(Access, u32)> {
@@ -203,6 +231,10 @@ impl<J: Journal> Vfs<J> {
         opens.backing = backing;
         let access = access?;
         *opens.count(access) += 1;
+        if !access.is_around() && flags & libc::O_ACCMODE != libc::O_RDONLY {
+            // The next reader finds out whether it is at rest.
+            passthrough.remove(&mut opens);
+        }
         Some((access, if access.is_around() { backing } else { 0 }))
     }
 
@@ -212,22 +244,21 @@ impl<J: Journal> Vfs<J> {
         let mut opens = inode.opens.lock();
         let count = opens.count(access);
         *count = count.saturating_sub(1);
+        if access == Access::Beside && opens.around == 0 {
+            passthrough.remove(&mut opens);
+        }
         passthrough.rest(inode, &mut opens);
     }
 
     /// Tells the kernel of a file at rest that it may read itself.
     fn add_backing_file(&self, passthrough: &Passthrough, inode: &Inode) -> Option<u32> {
-        let kernel = passthrough.kernel.get()?;
+        let kernel = passthrough.kernel.get().filter(|_| !passthrough.unavailable.load(Ordering::Relaxed))?;
         let file = self.open_inode(inode, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC).ok()?;
         if !is_at_rest(sys::stat(&file).ok()?.ctime, SystemTime::now()) {
             return None;
         }
         let added = kernel.add(file.as_fd());
-        added
-            .inspect_err(|error| {
-                tracing::debug!(inode = %inode.id, %error, "the kernel cannot read this file itself; it is read through the mount");
-            })
-            .ok()
+        added.inspect_err(|error| passthrough.note_refusal(inode, error)).ok()
     }
 
     /// Takes back what the kernel needs no more to read files itself. To be called several times a second.
