@@ -13,6 +13,7 @@ use rustix::{
     io::Errno as Refused,
     mount::{MountFlags, UnmountFlags},
 };
+use tandem_mountd::mount::read_ahead;
 use tandem_runtime::processors;
 
 use super::{
@@ -29,6 +30,10 @@ const BATCHES: usize = 15;
 /// Behind FUSE, mounted for a while on an empty directory. Seconds of a request and its answer.
 pub fn measure(dir: &Path, plan: &Plan, archive: &Path, record: Record<'_>) -> io::Result<f64> {
     let session = memory::mount(dir)?;
+    // As the mounts have it.
+    if let Err(error) = read_ahead::set(dir, read_ahead::DEFAULT_BYTES) {
+        eprintln!("the file system in memory is read 128 KiB ahead only: {error}");
+    }
     let _awake = keep_awake();
     let measured = ask(dir).and_then(|seconds| {
         work(dir, plan, archive, true, record)?;
@@ -66,6 +71,7 @@ fn work(dir: &Path, plan: &Plan, archive: &Path, pages: bool, record: Record<'_>
         if pages {
             let large = dir.join("large");
             File::create(&large)?.set_len(plan.scale.large_bytes)?;
+            work::cold_read(&place, &large, record)?;
             work::warm_reads(&large, &plan.scale, record)?;
         }
         work::small_writes(&place, &plan.scale, record)?;

@@ -96,7 +96,7 @@ fn read_all(path: &Path, buffer: &mut [u8]) -> io::Result<()> {
 
 /// Reads and writes of one large file.
 pub fn data(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result<()> {
-    let (block, mut buffer) = (content(1, LARGE), vec![0; LARGE]);
+    let block = content(1, LARGE);
     let path = place.dir.join("large");
     (place.quiet)()?;
     let file = File::create(&path)?;
@@ -114,13 +114,20 @@ pub fn data(place: &Place<'_>, scale: &Scale, record: Record<'_>) -> io::Result<
     // Beside who writes a file others read it through the mount, whatever the options say.
     drop(file);
     (place.quiet)()?;
-    drop_caches(3)?;
-    record(name::READ_COLD, place.timed(|| read_all(&path, &mut buffer))?);
+    cold_read(place, &path, record)?;
     warm_reads(&path, scale, record)?;
     OpenOptions::new().write(true).open(&path)?.set_len(0)?;
     let synced = small_writes(place, scale, record)?;
     fsyncs(place, scale, &synced, record)?;
     synced.set_len(0)
+}
+
+/// A read of a large file of which the kernel has nothing.
+pub fn cold_read(place: &Place<'_>, path: &Path, record: Record<'_>) -> io::Result<()> {
+    let mut buffer = vec![0; LARGE];
+    drop_caches(3)?;
+    record(name::READ_COLD, place.timed(|| read_all(path, &mut buffer))?);
+    Ok(())
 }
 
 /// Reads of what the kernel has of a large file, which asks nobody for it.
