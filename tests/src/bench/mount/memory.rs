@@ -17,6 +17,7 @@ use fuser::{
 };
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
+use tandem_runtime::processors;
 
 /// Nothing changes behind the kernel's back, and it is told so for as long.
 const LASTING: Duration = Duration::from_secs(3600);
@@ -57,15 +58,17 @@ struct Memory {
     tree: Mutex<Tree>,
 }
 
-/// Mounts one that is empty, served by one thread that never sleeps.
+/// Mounts one that is empty, served by one thread that never sleeps; where there is one processor only, it leaves that to who asks.
 pub fn mount(dir: &Path) -> io::Result<BackgroundSession> {
     let mut config = Config::default();
     // As the mounts have it: the kernel looks at permissions.
     config.mount_options = vec![MountOption::DefaultPermissions];
     config.acl = SessionACL::All;
     let session = Session::new(Memory::new(), dir, &config)?;
-    // fuser asks again and again for what is not there yet.
-    rustix::fs::fcntl_setfl(&session, OFlags::NONBLOCK)?;
+    if processors::count() > 1 {
+        // fuser asks again and again for what is not there yet.
+        rustix::fs::fcntl_setfl(&session, OFlags::NONBLOCK)?;
+    }
     session.spawn()
 }
 
