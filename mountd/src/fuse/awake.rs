@@ -13,8 +13,10 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::processors;
+
 /// The kernel knows this wish for all processors only. Where there are more, most of them would be kept awake for nothing.
-const PROCESSORS_MAX: libc::c_long = 8;
+const PROCESSORS_MAX: i64 = 8;
 /// Microseconds that waking may take: none.
 pub(super) const AT_ONCE: i32 = 0;
 /// The same when nobody waits: `PM_QOS_CPU_LATENCY_DEFAULT_VALUE`.
@@ -32,9 +34,7 @@ pub struct Awake {
 impl Awake {
     /// Where that may be asked for, which usually root may, on a machine of few processors.
     pub fn new() -> Awake {
-        // SAFETY: it asks for a number.
-        let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-        if !(2..=PROCESSORS_MAX).contains(&processors) {
+        if !(2..=PROCESSORS_MAX).contains(&processors::online()) {
             return Awake::default();
         }
         match OpenOptions::new().write(true).open("/dev/cpu_dma_latency") {

@@ -11,7 +11,7 @@ use super::{
     awake::Awake,
     buffers::Buffers,
     crew::Crew,
-    device::{Device, Passing, Reply},
+    device::{Device, Reply},
     dying,
     gate::Gate,
     inside::{Inside, Tell},
@@ -87,7 +87,7 @@ impl<J: Journal> Connection<J> {
         let device = Arc::new(Device::new(fuse));
         let needs = needs(vfs.cache_mode(), vfs.passes_reads());
         shake_hands(&device, needs)?;
-        vfs.pass_through(Box::new(Passing(device.clone())));
+        vfs.pass_through(Box::new(device.clone()));
         let invalidating = device.clone();
         vfs.when_attributes_change(Box::new(move |node| {
             if let Err(error) = invalidating.forget_attributes(node) {

@@ -99,22 +99,19 @@ impl Device {
     }
 }
 
-/// The connection, as [`BackingFiles`].
-pub struct Passing(pub Arc<Device>);
-
-impl BackingFiles for Passing {
+impl BackingFiles for Arc<Device> {
     fn add(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
         // `struct fuse_backing_map`: descriptor, flags, padding.
         let mut map = [file.as_raw_fd(), 0, 0, 0];
         // SAFETY: the ioctl reads 16 bytes from the pointer.
-        let number = unsafe { libc::ioctl(self.0.fd.as_raw_fd(), DEV_IOC_BACKING_OPEN, map.as_mut_ptr()) };
+        let number = unsafe { libc::ioctl(self.fd.as_raw_fd(), DEV_IOC_BACKING_OPEN, map.as_mut_ptr()) };
         u32::try_from(number).map_err(|_| io::Error::last_os_error())
     }
 
     fn remove(&self, number: u32) {
         let mut number = number;
         // SAFETY: the ioctl reads one u32 from the pointer.
-        if unsafe { libc::ioctl(self.0.fd.as_raw_fd(), DEV_IOC_BACKING_CLOSE, &raw mut number) } < 0 {
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), DEV_IOC_BACKING_CLOSE, &raw mut number) } < 0 {
             tracing::debug!(error = %io::Error::last_os_error(), "the kernel keeps a backing file");
         }
     }

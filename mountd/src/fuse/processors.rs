@@ -68,15 +68,15 @@ impl Spare {
     fn look(&mut self, now: Instant, lost: u64, are_wanted: bool, move_over: impl FnOnce()) {
         // Nobody but those who ask wants one, so there is one that does nothing: not this one.
         let answers = mem::take(&mut self.answers);
-        let shared = lost >= SHARED && lost.saturating_mul(4) >= answers.saturating_mul(3);
-        let shared = shared && self.is_there && !are_wanted;
-        let shares = shared && self.moved < LOOKS;
-        self.moved = if shared { (self.moved + 1).min(LOOKS) } else { 0 };
-        if shares {
+        let by_answers = lost >= SHARED && lost.saturating_mul(4) >= answers.saturating_mul(3);
+        let shares = by_answers && self.is_there && !are_wanted;
+        let moves = shares && self.moved < LOOKS;
+        self.moved = if shares { (self.moved + 1).min(LOOKS) } else { 0 };
+        if moves {
             move_over();
         }
         // Who lost its processor while it polled was in somebody's way.
-        self.looked(now, are_wanted || self.is_there && lost > 0 && !shares);
+        self.looked(now, are_wanted || self.is_there && lost > 0 && !moves);
     }
 
     fn looked(&mut self, now: Instant, wanted: bool) {
@@ -90,14 +90,18 @@ impl Spare {
     }
 }
 
+/// Processors of the machine, whoever may use them.
+pub fn online() -> i64 {
+    // SAFETY: it asks for a number.
+    unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }
+}
+
 /// Takes this thread to another processor than the one it is on. The scheduler puts who answers beside who asks, and leaves them there for a while
 /// also where the processor beside them is idle. Whoever may not run on all processors of the machine stays: what it is allowed is somebody
 /// else's to say, and can be taken back later only if nobody here set it.
 pub fn move_over() {
     let Ok(mut others) = sched_getaffinity(None) else { return };
-    // SAFETY: it reads a number.
-    let all = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    if i64::from(others.count()) != all {
+    if i64::from(others.count()) != online() {
         return;
     }
     others.unset(sched_getcpu());
@@ -117,7 +121,7 @@ mod tests {
 
     use rustix::thread::{sched_getaffinity, sched_getcpu};
 
-    use super::{LEFT, LOOK, LOOKS, SHARED, Spare, move_over};
+    use super::{LEFT, LOOK, LOOKS, SHARED, Spare, move_over, online};
 
     fn stay() {}
 
@@ -206,8 +210,7 @@ mod tests {
             move_over();
             sched_getcpu() != before
         });
-        // SAFETY: it reads a number.
-        let restricted = i64::from(all.count()) != unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        let restricted = i64::from(all.count()) != online();
         assert!(moved || restricted || all.count() == 1, "it stays where it is");
     }
 }

@@ -58,11 +58,7 @@ impl<J: Journal> Vfs<J> {
             rustix::fs::openat(dir, name, open_flags, Mode::from_raw_mode(mode & 0o7777)).map(Some)
         });
         match result {
-            Ok((entry, fd, inode)) => {
-                // Who is not answered has looked nothing up.
-                let opened = self.opened(fd, inode, flags).inspect_err(|_| self.forget(entry.node, 1))?;
-                Ok((entry, opened))
-            }
+            Ok((entry, fd, inode)) => self.opened(entry, fd, inode, flags),
             Err(VfsError::Backing(error))
                 if error.raw_os_error() == Some(libc::EEXIST) && flags & libc::O_EXCL == 0 =>
             {

@@ -23,7 +23,7 @@ use smallvec::{SmallVec, smallvec};
 use tandem_proto::{Change, Changes, InodeId, limits, stage::NodeType};
 
 use super::{
-    Access, CacheMode, Caller, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
+    Access, CacheMode, Caller, Entry, FsyncMode, Journal, Reserved as _, Vfs, VfsError, VfsResult, attr_change,
     handles::{Handle, OpenFile, Unopened},
     inodes::{Inode, InodeState, Privileges},
     mtime_change, reached,
@@ -138,9 +138,16 @@ impl<J: Journal> Vfs<J> {
         if self.handles.len() < self.open_max { Ok(()) } else { Err(rustix::io::Errno::MFILE.into()) }
     }
 
-    /// Keeps what was made for a handle.
-    pub(super) fn opened(&self, fd: impl Into<Arc<OwnedFd>>, inode: Arc<Inode>, flags: i32) -> VfsResult<Opened> {
-        self.opened_as(fd.into(), inode, flags, true, false)
+    /// Keeps what was made for a handle. The entry is as if it was never looked up if that fails.
+    pub(super) fn opened(
+        &self,
+        entry: Entry,
+        fd: impl Into<Arc<OwnedFd>>,
+        inode: Arc<Inode>,
+        flags: i32,
+    ) -> VfsResult<(Entry, Opened)> {
+        let opened = self.opened_as(fd.into(), inode, flags, true, false);
+        opened.inspect_err(|_| self.forget(entry.node, 1)).map(|opened| (entry, opened))
     }
 
     fn opened_as(

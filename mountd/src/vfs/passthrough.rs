@@ -51,7 +51,7 @@ pub type ReadRules = PathRules<Reads>;
 impl ReadRules {
     /// Whether any file may be read past the daemon.
     pub fn pass_any(&self) -> bool {
-        self.mount() == Reads::Passthrough || self.below().any(|(_, reads)| reads == Reads::Passthrough)
+        !self.passing().is_empty()
     }
 
     /// The paths, as they are written.

@@ -45,8 +45,7 @@ impl<J: Journal> Vfs<J> {
         let fd = Arc::new(fd);
         inode.pin(Some(fd.clone()));
         let entry = self.entry(&inode, stat);
-        let opened = self.opened(fd, inode, flags).inspect_err(|_| self.forget(entry.node, 1))?;
-        Ok((entry, opened))
+        self.opened(entry, fd, inode, flags)
     }
 
     /// Gives a file without names its first one. The locks of both are held, and `state` is the file's.

@@ -4,14 +4,14 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
 use tandem_tests::{
     compare,
-    harness::{Lab, Mount, MountSpec, eventually},
+    harness::{Lab, Mount, MountSpec, Storage, eventually},
     rng::content,
 };
 
@@ -35,6 +35,16 @@ fn forget_pages(path: &Path) {
 
 fn open_both(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).expect("there")
+}
+
+/// A mount that is read past the daemon everywhere, and a file of it that is at rest, with `content(seed, MAP_LEN)`.
+fn mount_with_file(lab: &Lab, storage: &Storage, seed: u64) -> (Mount, PathBuf) {
+    let mount = lab.mount_with(&MountSpec::new(storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
+    mount.settle();
+    let path = mount.path().join("file");
+    fs::write(&path, content(seed, MAP_LEN)).expect("writable");
+    thread::sleep(AT_REST);
+    (mount, path)
 }
 
 #[test]
@@ -77,11 +87,7 @@ fn what_is_below_the_path_is_read_without_the_daemon_and_the_rest_through_it() {
 fn who_reads_past_the_daemon_sees_what_others_write_and_they_what_he_does() {
     let Some(lab) = Lab::new("beside") else { return };
     let storage = lab.storage();
-    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
-    mount.settle();
-    let path = mount.path().join("file");
-    fs::write(&path, content(2, MAP_LEN)).expect("writable");
-    thread::sleep(AT_REST);
+    let (mount, path) = mount_with_file(&lab, &storage, 2);
     let reader = File::open(&path).expect("there");
     let seen = |at: u64| {
         let mut byte = [0];
@@ -116,11 +122,7 @@ fn who_reads_past_the_daemon_sees_what_others_write_and_they_what_he_does() {
 fn who_may_map_it_for_writing_is_refused_while_a_file_is_read_past_the_daemon_and_loses_no_store_after() {
     let Some(lab) = Lab::new("busy") else { return };
     let storage = lab.storage();
-    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
-    mount.settle();
-    let path = mount.path().join("file");
-    fs::write(&path, content(3, MAP_LEN)).expect("writable");
-    thread::sleep(AT_REST);
+    let (mount, path) = mount_with_file(&lab, &storage, 3);
     let reader = File::open(&path).expect("there");
     let refused = OpenOptions::new().read(true).write(true).truncate(true).open(&path).expect_err("it is read");
     assert_eq!(refused.raw_os_error(), Some(libc::ETXTBSY));
@@ -152,11 +154,7 @@ fn what_is_written_beside_a_reader_while_the_daemon_is_killed_is_told_or_refused
     let Some(lab) = Lab::new("beside-kill") else { return };
     lab.allow_lost_peers();
     let storage = lab.storage();
-    let mount = lab.mount_with(&MountSpec::new(&storage, "vol", &lab.new_dir("folder")).options("passthrough=/"));
-    mount.settle();
-    let path = mount.path().join("file");
-    fs::write(&path, content(4, MAP_LEN)).expect("writable");
-    thread::sleep(AT_REST);
+    let (mount, path) = mount_with_file(&lab, &storage, 4);
     let reader = File::open(&path).expect("there");
     let writer = OpenOptions::new().write(true).open(&path).expect("there");
     writer.write_all_at(b"told", 10).expect("writable");
