@@ -201,6 +201,7 @@ impl<J: Journal> MountOps for Mounted<J> {
             unreadable: self.vfs.backing().unreadable(UNREADABLE_SHOWN),
             known_inodes: self.vfs.inodes_known(),
             open_files: self.vfs.open_files(),
+            files_read_ahead: self.vfs.files_read_ahead(),
             ops: self.meters.figures(),
             bytes: self.meters.bytes(),
             busy: self.busy(),

@@ -69,6 +69,8 @@ pub struct MountFacts {
     pub known_inodes: usize,
     /// Open files.
     pub open_files: usize,
+    /// Files that are read ahead of who reads them in order.
+    pub files_read_ahead: usize,
     /// Calls by kind.
     pub ops: Vec<pb::OpFigures>,
     /// Bytes read and written.

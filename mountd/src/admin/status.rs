@@ -140,6 +140,7 @@ impl Shared {
             excludes: mount.excludes,
             known_inodes: mount.known_inodes as u64,
             open_files: mount.open_files as u64,
+            files_read_ahead: mount.files_read_ahead as u64,
             unreadable_count: mount.unreadable.0 as u64,
             unreadable: mount.unreadable.1,
         }

@@ -27,6 +27,7 @@ use super::{
     handles::{Handle, OpenFile, Unopened},
     inodes::{Inode, InodeState, Privileges},
     mtime_change, reached,
+    readahead::Stream,
 };
 use crate::{
     backing::sys::{self, Stat},
@@ -165,7 +166,8 @@ impl<J: Journal> Vfs<J> {
             inode.note_readable();
         }
         let owed = AtomicI32::new(0);
-        let file = OpenFile { fd, inode, writable, readable, access, appends, owed };
+        let stream = Stream::default();
+        let file = OpenFile { fd, inode, writable, readable, access, appends, owed, stream };
         Ok(Opened { handle: self.handles.insert(file), access, backing })
     }
 
@@ -184,7 +186,8 @@ impl<J: Journal> Vfs<J> {
             failures if failures == unopened.failures => 0,
             failures => (failures as u32).cast_signed(),
         });
-        let file = OpenFile { fd, inode, writable: false, readable: true, access, appends: false, owed };
+        let stream = Stream::default();
+        let file = OpenFile { fd, inode, writable: false, readable: true, access, appends: false, owed, stream };
         self.handles.opened(handle, &unopened, file).ok_or(VfsError::BadHandle(handle))
     }
 
@@ -216,6 +219,7 @@ impl<J: Journal> Vfs<J> {
     /// Reads into `buffer`; how much. Less only at the end of the file.
     pub fn read(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> VfsResult<usize> {
         let file = self.file(handle)?;
+        self.readahead.is_read(&file.fd, &file.stream, offset, buffer.len());
         let mut done = 0;
         while done < buffer.len() {
             match rustix::io::pread(&file.fd, &mut buffer[done..], offset + done as u64) {
@@ -232,6 +236,7 @@ impl<J: Journal> Vfs<J> {
     /// [`Vfs::read`] into a pipe that has room for it, without a copy. If that fails, there may be a part of it in the pipe.
     pub fn splice(&self, handle: u64, offset: u64, len: usize, pipe: impl AsFd) -> VfsResult<usize> {
         let file = self.file(handle)?;
+        self.readahead.is_read(&file.fd, &file.stream, offset, len);
         let (mut done, mut from) = (0, offset);
         while done < len {
             match rustix::pipe::splice(&file.fd, Some(&mut from), pipe.as_fd(), None, len - done, SpliceFlags::NONBLOCK)

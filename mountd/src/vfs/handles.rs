@@ -11,7 +11,7 @@ use std::{
 use parking_lot::RwLock;
 use rustix::fs::{Mode, OFlags};
 
-use super::{access::Access, inodes::Inode};
+use super::{access::Access, inodes::Inode, readahead::Stream};
 use crate::backing::sys;
 
 /// An open file.
@@ -31,6 +31,8 @@ pub struct OpenFile {
     /// What an fsync through it has to say besides, once: an error of one through another descriptor, told between the `open(2)` of this one
     /// and the first use of it, when it got its own. Every descriptor that was open is told of it.
     pub owed: AtomicI32,
+    /// How it is read through this handle.
+    pub stream: Stream,
 }
 
 impl OpenFile {

@@ -29,6 +29,7 @@ mod handles;
 mod lookup;
 mod passthrough;
 mod promise;
+mod readahead;
 mod remove;
 mod rename;
 mod rules;
@@ -109,6 +110,8 @@ pub struct Vfs<J> {
     cache_mode: CacheMode,
     /// See [`ahead`].
     ahead: Mutex<ahead::Ahead>,
+    /// See [`readahead`].
+    readahead: readahead::Readahead,
     /// So many files may be open: what is only read may wait for its descriptor, and there will be one.
     open_max: usize,
     daemon: Caller,
@@ -149,6 +152,7 @@ impl<J: Journal> Vfs<J> {
             passthrough: None,
             cache_mode: CacheMode::default(),
             ahead: Mutex::default(),
+            readahead: readahead::Readahead::new(),
             open_max: open_max(),
         })
     }
@@ -276,6 +280,11 @@ impl<J: Journal> Vfs<J> {
     /// How many files are open.
     pub fn open_files(&self) -> usize {
         self.handles.len()
+    }
+
+    /// How many files are read ahead of who reads them.
+    pub fn files_read_ahead(&self) -> usize {
+        self.readahead.files()
     }
 
     fn inode(&self, node: u64) -> VfsResult<Arc<Inode>> {

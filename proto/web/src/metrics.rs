@@ -59,6 +59,12 @@ pub const FAMILIES: &[Family] = &[
     family("tandem_writes_held", "gauge", "", "Writes that are held back because the link is slower."),
     family("tandem_fuse_inodes", "gauge", "", "Inodes that the kernel remembers, and the mount with it."),
     family("tandem_fuse_open_files", "gauge", "", "Open files."),
+    family(
+        "tandem_fuse_files_read_ahead",
+        "gauge",
+        "",
+        "Files that are read from the disk ahead of who reads them in order.",
+    ),
     family("tandem_fuse_read_bytes_total", "counter", "", "Bytes that programs read through the daemon."),
     family("tandem_fuse_written_bytes_total", "counter", "", "Bytes that programs wrote."),
     family(
@@ -187,6 +193,7 @@ fn mount(text: &mut Text, of: &pb::MountStatus) {
         ("tandem_writes_held", of.held_writes),
         ("tandem_fuse_inodes", of.known_inodes),
         ("tandem_fuse_open_files", of.open_files),
+        ("tandem_fuse_files_read_ahead", of.files_read_ahead),
         ("tandem_fuse_read_bytes_total", of.read_bytes),
         ("tandem_fuse_written_bytes_total", of.written_bytes),
     ] {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::IoSliceMut,
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt as _, MetadataExt as _},
@@ -18,7 +19,10 @@ use rustix::{
     fs::{AtFlags, Mode, OFlags},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
-use tandem_tests::harness::{Lab, eventually};
+use tandem_tests::{
+    harness::{Lab, eventually},
+    rng::content,
+};
 
 use crate::support::{assert_equal_and_unmount, finish_storms, storm_processes};
 
@@ -176,5 +180,44 @@ fn what_the_kernel_forgets_is_forgotten() {
     }
     let forgotten = eventually(SOON, || mount.status().known_inodes < known / 10);
     assert!(forgotten, "{:#?}", mount.status());
+    assert_equal_and_unmount(&mount, &storage, "vol");
+}
+
+#[test]
+fn a_file_that_is_not_in_memory_is_read_ahead_of_who_reads_it_in_order() {
+    const LEN: usize = 64 << 20;
+    const PIECE: usize = 1 << 20;
+    let Some(lab) = Lab::new("readahead") else { return };
+    let (storage, folder) = (lab.storage(), lab.new_dir("folder"));
+    let bytes = content(3, LEN);
+    fs::write(folder.join("file"), &bytes).expect("writable");
+    let below = File::open(folder.join("file")).expect("there");
+    let mount = lab.mount(&storage, "vol", &folder);
+    mount.settle();
+    rustix::fs::fsync(&below).expect("synced");
+    rustix::fs::fadvise(&below, 0, None, rustix::fs::Advice::DontNeed).expect("advised");
+    let mut byte = [0];
+    let read = rustix::io::preadv2(
+        &below,
+        &mut [IoSliceMut::new(&mut byte)],
+        LEN as u64 / 2,
+        rustix::io::ReadWriteFlags::NOWAIT,
+    );
+    if read != Err(rustix::io::Errno::AGAIN) {
+        eprintln!("SKIPPED: the folder is in memory");
+        return;
+    }
+    let file = File::open(mount.path().join("file")).expect("there");
+    let mut piece = vec![0; PIECE];
+    for (at, expected) in bytes.chunks(PIECE).enumerate() {
+        file.read_exact_at(&mut piece, (at * PIECE) as u64).expect("readable");
+        assert!(piece == expected, "piece {at}");
+        if at == 8 {
+            assert_eq!(mount.status().files_read_ahead, 1);
+        }
+    }
+    let ended = eventually(SOON, || mount.status().files_read_ahead == 0);
+    assert!(ended, "{:#?}", mount.status());
+    drop((file, below));
     assert_equal_and_unmount(&mount, &storage, "vol");
 }

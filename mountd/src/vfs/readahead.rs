@@ -1,0 +1,426 @@
+//! Reads a file ahead of who reads it in order, where it is not in memory, so that the disk below always has something to do.
+//!
+//! The kernel reads ahead on both sides of the daemon, by windows, and has the next window of the folder read when the first page of the one before is
+//! asked for. Behind a mount that is late: the pages wait until they were copied into its own cache, and the disk waits with them (a quarter
+//! of the time, docs/decisions/0057). A thread here asks for each window as soon as the one before has come, copies nothing,
+//! and stops where it is far enough ahead. What it reads stays in the cache of the folder, and the answer to the reader comes from there, so nothing can be told
+//! that is not true any more.
+
+use std::{
+    fs::OpenOptions,
+    io::IoSliceMut,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::{
+    fs::Advice,
+    io::{Errno, ReadWriteFlags},
+};
+
+/// Shorter reads are none of a file in order: the kernel makes those long.
+const LONG: usize = 64 << 10;
+/// So many of them in a row are an order.
+const RUN: u32 = 4;
+/// Several threads answer, so what was asked for in order comes a little out of order.
+const SLACK: u64 = 4 << 20;
+/// No further ahead than that. Behind it the kernel reads two of its windows more.
+const AHEAD: u64 = 16 << 20;
+/// Asked for at a time.
+const CHUNK: usize = 1 << 20;
+/// Files that are read ahead at a time.
+const FILES: usize = 4;
+/// Who reads no further for so long has stopped.
+const REST: Duration = Duration::from_secs(2);
+
+/// Where it is decided which files are read ahead.
+#[derive(Debug)]
+pub(super) struct Readahead {
+    /// Takes what is read. `None`: it was not to be had, so nothing is read ahead.
+    sink: Option<Arc<OwnedFd>>,
+    /// One for each file that is read ahead now.
+    places: Arc<AtomicUsize>,
+}
+
+/// How a file is read through one handle.
+#[derive(Debug, Default)]
+pub(super) struct Stream(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    order: Order,
+    /// Also of one who is not read ahead for any more, until he reads elsewhere.
+    reader: Option<Arc<Reader>>,
+}
+
+/// Whether reads are in order.
+#[derive(Debug, Default)]
+struct Order {
+    /// End of the read that went furthest.
+    end: u64,
+    /// So many in a row.
+    run: u32,
+}
+
+/// The one who is read for, as the thread that is ahead of him knows him.
+#[derive(Debug)]
+struct Reader {
+    at: Mutex<At>,
+    moved: Condvar,
+}
+
+#[derive(Debug)]
+struct At {
+    /// He has asked for all before this.
+    end: u64,
+    /// Where the thread goes on; until then it is not woken.
+    wanted: u64,
+    follows: Follows,
+}
+
+/// Whether a thread is ahead of the reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Follows {
+    Yes,
+    /// It is not to be any more: he has closed the file, or reads elsewhere.
+    NoMore,
+    /// No, as he has stopped for a while.
+    NotNow,
+    /// No: there is no more, or no thread, or it fails, which is told to who reads it.
+    Never,
+}
+
+/// A place among those files that are read ahead.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Order {
+    /// Takes a read; whether it goes on in the order of those before.
+    fn goes_on(&mut self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len);
+        let near = offset <= self.end.saturating_add(SLACK) && end.saturating_add(SLACK) >= self.end;
+        if !near {
+            *self = Order { end, run: 1 };
+            return false;
+        }
+        if end > self.end {
+            (self.end, self.run) = (end, self.run.saturating_add(1));
+        }
+        true
+    }
+}
+
+impl Reader {
+    fn new(end: u64) -> Arc<Reader> {
+        Arc::new(Reader { at: Mutex::new(At { end, wanted: u64::MAX, follows: Follows::Yes }), moved: Condvar::new() })
+    }
+
+    /// He asks for all before this. Whether a thread is ahead of him.
+    fn has_moved(&self, end: u64) -> Follows {
+        let mut at = self.at.lock();
+        at.end = end;
+        if end >= at.wanted {
+            self.moved.notify_one();
+        }
+        at.follows
+    }
+
+    fn end(&self, why: Follows) {
+        self.at.lock().follows = why;
+        self.moved.notify_one();
+    }
+
+    /// Where to go on from here, once that is not too far ahead. `None`: nobody reads there any more.
+    fn next(&self, from: u64) -> Option<u64> {
+        let mut at = self.at.lock();
+        if from >= at.end.saturating_add(AHEAD) {
+            // Not for every read: half of the way at a time.
+            at.wanted = from - AHEAD / 2;
+            let waits = |at: &mut At| at.follows == Follows::Yes && at.end < at.wanted;
+            if self.moved.wait_while_for(&mut at, waits, REST).timed_out() {
+                at.follows = Follows::NotNow;
+            }
+            at.wanted = u64::MAX;
+        }
+        (at.follows == Follows::Yes).then(|| from.max(at.end))
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl State {
+    fn leave(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.end(Follows::NoMore);
+        }
+    }
+}
+
+impl Readahead {
+    /// Where nothing is read yet.
+    pub(super) fn new() -> Readahead {
+        let sink = OpenOptions::new().write(true).open("/dev/null");
+        let sink = sink.inspect_err(|error| tracing::debug!(%error, "/dev/null, so nothing is read ahead")).ok();
+        Readahead { sink: sink.map(|sink| Arc::new(sink.into())), places: Arc::default() }
+    }
+
+    /// How many files are read ahead now.
+    pub(super) fn files(&self) -> usize {
+        self.places.load(Ordering::Relaxed)
+    }
+
+    /// A file is read through a handle, of which this is the descriptor.
+    pub(super) fn is_read(&self, file: &Arc<OwnedFd>, stream: &Stream, offset: u64, len: usize) {
+        if len < LONG {
+            return;
+        }
+        let mut state = stream.0.lock();
+        if !state.order.goes_on(offset, len as u64) {
+            state.leave();
+            return;
+        }
+        let end = state.order.end;
+        match state.reader.as_ref().map(|reader| reader.has_moved(end)) {
+            None | Some(Follows::NotNow) => {}
+            Some(_) => return,
+        }
+        if state.order.run >= RUN && is_awaited(file, end) {
+            state.reader = self.start(file.clone(), end);
+        }
+    }
+
+    /// A reader with a thread that is ahead of him from here on. None if enough are.
+    fn start(&self, file: Arc<OwnedFd>, end: u64) -> Option<Arc<Reader>> {
+        let sink = self.sink.clone()?;
+        let taken = |places| (places < FILES).then_some(places + 1);
+        self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
+        let place = Place(self.places.clone());
+        let reader = Reader::new(end);
+        let follows = reader.clone();
+        let started = thread::Builder::new().name("readahead".into()).spawn(move || {
+            let _place = place;
+            read_ahead(&file, &sink, &follows, end);
+        });
+        if let Err(error) = started {
+            tracing::debug!(%error, "no thread to read ahead");
+            reader.end(Follows::Never);
+        }
+        Some(reader)
+    }
+}
+
+/// Until the end of the file, or nobody reads there any more.
+fn read_ahead(file: &OwnedFd, sink: &OwnedFd, reader: &Reader, from: u64) {
+    // Windows of twice the length; without them it is a little slower.
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
+    let mut next = reader.next(from);
+    while let Some(mut at) = next {
+        // The pages are not copied.
+        match rustix::fs::sendfile(sink, file, Some(&mut at), CHUNK) {
+            Ok(0) => reader.end(Follows::Never),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                tracing::debug!(%error, at, "reading ahead");
+                reader.end(Follows::Never);
+            }
+        }
+        next = reader.next(at);
+    }
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::Normal);
+}
+
+/// Whether a page is still to come; if it was not asked for yet, it is now. Where the file system cannot say so, nothing is read ahead.
+fn is_awaited(file: impl AsFd, offset: u64) -> bool {
+    let mut byte = [0];
+    let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
+    matches!(read, Err(Errno::AGAIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        os::fd::{AsFd, AsRawFd as _, OwnedFd},
+        sync::Arc,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::{AHEAD, CHUNK, FILES, Follows, LONG, Order, REST, RUN, Readahead, Reader, SLACK, Stream, is_awaited};
+
+    const MIB: u64 = 1 << 20;
+    /// Longer than what the kernel reads ahead by itself behind [`AHEAD`].
+    const LEN: u64 = 192 << 20;
+    const SHORT: u64 = 24 << 20;
+    const PAGE: u64 = 4096;
+    /// Its number, on all processors.
+    const CACHESTAT: libc::c_long = 451;
+
+    fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            if Instant::now() > until {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    /// A file that is on the disk and not in memory. None where there is no disk.
+    fn cold(dir: &tempfile::TempDir, name: &str, len: u64) -> Option<Arc<OwnedFd>> {
+        let path = dir.path().join(name);
+        std::fs::write(&path, vec![7; len as usize]).expect("written");
+        let file = File::open(&path).expect("there");
+        forget(&file);
+        let there = is_awaited(&file, 0);
+        if !there {
+            eprintln!("SKIPPED: {} is in memory", dir.path().display());
+        }
+        there.then(|| Arc::new(file.into()))
+    }
+
+    fn forget(file: impl AsFd) {
+        rustix::fs::fsync(&file).expect("synced");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advised");
+    }
+
+    /// How much from here on is in memory; to ask leaves it as it is (`cachestat(2)`, Linux 6.5).
+    fn in_memory(file: &OwnedFd, offset: u64, len: u64) -> u64 {
+        let range = [offset, len];
+        // In memory, dirty, under writeback, evicted, lately so.
+        let mut pages = [0u64; 5];
+        // SAFETY: both pointers are to live arrays of the lengths of `struct cachestat_range` and `struct cachestat`.
+        let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), pages.as_mut_ptr(), 0) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        pages[0] * PAGE
+    }
+
+    /// So much is asked for in order, from here on.
+    fn ask(readahead: &Readahead, file: &Arc<OwnedFd>, stream: &Stream, from: u64, reads: u32) -> u64 {
+        for at in 0..u64::from(reads) {
+            readahead.is_read(file, stream, from + at * MIB, MIB as usize);
+        }
+        from + u64::from(reads) * MIB
+    }
+
+    #[test]
+    fn reads_are_in_order_if_they_go_on_where_others_end_also_when_threads_swap_them() {
+        let mut order = Order::default();
+        for at in [0, 1, 3, 2, 4] {
+            assert!(order.goes_on(at * MIB, MIB));
+        }
+        assert_eq!((order.end, order.run), (5 * MIB, 4), "what came late is not one more");
+        assert!(!order.goes_on(5 * MIB + SLACK + 1, MIB), "too far on");
+        assert_eq!(order.run, 1);
+        assert!(order.goes_on(6 * MIB + SLACK + 1, MIB));
+        assert!(!order.goes_on(0, MIB), "back");
+        assert!(order.goes_on(u64::MAX - SLACK, MIB) || order.run == 1);
+    }
+
+    #[test]
+    fn who_reads_in_order_is_read_for_and_not_too_far() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let Some(file) = cold(&dir, "file", LEN) else { return };
+        let (readahead, stream) = (Readahead::new(), Stream::default());
+        let end = ask(&readahead, &file, &stream, 0, RUN - 1);
+        assert_eq!(readahead.files(), 0, "not an order yet");
+        let end = ask(&readahead, &file, &stream, end, 1);
+        assert_eq!(readahead.files(), 1);
+        assert!(eventually(|| in_memory(&file, end, AHEAD) == AHEAD), "read as far as it may be");
+        assert_eq!(in_memory(&file, LEN - MIB, MIB), 0, "and no further");
+        // He goes on: so does it.
+        let end = ask(&readahead, &file, &stream, end, (AHEAD / MIB) as u32);
+        assert!(eventually(|| in_memory(&file, end, AHEAD / 2) == AHEAD / 2));
+        // He reads elsewhere.
+        readahead.is_read(&file, &stream, LEN / 2, CHUNK);
+        assert!(eventually(|| readahead.files() == 0));
+        ask(&readahead, &file, &stream, LEN / 2, RUN);
+        assert_eq!(readahead.files(), 1, "there, too");
+        drop(stream);
+        assert!(eventually(|| readahead.files() == 0), "it is closed");
+    }
+
+    #[test]
+    fn who_stops_is_not_waited_for_and_read_for_again_when_he_goes_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let Some(file) = cold(&dir, "file", LEN) else { return };
+        let (readahead, stream) = (Readahead::new(), Stream::default());
+        let end = ask(&readahead, &file, &stream, 0, RUN);
+        assert_eq!(readahead.files(), 1);
+        thread::sleep(REST);
+        assert!(eventually(|| readahead.files() == 0));
+        // What was read meanwhile is in memory; behind that he is ahead again.
+        ask(&readahead, &file, &stream, end, (LEN / 2 / MIB) as u32);
+        assert_eq!(readahead.files(), 1);
+    }
+
+    #[test]
+    fn what_is_in_memory_or_short_is_not_read_ahead_nor_are_too_many() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let readahead = Readahead::new();
+        let streams: Vec<Stream> = (0..FILES + 2).map(|_| Stream::default()).collect();
+        let files: Option<Vec<_>> = (0..streams.len()).map(|at| cold(&dir, &at.to_string(), SHORT)).collect();
+        for (at, (file, stream)) in files.iter().flatten().zip(&streams).enumerate() {
+            for at in 0..100 {
+                readahead.is_read(file, stream, at * (LONG as u64 - 1), LONG - 1);
+            }
+            assert_eq!(readahead.files(), at.min(FILES), "short reads");
+            ask(&readahead, file, stream, 0, RUN);
+            assert_eq!(readahead.files(), (at + 1).min(FILES));
+        }
+        drop(streams);
+        assert!(eventually(|| readahead.files() == 0));
+        let path = dir.path().join("warm");
+        std::fs::write(&path, vec![0; SHORT as usize]).expect("written");
+        let (file, stream) = (Arc::new(File::open(&path).expect("there").into()), Stream::default());
+        ask(&readahead, &file, &stream, 0, (SHORT / MIB) as u32);
+        assert_eq!(readahead.files(), 0, "in memory");
+    }
+
+    #[test]
+    fn where_there_is_no_more_it_ends_and_does_not_begin_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let Some(file) = cold(&dir, "file", SHORT) else { return };
+        let (readahead, stream) = (Readahead::new(), Stream::default());
+        ask(&readahead, &file, &stream, SHORT - 8 * MIB, RUN + 1);
+        assert!(eventually(|| readahead.files() == 0), "the end of the file");
+        let reader = stream.0.lock().reader.clone().expect("kept");
+        assert_eq!(reader.has_moved(SHORT), Follows::Never);
+        forget(&file);
+        ask(&readahead, &file, &stream, SHORT - 4 * MIB, 3);
+        assert_eq!(readahead.files(), 0);
+    }
+
+    #[test]
+    fn it_waits_until_the_reader_is_half_of_the_way_further() {
+        let reader = Reader::new(0);
+        assert_eq!(reader.next(AHEAD - 1), Some(AHEAD - 1));
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| reader.next(AHEAD));
+            assert!(eventually(|| reader.at.lock().wanted == AHEAD / 2));
+            reader.has_moved(AHEAD / 2 - 1);
+            assert_eq!(reader.at.lock().wanted, AHEAD / 2, "not yet");
+            reader.has_moved(AHEAD / 2);
+            assert_eq!(waits.join().expect("no panic"), Some(AHEAD));
+        });
+        assert_eq!(reader.next(0), Some(AHEAD / 2), "not behind him");
+        reader.end(Follows::NoMore);
+        assert_eq!(reader.next(AHEAD), None);
+    }
+}
