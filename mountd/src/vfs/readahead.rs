@@ -293,7 +293,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{AHEAD, CHUNK, Follows, HANDLES, LONG, Order, REST, RUN, Readahead, Reader, SLACK, Stream, is_awaited};
+    use super::{AHEAD, CHUNK, Follows, HANDLES, LONG, Order, RUN, Readahead, Reader, SLACK, Stream, is_awaited};
 
     const MIB: u64 = 1 << 20;
     /// Longer than what the kernel reads ahead by itself behind [`AHEAD`].
