@@ -31,9 +31,9 @@ const LONG: usize = 64 << 10;
 const RUN: u32 = 4;
 /// Several threads answer, so what was asked for in order comes a little out of order.
 const SLACK: u64 = 4 << 20;
-/// No further ahead than that. Behind it the kernel reads two of its windows more.
+/// No further ahead than that, nor than the reads in order are together. Behind it the kernel reads two of its windows more.
 const AHEAD: u64 = 16 << 20;
-/// Asked for at a time.
+/// Asked for at a time, at most.
 const CHUNK: usize = 1 << 20;
 /// Handles whose files are read ahead at a time.
 const HANDLES: usize = 4;
@@ -63,14 +63,15 @@ struct State {
 /// Whether reads are in order.
 #[derive(Debug, Default)]
 struct Order {
-    /// Where the first of them began.
-    start: u64,
     /// End of the one that went furthest.
     end: u64,
-    /// So much of what is between was asked for.
+    /// How long the last part of them is, and how much of it was asked for.
+    span: u64,
     bytes: u64,
     /// So many in a row.
     run: u32,
+    /// How much they are together, up to [`AHEAD`].
+    length: u64,
 }
 
 /// The one who is read for, as the thread that is ahead of him knows him.
@@ -84,6 +85,8 @@ struct Reader {
 struct At {
     /// He has asked for all before this.
     end: u64,
+    /// So far ahead of that may be read.
+    ahead: u64,
     /// Where the thread goes on; until then it is not woken.
     wanted: u64,
     follows: Follows,
@@ -95,9 +98,9 @@ enum Follows {
     Yes,
     /// It is not to be any more: he has closed the file, or reads elsewhere.
     NoMore,
-    /// No, as he has stopped for a while.
+    /// No: he has stopped for a while, or there is no more, or no thread.
     NotNow,
-    /// No: there is no more, or no thread, or it fails, which is told to who reads it.
+    /// No: it fails, which is told to who reads it.
     Never,
 }
 
@@ -115,58 +118,71 @@ impl Order {
     fn goes_on(&mut self, offset: u64, len: u64) -> bool {
         let end = offset.saturating_add(len);
         let near = offset <= self.end.saturating_add(SLACK) && end.saturating_add(SLACK) >= self.end;
-        let (furthest, bytes) = (self.end.max(end), self.bytes.saturating_add(len));
-        if self.run == 0 || !near || bytes < (furthest - self.start) / 2 {
-            *self = Order { start: offset, end, bytes: len, run: 1 };
+        let further = end.saturating_sub(self.end);
+        let span = self.span.saturating_add(further);
+        let bytes = self.bytes.saturating_add(len).min(span);
+        if self.run == 0 || !near || bytes < span / 2 {
+            *self = Order { end, span: len, bytes: len, run: 1, length: len };
             return false;
         }
-        self.run = self.run.saturating_add(u32::from(end > self.end));
-        (self.end, self.bytes) = (furthest, bytes);
+        // What was long ago says nothing of what comes.
+        let halves = if span > AHEAD { 2 } else { 1 };
+        (self.span, self.bytes) = (span / halves, bytes / halves);
+        self.end += further;
+        self.run = self.run.saturating_add(u32::from(further > 0));
+        self.length = self.length.saturating_add(further).min(AHEAD);
         true
     }
 }
 
 impl Reader {
-    fn new(end: u64) -> Arc<Reader> {
-        Arc::new(Reader { at: Mutex::new(At { end, wanted: u64::MAX, follows: Follows::Yes }), moved: Condvar::new() })
+    fn new(order: &Order) -> Arc<Reader> {
+        let at = At { end: order.end, ahead: order.length, wanted: u64::MAX, follows: Follows::Yes };
+        Arc::new(Reader { at: Mutex::new(at), moved: Condvar::new() })
     }
 
     /// He asks for all before this. Whether a thread is ahead of him.
-    fn has_moved(&self, end: u64) -> Follows {
+    fn has_moved(&self, order: &Order) -> Follows {
         let mut at = self.at.lock();
-        at.end = end;
-        if end >= at.wanted {
+        (at.end, at.ahead) = (order.end, order.length);
+        if at.end >= at.wanted {
             self.moved.notify_one();
         }
         at.follows
     }
 
-    /// The first reason counts.
     fn end(&self, why: Follows) {
-        let mut at = self.at.lock();
-        if at.follows == Follows::Yes {
-            at.follows = why;
-        }
+        self.at.lock().end_with(why);
         self.moved.notify_one();
     }
 
-    /// Where to go on from here, once that is not too far ahead. `None`: nobody reads there any more.
-    fn next(&self, from: u64) -> Option<u64> {
+    /// Where to go on from here, and how far, once that is not too far ahead. `None`: nobody reads there any more.
+    fn next(&self, from: u64) -> Option<(u64, usize)> {
         let mut at = self.at.lock();
-        if from >= at.end.saturating_add(AHEAD) {
+        if from >= at.end.saturating_add(at.ahead) {
             // Not for every read: half of the way at a time.
-            at.wanted = from - AHEAD / 2;
+            at.wanted = from - at.ahead / 2;
             let waits = |at: &mut At| at.follows == Follows::Yes && at.end < at.wanted;
             let mut end = at.end;
             while self.moved.wait_while_for(&mut at, waits, REST).timed_out() {
                 if std::mem::replace(&mut end, at.end) == at.end {
-                    at.follows = Follows::NotNow;
+                    at.end_with(Follows::NotNow);
                     break;
                 }
             }
             at.wanted = u64::MAX;
         }
-        (at.follows == Follows::Yes).then(|| from.max(at.end))
+        let len = at.ahead.min(CHUNK as u64) as usize;
+        (at.follows == Follows::Yes).then(|| (from.max(at.end), len))
+    }
+}
+
+impl At {
+    /// The first reason counts.
+    fn end_with(&mut self, why: Follows) {
+        if self.follows == Follows::Yes {
+            self.follows = why;
+        }
     }
 }
 
@@ -207,25 +223,25 @@ impl Readahead {
             state.leave();
             return;
         }
-        let end = state.order.end;
-        match state.reader.as_ref().map(|reader| reader.has_moved(end)) {
+        match state.reader.as_ref().map(|reader| reader.has_moved(&state.order)) {
             None | Some(Follows::NotNow) => {}
             Some(_) => return,
         }
         if state.order.run >= RUN
-            && let Some((sink, place)) = self.room()
-            && is_awaited(file, end)
+            && let Some(sink) = &self.sink
+            && self.files() < HANDLES
+            && is_awaited(file, state.order.end)
+            && let Some(place) = self.room()
         {
-            state.reader = Some(follow(file.clone(), sink, place, end));
+            state.reader = Some(follow(file.clone(), sink.clone(), place, &state.order));
         }
     }
 
     /// A place for one more, if there is any.
-    fn room(&self) -> Option<(Arc<OwnedFd>, Place)> {
-        let sink = self.sink.clone()?;
+    fn room(&self) -> Option<Place> {
         let taken = |places| (places < HANDLES).then_some(places + 1);
         self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
-        Some((sink, Place(self.places.clone())))
+        Some(Place(self.places.clone()))
     }
 }
 
@@ -239,15 +255,17 @@ fn open_sink() -> io::Result<OwnedFd> {
 }
 
 /// A reader with a thread that is ahead of him from here on.
-fn follow(file: Arc<OwnedFd>, sink: Arc<OwnedFd>, place: Place, end: u64) -> Arc<Reader> {
-    let reader = Reader::new(end);
+fn follow(file: Arc<OwnedFd>, sink: Arc<OwnedFd>, place: Place, order: &Order) -> Arc<Reader> {
+    let (reader, end) = (Reader::new(order), order.end);
     let follows = reader.clone();
     let started = thread::Builder::new().name("readahead".into()).spawn(move || {
         let _place = place;
-        if let Err(error) = read_ahead(file, &sink, &follows, end) {
+        // At the end of the file there may be more in a while.
+        let ended = read_ahead(file, &sink, &follows, end).map(|()| Follows::NotNow).unwrap_or_else(|error| {
             tracing::debug!(%error, "reading ahead");
-        }
-        follows.end(Follows::Never);
+            Follows::Never
+        });
+        follows.end(ended);
     });
     if let Err(error) = started {
         tracing::debug!(%error, "no thread to read ahead");
@@ -265,9 +283,9 @@ fn read_ahead(file: Arc<OwnedFd>, sink: &OwnedFd, reader: &Reader, from: u64) ->
     // Windows of twice the length; without them it is a little slower.
     let _ = rustix::fs::fadvise(&own, 0, None, Advice::Sequential);
     let mut from = from;
-    while let Some(mut at) = reader.next(from) {
+    while let Some((mut at, len)) = reader.next(from) {
         // The pages are not copied.
-        match rustix::fs::sendfile(sink, &own, Some(&mut at), CHUNK) {
+        match rustix::fs::sendfile(sink, &own, Some(&mut at), len) {
             Ok(0) => break,
             Ok(_) | Err(Errno::INTR) => from = at,
             Err(error) => return Err(error.into()),
@@ -278,6 +296,9 @@ fn read_ahead(file: Arc<OwnedFd>, sink: &OwnedFd, reader: &Reader, from: u64) ->
 
 /// Whether a page is still to come; if it was not asked for yet, it is now. Where the file system cannot say so, nothing is read ahead.
 fn is_awaited(file: impl AsFd, offset: u64) -> bool {
+    if i64::try_from(offset).is_err() {
+        return false;
+    }
     let mut byte = [0];
     let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
     matches!(read, Err(Errno::AGAIN))
@@ -287,6 +308,7 @@ fn is_awaited(file: impl AsFd, offset: u64) -> bool {
 mod tests {
     use std::{
         fs::File,
+        io::Write as _,
         os::fd::{AsFd, AsRawFd as _, OwnedFd},
         sync::Arc,
         thread,
@@ -378,12 +400,20 @@ mod tests {
         assert!(order.goes_on(6 * MIB + SLACK + 1, MIB));
         assert!(!order.goes_on(0, MIB), "back");
         assert!(!order.goes_on(u64::MAX, u64::MAX) && order.run == 1);
+        assert!(!is_awaited(File::open("/proc/self/exe").expect("there"), u64::MAX));
         // Every fourth piece only: the rest is not read for nothing.
         let mut order = Order::default();
         for at in 0..100 {
             order.goes_on(at * MIB, MIB / 4);
             assert!(order.run < RUN);
         }
+        // Nor if he read all before, or reads some of it again and again.
+        let mut order = Order::default();
+        (0..1000).for_each(|at| assert_eq!(order.goes_on(at * MIB, MIB), at > 0));
+        assert_eq!(order.length, AHEAD);
+        (0..1000).for_each(|_| assert!(order.goes_on(999 * MIB, MIB)));
+        let steps = (0..100).take_while(|at| order.goes_on((1000 + 4 * at) * MIB, MIB / 16)).count();
+        assert!(steps as u64 * 4 * MIB <= AHEAD, "{steps}");
     }
 
     #[test]
@@ -398,7 +428,7 @@ mod tests {
             eprintln!("SKIPPED: what is in memory is not told");
             return;
         }
-        assert!(eventually(|| in_memory(&file, end + AHEAD / 2, AHEAD / 2) == Some(true)), "read as far as it may be");
+        assert!(eventually(|| in_memory(&file, end, end.min(AHEAD)) == Some(true)), "as far again as he has come");
         assert_eq!(in_memory(&file, LEN - MIB, MIB), Some(false), "and no further");
         // He goes on: so does it, or another one.
         let mut end = end;
@@ -451,34 +481,41 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_no_more_it_ends_and_does_not_begin_again() {
+    fn where_there_is_no_more_it_ends_and_begins_again_where_more_came() {
         let dir = tempfile::tempdir().expect("a directory");
         let Some(file) = cold(&dir, "file", SHORT) else { return };
         let (readahead, stream) = (Readahead::new(), Stream::default());
         let begun = ask_until(&readahead, &file, &stream, 0, 1);
         ask(&readahead, &file, &stream, begun, (SHORT - begun) / MIB);
         assert!(eventually(|| readahead.files() == 0), "the end of the file");
-        let reader = stream.0.lock().reader.clone().expect("kept");
-        assert_eq!(reader.has_moved(SHORT), Follows::Never);
-        forget(&file);
-        ask(&readahead, &file, &stream, SHORT - 4 * MIB, 3);
+        ask(&readahead, &file, &stream, SHORT - MIB, 3);
         assert_eq!(readahead.files(), 0);
+        // More came, and is not in memory.
+        let path = dir.path().join("file");
+        let more = File::options().append(true).open(path).expect("there");
+        (&more).write_all(&vec![7; SHORT as usize]).expect("written");
+        forget(&more);
+        ask_until(&readahead, &file, &stream, SHORT, 1);
     }
 
     #[test]
     fn it_waits_until_the_reader_is_half_of_the_way_further() {
-        let reader = Reader::new(0);
-        assert_eq!(reader.next(AHEAD - 1), Some(AHEAD - 1));
+        let order = |end| Order { end, length: AHEAD, ..Order::default() };
+        let reader = Reader::new(&Order { end: 0, length: MIB / 2, ..Order::default() });
+        assert_eq!(reader.next(0), Some((0, CHUNK / 2)), "no more than he reads himself");
+        reader.has_moved(&order(0));
+        assert_eq!(reader.next(AHEAD - 1), Some((AHEAD - 1, CHUNK)));
         thread::scope(|scope| {
             let waits = scope.spawn(|| reader.next(AHEAD));
             assert!(eventually(|| reader.at.lock().wanted == AHEAD / 2));
-            reader.has_moved(AHEAD / 2 - 1);
+            reader.has_moved(&order(AHEAD / 2 - 1));
             assert_eq!(reader.at.lock().wanted, AHEAD / 2, "not yet");
-            reader.has_moved(AHEAD / 2);
-            assert_eq!(waits.join().expect("no panic"), Some(AHEAD));
+            reader.has_moved(&order(AHEAD / 2));
+            assert_eq!(waits.join().expect("no panic"), Some((AHEAD, CHUNK)));
         });
-        assert_eq!(reader.next(0), Some(AHEAD / 2), "not behind him");
+        assert_eq!(reader.next(0), Some((AHEAD / 2, CHUNK)), "not behind him");
         reader.end(Follows::NoMore);
-        assert_eq!(reader.next(AHEAD), None);
+        reader.end(Follows::NotNow);
+        assert_eq!((reader.next(AHEAD), reader.has_moved(&order(AHEAD))), (None, Follows::NoMore));
     }
 }
